@@ -392,6 +392,7 @@ def load(
         saved = quantize.saved_bytes(config, quant, target.type)
         needed = max(0, placement.size(stored, weight_dtype) - saved)
     placement.check_fits(needed, free, target)
+    further = {name: read_peft(source, config) for name, source in (adapters or {}).items()}
     progress("weights", 0.0)
     model = load_checkpoint(
         folder,
@@ -400,8 +401,7 @@ def load(
         quant=quant,
         progress=lambda share: progress("weights", share),
     )
-    for name, source in (adapters or {}).items():
-        adapter = read_peft(source, model.config)
+    for name, adapter in further.items():
         put_adapter(model, name, adapter.config, adapter.factors)
     processor = make_processor(model.config, vocabulary)
     for modality in modalities:

@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat
 
 from polyphi.cli.options import ModalityOption, QuantOption, application, console
@@ -31,30 +31,8 @@ SuiteOption = Annotated[
 ]
 
 
-def with_command(words: Sequence[str]) -> list[str]:
-    """The words after `eval` with the command that they mean: `eval MODEL ...` means `eval run MODEL ...`, and for the
-    folder of a run of the recipe without --suite `eval heldout MODEL ...`, a command that the recipe adds."""
-    suite = any(word.partition("=")[0] == "--suite" for word in words)
-    run = is_run(words[0]) and "heldout" in app
-    return ["heldout" if run and not suite else "run", *words]
-
-
 @app.default
-def without_command(
-    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-) -> None:
-    """Run the command that the words mean."""
-    if not words:
-        raise ValueError("expected a model or a command, found none; see `polyphi eval --help`")
-    try:
-        app(with_command(words))
-    except CycloptsError as error:
-        error.command_chain = ("eval", *(error.command_chain or ()))
-        raise
-
-
-@app.command(name="run")
-def eval_run(
+def evaluate(
     model: Annotated[
         str,
         Parameter(
@@ -62,7 +40,7 @@ def eval_run(
         ),
     ],
     /,
-    *,
+    *tasks: Annotated[str, Parameter(help="Held-out tasks of a run without --suite.")],
     suites: SuiteOption = (),
     data: Annotated[
         str | None, Parameter(help="Folder that holds the public data, or `hub`.")
@@ -95,9 +73,22 @@ def eval_run(
         polyphi eval http://localhost:8000/v1#model --suite table1 --data public
     """
     from polyphi_eval import evaluation
+    from polyphi_eval.benchmark import suite
     from polyphi_eval.report.tables import markdown
     from polyphi_eval.sources import Data
 
+    if not suites and is_run(model) and "heldout" in app:
+        if data or mini or out or key_from or device != "auto" or options != EvalOptions():
+            raise ValueError(
+                f"{model} is a run, whose held-out tasks take only --quant and --modality; expected --suite beside "
+                "the other options, such as --suite mini"
+            )
+        _heldout()(Path(model), *tasks, quant=quant, modality=modality)
+        return
+    if tasks:
+        raise ValueError(
+            f"expected one model, found {model} and {' '.join(tasks)}; benchmarks are named by --suite"
+        )
     if not suites:
         raise ValueError(
             f"{model} is no run of `polyphi reproduce`; for other models use --suite table4 --data DIR, or --suite mini"
@@ -109,10 +100,13 @@ def eval_run(
         raise ValueError(
             "no data: use --data DIR (`polyphi eval check-data` lists the expected files), --data hub, or --mini"
         )
+    chosen, source = suite(*suites), None
+    if not mini:
+        source = Data(None if data == "hub" else Path(str(data)))
+        evaluation.check_data(chosen, source, options)
+    evaluation.check_others(options)
     if "mini" in suites and is_run(model):  # the held-out tasks are a part of that suite
-        heldout = app["heldout"].default_command
-        assert heldout is not None
-        heldout(Path(model), quant=quant)
+        _heldout()(Path(model), quant=quant)
     own = evaluation.evaluated_model(
         model, quant=quant, device=device, key_from=key_from, modalities=modality
     )
@@ -120,11 +114,18 @@ def eval_run(
         own,
         suites,
         out or evaluation.results_folder(model, own, suites),
-        data=None if mini else Data(None if data == "hub" else Path(str(data))),
+        data=source,
         options=options,
         console=console,
     )
     console.print(markdown([row.as_dict() for row in rows]), highlight=False, soft_wrap=True)
+
+
+def _heldout() -> Callable[..., None]:
+    """The command that evaluates a run of the recipe on its held-out rows, which the recipe adds."""
+    command = app["heldout"].default_command
+    assert command is not None
+    return command
 
 
 @app.command(name="check-data")

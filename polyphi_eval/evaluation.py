@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,34 @@ def missing_parts(folder: Path, name: str) -> str:
     return "" if len(numbers) == total else f"part {', '.join(map(str, numbers))} of {total}"
 
 
+def check_data(chosen: Sequence[Benchmark], data: Data, options: EvalOptions) -> None:
+    """Raise ValueError for missing data of benchmarks, before a model is loaded."""
+    _raise_for_missing(chosen, data_problems(chosen, data, deep=False), options)
+
+
+def _raise_for_missing(
+    chosen: Sequence[Benchmark], problems: Mapping[str, list[str]], options: EvalOptions
+) -> None:
+    missing = [
+        f"{name}: {text}"
+        for name, messages in problems.items()
+        if messages != [UNSIMULATED] and not _is_private(name, chosen)
+        for text in messages
+    ]
+    if missing and not options.skip_missing:
+        raise ValueError(
+            "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *missing])
+        )
+
+
+def check_others(options: EvalOptions) -> None:
+    """Raise ValueError for an invalid judge or simulator, before a model is loaded."""
+    for address in (*options.judges, options.simulator or "self"):
+        recorded = Path(address.partition("#")[0]).is_dir()
+        if address != "self" and not address.startswith("azure:") and not recorded:
+            Endpoint.at(address, key_from=options.judge_key_from)
+
+
 def measure(
     own: EvaluatedModel,
     suites: Sequence[str],
@@ -258,16 +286,9 @@ def measure(
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
     else:
         skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
-    missing = {
-        name: messages
-        for name, messages in skipped.items()
-        if name not in failed and messages != [UNSIMULATED] and not _is_private(name, chosen)
-    }
-    if missing and not options.skip_missing:
-        problems = [f"{name}: {text}" for name, messages in missing.items() for text in messages]
-        raise ValueError(
-            "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *problems])
-        )
+    _raise_for_missing(
+        chosen, {name: m for name, m in skipped.items() if name not in failed}, options
+    )
     for benchmark in chosen:
         if skipped.get(benchmark.name) == [UNSIMULATED]:
             console.print(f"  {benchmark.title}: skipped, {UNSIMULATED}", highlight=False)

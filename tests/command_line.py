@@ -7,6 +7,7 @@ from typing import Any
 from cyclopts import App
 
 from polyphi.cli import app
+from polyphi.cli.inputs import with_repeated_options
 
 RunCommand = Callable[..., tuple[int, str, str]]
 """The fixture `run_command`: exit code, standard output and standard error of the words of a command line."""
@@ -35,9 +36,5 @@ def options(command: App) -> dict[str, Any]:
 
 def parsed(words: Sequence[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:
     """The function that a command line calls, and its arguments. Raises `CycloptsError` or ValueError."""
-    command, bound, _ = app.parse_args(list(words))
-    if words and words[0] == "eval" and command is app["eval"].default_command and bound.args:
-        from polyphi_eval.cli import with_command
-
-        return parsed(["eval", *with_command(bound.args)])
+    command, bound, _ = app.parse_args(with_repeated_options(words))
     return command, bound

@@ -74,6 +74,21 @@ def find(source: str | Path, quant: str | None = None, *, progress: Progress = s
         return full
 
 
+def stored(source: str | Path, quant: str | None = None) -> Path | None:
+    """The folder that `find` returns, or for a `quant` that isn't stored the one that it quantizes; None for a hub id
+    that isn't downloaded yet. Raises ValueError as `locate`."""
+    name = cache.hub_name(source)
+    if name is None:
+        return locate(source)
+    repository, revision = name
+    commit = cache.commit_of(repository, revision)
+    if quant in quantize.STORED and commit is not None:
+        folder = cache.quantized_folder(repository, commit, str(quant), FORMAT)
+        if files.fault(folder) is None:
+            return folder
+    return download.stored(repository, revision)
+
+
 def pull(
     repository: str,
     revision: str = cache.MAIN,

@@ -3,10 +3,11 @@
 Invalid arguments print one line and exit with 2, failed runs with 1.
 """
 
-import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
@@ -22,6 +23,8 @@ from polyphi.cli import (
     train,
     transcribe,
 )
+from polyphi.cli.errors import interrupted, sentence, usage
+from polyphi.cli.inputs import with_repeated_options
 from polyphi.cli.options import application
 from polyphi.cli.printable import print_message
 from polyphi.runtime.installation import pip_install
@@ -31,19 +34,19 @@ app = application(
     "Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.",
 )
 
-for command in (
-    train.train,
-    chat.chat,
-    transcribe.transcribe,
-    serve.serve,
-    pull.pull,
-    cache.app,
-    inspect.inspect,
-    export.export,
-    doctor.doctor,
-    bench.bench,
+for command, other_names in (
+    (train.train, ()),
+    (chat.chat, ("run", "generate", "ask", "complete", "infer", "cli", "prompt")),
+    (transcribe.transcribe, ("whisper", "asr", "stt", "translate")),
+    (serve.serve, ("server", "api", "start", "webui", "ui")),
+    (pull.pull, ("download", "get", "install")),
+    (inspect.inspect, ("show", "info")),
+    (export.export, ("convert", "quantize", "merge", "create", "save")),
+    (doctor.doctor, ("env", "check")),
+    (bench.bench, ()),
 ):
-    app.command(command)
+    app.command(command, synonym=other_names)  # the names that other programs have
+app.command(cache.app)
 app.register_install_completion_command(help="Install completion for the current shell.")
 
 
@@ -125,6 +128,8 @@ EXTRAS = {
     "llguidance": ("structured",),
 }
 """Package that may be missing -> the extras that install it."""
+SIGPIPE_EXIT = 141
+"""The exit code of a program that SIGPIPE ends, in a shell."""
 COMMAND_EXTRAS = {
     **{name: name for name in ("serve", "train", "curate", "eval")},
     "plan": "train",
@@ -146,19 +151,25 @@ def extra_for(package: str, words: Sequence[str]) -> str:
 
 def main(arguments: list[str] | None = None, application: App | None = None) -> None:
     """Run the command line, or another application; errors that users can fix are printed as one line."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = with_repeated_options(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["help"], ["version"]):
+        words = [*words[1:], f"--{words[0]}"]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # redirected lines, too, are written as they come
     try:
         (application or app)(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print_message("interrupted: run the same command again to resume")
+        print_message(interrupted(words))
         sys.exit(130)
     except CycloptsError as error:  # a wrong option or argument
-        command = " ".join(((application or app).name[0], *(error.command_chain or ())))
-        text = str(error)
-        end = "" if text.endswith((".", "?")) else "."
-        print_message(f"{text}{end} See `{command} --help`.")
+        print_message(usage(error, (application or app).name[0], words))
         sys.exit(2)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():  # `| head`
+            sys.exit(SIGPIPE_EXIT)
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
             hint = pip_install(extra_for(missing, words))
@@ -166,7 +177,16 @@ def main(arguments: list[str] | None = None, application: App | None = None) -> 
             sys.exit(1)
         if not isinstance(error, ValueError | OSError | RuntimeError):
             raise
-        disk_full = getattr(error, "errno", None) == errno.ENOSPC
-        advice = "; free some space and run the same command again to resume" if disk_full else ""
-        print_message(f"{error}{advice}")
+        print_message(sentence(error, words))
         sys.exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more. What it still has, which Python would write at the end, is then
+    dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

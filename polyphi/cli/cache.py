@@ -10,6 +10,7 @@ from rich.table import Table
 from polyphi.cli.options import application, console
 
 app = application("cache", "List and remove stored models of the Hub.")
+app.synonym = ("list", "ls", "rm", "remove", "models", "ps")
 
 
 @app.command(name="list")

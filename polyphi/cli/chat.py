@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import Number
 
+from polyphi.cli.inputs import check_first_word, check_model, check_part, source
 from polyphi.cli.options import (
+    DeviceOption,
     KvOption,
+    LoraOption,
     ModalityOption,
     ModelArgument,
     QuantOption,
     console,
     load_progress,
+    parse_adapters,
     show_placement,
 )
 
@@ -27,19 +33,36 @@ def chat(
     ] = None,
     /,
     *,
-    image: Annotated[tuple[Path, ...], Parameter(help="An image file; repeatable.")] = (),
-    audio: Annotated[tuple[Path, ...], Parameter(help="An audio file; repeatable.")] = (),
+    image: Annotated[
+        tuple[str, ...], Parameter(help="Image files or http(s) addresses: one or several.")
+    ] = (),
+    audio: Annotated[
+        tuple[str, ...], Parameter(help="Audio files or http(s) addresses: one or several.")
+    ] = (),
     video: Annotated[
-        tuple[Path, ...], Parameter(help="A video file, sampled as 16 frames; repeatable.")
+        tuple[Path, ...], Parameter(help="Video files, sampled as 16 frames each.")
     ] = (),
     detail: Annotated[
         Literal["auto", "low", "high"], Parameter(help="low: few tokens per image.")
     ] = "auto",
-    max_tokens: int = 256,
-    temperature: float = 0.0,
+    system: Annotated[str | None, Parameter(help="System message.")] = None,
+    max_tokens: PositiveInt = 256,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
+    top_p: Annotated[
+        float,
+        Parameter(
+            help="Sample from the most probable tokens with this sum of probabilities.",
+            validator=Number(gt=0, lte=1),
+        ),
+    ] = 1.0,
+    seed: Annotated[int, Parameter(help="Of sampling, at a temperature above 0.")] = 0,
     adapter: Annotated[
-        str, Parameter(help="auto, none, vision, speech, or another adapter of the model.")
-    ] = "auto",
+        str,
+        Parameter(
+            help="auto, none, vision, speech, or another adapter of the model; default: that of --lora, or else auto."
+        ),
+    ] = "",
+    lora: LoraOption = (),
     modality: ModalityOption = (),
     part: Annotated[
         tuple[str, ...],
@@ -52,6 +75,7 @@ def chat(
             "published size 5.9 GB of keys and values; the model was trained up to 30 minutes."
         ),
     ] = 1800.0,
+    device: DeviceOption = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
@@ -62,36 +86,68 @@ def chat(
 
         polyphi chat runs/nano/model
         polyphi chat runs/nano/model "Which digit is it?" --image digit.png
-        polyphi chat runs/nano/mini --temperature 0.7
+        polyphi chat runs/nano/model --image a.png b.png "Which digits are they?"
+        polyphi chat runs/nano/mini --temperature 0.7 --seed 1 --system "Answer briefly."
         polyphi chat runs/motion/model --modality motion.py --part motion=walk.csv "What is it?"
     """
-    import polyphi
-    from polyphi.cli import terminal
-    from polyphi.engine.media import check_audio_seconds
     from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video
+    from polyphi.processing.media import Caps
 
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    check_first_word("chat", model, [prompt] if prompt else [])
+    adapters = parse_adapters(lora)
+    if len(adapters) > 1 and not adapter:
+        raise ValueError(f"several --lora need --adapter with one of {', '.join(adapters)}")
+    adapter = adapter or next(iter(adapters), "auto")
+    caps = Caps.for_audio(max_audio_seconds)
     parts: list[Part | str] = [
-        *(Image(p, detail) for p in image),
-        *(Audio(p) for p in audio),
+        *(Image(source(name, "image"), detail) for name in image),
+        *(Audio(source(name, "audio")) for name in audio),
         *(Video(p, detail=detail) for p in video),
         *(_item(text) for text in part),
     ]
+    for one in parts:
+        if not isinstance(one, str):
+            check_part(one, caps)
     if prompt is None and not parts and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ValueError(
                 "nothing was piped in; expected a prompt on standard input, or as an argument"
             )
-    check_audio_seconds(max_audio_seconds)  # before the weights are read
+    question = Message.user(*parts, *([prompt] if prompt else []))
+
+    import polyphi
+    from polyphi.cli import terminal
+    from polyphi.engine.sampling import check
+
+    sampling = SamplingParams(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    check(sampling)
+    check_model(
+        model,
+        quant,
+        modalities=modality,
+        adapter=adapter,
+        adapters=adapters,
+        parts=question.parts,
+    )
     with load_progress() as progress:
-        phi = polyphi.load(model, quant=quant, kv=kv, modalities=modality, progress=progress)
+        phi = polyphi.load(
+            model,
+            device=device,
+            quant=quant,
+            kv=kv,
+            adapters=adapters,
+            modalities=modality,
+            progress=progress,
+        )
     phi.max_audio_seconds = max_audio_seconds
     show_placement(phi)
-    if prompt is None and not parts:
-        terminal.Terminal(phi, sampling, adapter, console=console).run()
+    if not question.parts:
+        terminal.Terminal(phi, sampling, adapter, system=system, console=console).run()
         return
-    messages = [Message.user(*parts, *([prompt] if prompt else []))]
+    messages = [*([Message.system(system)] if system else []), question]
     try:
         deltas = phi.stream(messages, sampling=sampling, adapter=adapter)
         terminal.once(deltas, console, reasoning=phi.reasoning)

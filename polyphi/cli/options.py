@@ -33,6 +33,13 @@ KvOption = Annotated[
     Literal["int8"] | None,
     Parameter(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
 ]
+DeviceOption = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+LoraOption = Annotated[
+    tuple[str, ...],
+    Parameter(
+        metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
+    ),
+]
 ModalityOption = Annotated[
     tuple[str, ...],
     Parameter(
@@ -59,6 +66,19 @@ ModelArgument = Annotated[
 ]
 
 
+def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
+    """The folders of adapters by name, of arguments like `medical=runs/medical`."""
+    pairs = [argument.partition("=") for argument in arguments]
+    for (name, sign, folder), argument in zip(pairs, arguments, strict=True):
+        if not (name and sign and folder):
+            raise ValueError(
+                f"--lora is NAME=FOLDER, such as medical=my-adapter; found {argument!r}"
+            )
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"--lora has the same name twice: {', '.join(arguments)}")
+    return {name: folder for name, _, folder in pairs}
+
+
 def unrounded(hint: Any, tokens: Sequence[Token]) -> Any:
     """The value of an option; cyclopts rounds 1.5 to an integer."""
     value = convert(hint, tokens)
@@ -75,7 +95,7 @@ def application(name: str, text: str) -> App:
         name=name,
         help=text,
         version=lambda: f"polyphi {metadata.version('polyphi')}",
-        help_flags="--help",
+        help_flags=("--help", "-h"),
         help_format="markdown",
         version_format="plaintext",
         group_parameters=Group("Options", sort_key=0),

@@ -1,7 +1,6 @@
 """`polyphi serve`: the HTTP server and its chat page."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from polyphi.cli.inputs import check_model
 from polyphi.cli.options import (
+    DeviceOption,
     KvOption,
+    LoraOption,
     ModalityOption,
     ModelArgument,
     QuantOption,
     console,
+    parse_adapters,
 )
 from polyphi.cli.printable import PrintableFormatter, print_message
 from polyphi.runtime.installation import pip_install
@@ -32,14 +35,9 @@ def serve(
     /,
     *,
     settings: Settings = Settings(),  # noqa: B008 - frozen
-    lora: Annotated[
-        tuple[str, ...],
-        Parameter(
-            metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
-        ),
-    ] = (),
+    lora: LoraOption = (),
     modality: ModalityOption = (),
-    device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
     reasoning: Annotated[
@@ -90,6 +88,7 @@ def serve(
         adapters=tuple(adapters),
     )
     run.check_exposed(settings, insecure)
+    check_model(model, quant, modalities=modality, adapters=adapters)
     listening = run.bind(settings)
     if not settings.port:
         settings = replace(settings, port=listening.getsockname()[1])
@@ -125,16 +124,3 @@ def serve(
 
     print_message(f"loading {settings.name}; {url}/ready returns the progress")
     run.serve(load, settings, listening, ready)
-
-
-def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
-    """The folders of adapters by name, of arguments like `medical=runs/medical`."""
-    pairs = [argument.partition("=") for argument in arguments]
-    for (name, sign, folder), argument in zip(pairs, arguments, strict=True):
-        if not (name and sign and folder):
-            raise ValueError(
-                f"--lora is NAME=FOLDER, such as medical=my-adapter; found {argument!r}"
-            )
-    if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError(f"--lora has the same name twice: {', '.join(arguments)}")
-    return {name: folder for name, _, folder in pairs}

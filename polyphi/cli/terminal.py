@@ -21,11 +21,12 @@ from contextlib import closing
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from polyphi.api import Phi
+from polyphi.cli.inputs import check_part, is_address, source
 from polyphi.cli.printable import PrintableConsole, printable, write_data
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
@@ -35,6 +36,7 @@ from polyphi.messages import (
     Delta,
     Image,
     Item,
+    MediaSource,
     Message,
     Part,
     SamplingParams,
@@ -45,13 +47,12 @@ from polyphi.messages import (
     route,
 )
 from polyphi.messages import media as parts_of
-from polyphi.processing.media import AudioStream, decode_image
 from polyphi.processing.video import expand_videos
 from polyphi.services.endpoint import openai_part
 
 HELP = """\
-/image PATH [low|high] [CROPS]   attach an image to the next message; low needs few tokens
-/audio PATH                      attach an audio file
+/image PATH [low|high] [CROPS]   attach an image to the next message, by path or http(s) address; low needs few tokens
+/audio PATH                      attach an audio file, by path or http(s) address
 /video PATH [low|high] [FRAMES]  attach a video, as 16 frames by default
 /part MODALITY PATH              attach a file of a further modality (--modality)
 /system TEXT                     set the system message; without a text, remove it
@@ -80,6 +81,7 @@ class Terminal:
         sampling: SamplingParams | None = None,
         adapter: str | None = "auto",
         *,
+        system: str | None = None,
         console: Console | None = None,
         read: Callable[[str], str] = input,
     ) -> None:
@@ -88,7 +90,7 @@ class Terminal:
         self.adapter = normalize_adapter(adapter)
         self.console = console or PrintableConsole()
         self.read = read
-        self.messages: list[Message] = []
+        self.messages: list[Message] = [Message.system(system)] if system else []
         self.attachments: list[Part] = []
         # A video is decoded once, not for every turn of its conversation.
         self._expanded = lru_cache(maxsize=8)(lambda message: expand_videos([message])[0])
@@ -237,7 +239,7 @@ class Terminal:
         COMMANDS[name](self, argument)
 
     def _attach(self, part_type: type[Image] | type[Audio] | type[Video], argument: str) -> None:
-        path, words = _path(argument)
+        name, path, words = self._source(part_type, argument)
         options: dict[str, Any] = {}
         option = {Image: "max_crops", Video: "frames"}.get(part_type)
         for word in words:
@@ -254,19 +256,23 @@ class Terminal:
         message = self._expanded(Message.user(part)) if part_type is Video else Message.user(part)
         tokens = self.phi.count([message])
         for item in message.parts:  # a damaged file raises now, not with the next message
-            if isinstance(item, Image):
-                decode_image(item.source)
-            elif isinstance(item, Audio):
-                caps = self.phi.processor.caps
-                for _ in AudioStream(
-                    item.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
-                ):
-                    pass
+            check_part(item, self.phi.processor.caps)
         frames = f"{len(message.parts)} frames, " if part_type is Video else ""
         self.attachments.append(part)
         self.report(
-            f"{path.name}: {frames}{tokens.image + tokens.audio:,} tokens, with your next message"
+            f"{name}: {frames}{tokens.image + tokens.audio:,} tokens, with your next message"
         )
+
+    def _source(
+        self, part_type: type[Image] | type[Audio] | type[Video], argument: str
+    ) -> tuple[str, MediaSource, list[str]]:
+        """(name, path or bytes, the words after it) of an attachment; an image or audio clip may have an address."""
+        address, *words = argument.split() or [""]
+        if part_type is not Video and is_address(address):
+            modality: Literal["image", "audio"] = "image" if part_type is Image else "audio"
+            return address, source(address, modality), words
+        path, words = _path(argument)
+        return path.name, path, words
 
     def _image(self, argument: str) -> None:
         self._attach(Image, argument)
@@ -492,8 +498,10 @@ def _path(argument: str) -> tuple[Path, list[str]]:
 
 
 def _name(part: Part) -> str:
-    assert not isinstance(part, Text) and isinstance(part.source, str | Path)
-    return Path(part.source).name
+    assert not isinstance(part, Text)
+    if isinstance(part.source, str | Path):
+        return Path(part.source).name
+    return f"({part.modality} of an address)"
 
 
 def complete_with_tab(commands: Sequence[str]) -> None:

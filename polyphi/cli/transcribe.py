@@ -1,13 +1,17 @@
 """`polyphi transcribe`: transcribe and translate audio files."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from polyphi.cli.inputs import check_first_word, check_model, downloaded, is_address
 from polyphi.cli.options import (
+    DeviceOption,
     KvOption,
     ModelArgument,
     QuantOption,
@@ -17,6 +21,7 @@ from polyphi.cli.options import (
     show_placement,
 )
 from polyphi.cli.printable import write_data
+from polyphi.messages import Audio
 from polyphi.transcription.options import TranscriptOptions
 
 
@@ -26,7 +31,7 @@ def transcribe(
     *files: Annotated[
         str,
         Parameter(
-            help='Audio files, folders, or patterns such as "talks/*.mp3".',
+            help='Audio files, http(s) addresses, folders, or patterns such as "talks/*.mp3".',
             allow_leading_hyphen=True,
         ),
     ],
@@ -52,6 +57,7 @@ def transcribe(
     sample_rate: Annotated[
         int, Parameter(help="With --live -: samples a second, unless the audio is WAV.")
     ] = 16000,
+    device: DeviceOption = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
@@ -69,12 +75,9 @@ def transcribe(
         if name.startswith("--"):
             raise ValueError(f"unknown option {name}; a file of this name is ./{name}")
 
-    import polyphi
-    from polyphi.cli.captions import transcribe_live
-    from polyphi.engine.media import check_audio_seconds
-    from polyphi.transcription.capture import sound_devices
-    from polyphi.transcription.files import find, targets, transcribe_files
+    from polyphi.processing.media import check_audio_seconds
 
+    check_first_word("transcribe", model, files)
     if live:
         if files not in ((), ("-",)):
             raise ValueError(
@@ -84,44 +87,104 @@ def transcribe(
             raise ValueError(
                 "--live prints text only: leave out --cot, --out, --words, --aligned and --format"
             )
-        source = "-" if files else None
-        if source is None:
-            sound_devices()  # an error before the model is loaded
-        with load_progress() as progress:
-            phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
-        show_placement(phi)
-        if not transcribe_live(
-            phi.engine,
-            source,
-            raw_rate=sample_rate,
-            to=options.to,
-            adapter=options.adapter,
-            console=console,
-        ):
-            sys.exit(1)
+        _transcribe_live(
+            model,
+            "-" if files else None,
+            options,
+            sample_rate=sample_rate,
+            device=device,
+            quant=quant,
+            kv=kv,
+        )
         return
     if not files:
         raise ValueError("expected audio files, folders or patterns, or --live")
-    check_audio_seconds(options.max_audio_seconds)  # before the weights are read
+    check_audio_seconds(options.max_audio_seconds)
+    with TemporaryDirectory() as temporary:
+        local = [
+            downloaded(name, Path(temporary, str(number))) if is_address(name) else name
+            for number, name in enumerate(files)
+        ]
+        _transcribe_files(
+            model,
+            local,
+            replace(options, words="aligned" if aligned else "estimated" if words else None),
+            out,
+            force=force,
+            device=device,
+            quant=quant,
+            kv=kv,
+        )
+
+
+def _transcribe_files(
+    model: str,
+    files: Sequence[str],
+    options: TranscriptOptions,
+    out: Path | None,
+    *,
+    force: bool,
+    device: str,
+    quant: str | None,
+    kv: str | None,
+) -> None:
+    """Transcribe what isn't transcribed yet; exits with 1 if a file fails. The model is loaded only for files that can
+    be read."""
+    import polyphi
+    from polyphi.checkpoints.fingerprint import fingerprint
+    from polyphi.checkpoints.read import locate
+    from polyphi.transcription.files import find, select, targets, transcribe_files
+
     recordings = targets(find(files), out, options.form)
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
-    with load_progress() as progress:
-        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
-    phi.max_audio_seconds = options.max_audio_seconds
-    show_placement(phi)
-    options = replace(
-        options,
-        words="aligned" if aligned else "estimated" if words else None,
-        model=f"{phi.fingerprint} {quant} {kv}",
-    )
-    failed = transcribe_files(
-        phi.engine,
-        recordings,
-        options,
-        force=force,
-        write=lambda text: write_data(console, f"{text}\n"),
-        console=error_console,
-    )
+    check_model(model, quant, adapter=options.adapter, parts=[Audio(recordings[0].path)])
+    if out is not None:
+        options = replace(options, model=f"{fingerprint(locate(model))} {quant} {kv}")
+    todo, failed = select(recordings, options, force=force, console=error_console)
+    if todo:
+        with load_progress() as progress:
+            phi = polyphi.load(model, device=device, quant=quant, kv=kv, progress=progress)
+        phi.max_audio_seconds = options.max_audio_seconds
+        show_placement(phi)
+        failed += transcribe_files(
+            phi.engine,
+            todo,
+            options,
+            write=lambda text: write_data(console, f"{text}\n"),
+            console=error_console,
+        )
     if failed:
+        sys.exit(1)
+
+
+def _transcribe_live(
+    model: str,
+    source: str | None,
+    options: TranscriptOptions,
+    *,
+    sample_rate: int,
+    device: str,
+    quant: str | None,
+    kv: str | None,
+) -> None:
+    """Print captions of the microphone (None) or of standard input ("-"); exits with 1 if a part fails."""
+    import polyphi
+    from polyphi.cli.captions import transcribe_live
+    from polyphi.transcription.capture import sound_devices
+
+    if source is None:
+        sound_devices()  # an error before the model is loaded
+    check_model(model, quant, adapter=options.adapter, parts=[Audio(b"")])
+    with load_progress() as progress:
+        phi = polyphi.load(model, device=device, quant=quant, kv=kv, progress=progress)
+    show_placement(phi)
+    if not transcribe_live(
+        phi.engine,
+        source,
+        raw_rate=sample_rate,
+        to=options.to,
+        adapter=options.adapter,
+        console=console,
+    ):
         sys.exit(1)

@@ -5,7 +5,7 @@
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from polyphi.engine.structured import compile_grammar
 from polyphi.messages import (
     Media,
     Message,
+    Routes,
     SamplingParams,
     modalities_of,
     normalize_adapter,
+    route,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
@@ -200,20 +202,37 @@ class Rows:
             )
 
     def _adapter(self, adapter: str | None, modalities: Sequence[str]) -> str | None:
-        """`adapter`, or for "auto" that of the content's modalities if the model has it (Phi-4-mini has no adapters).
-        Raises ValueError for a modality without an encoder."""
-        for modality in modalities:
-            if modality not in self._model.towers:
-                able = ", ".join(["text", *self._model.towers])
-                raise ValueError(
-                    f"the request has {modality} inputs, but this model has no encoder for them; it reads {able} "
-                    "(further modalities are loaded by --modality FILE)"
-                )
-        available = self._model.config.adapters
-        adapter = normalize_adapter(adapter)
-        if adapter == "auto":
-            default = self._processor.route(modalities)
-            return default if default in available else None
-        if adapter is not None and adapter not in available:
-            raise UnknownAdapter(adapter, available)
-        return adapter
+        """The adapter of a request; raises as `choose_adapter`."""
+        return choose_adapter(
+            adapter,
+            modalities,
+            self._processor.routes,
+            encoders=list(self._model.towers),
+            adapters=self._model.config.adapters,
+        )
+
+
+def choose_adapter(
+    adapter: str | None,
+    modalities: Sequence[str],
+    routes: Routes,
+    *,
+    encoders: Sequence[str],
+    adapters: Collection[str],
+) -> str | None:
+    """`adapter`, or for "auto" that of the content's modalities by `routes`, if it is among the model's `adapters`
+    (Phi-4-mini has none). Raises ValueError for a modality that isn't among the `encoders`, and `UnknownAdapter`."""
+    for modality in modalities:
+        if modality not in encoders:
+            able = ", ".join(["text", *encoders])
+            raise ValueError(
+                f"the request has {modality} inputs, but this model has no encoder for them; it reads {able} "
+                "(further modalities are loaded by --modality FILE)"
+            )
+    adapter = normalize_adapter(adapter)
+    if adapter == "auto":
+        default = route(modalities, routes)
+        return default if default in adapters else None
+    if adapter is not None and adapter not in adapters:
+        raise UnknownAdapter(adapter, adapters)
+    return adapter

@@ -12,7 +12,7 @@ addresses).
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from PIL import ImageFile
 from PIL.Image import Image as Picture
 
 from polyphi.messages import MediaSource
-from polyphi.processing import media_decoder
+from polyphi.processing import media_decoder, mpg123
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
@@ -284,7 +284,8 @@ class AudioStream:
 
     def _opened(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
         try:
-            audio = soundfile.SoundFile(file)  # libsndfile detects the format from the bytes
+            with self._quiet():
+                audio = soundfile.SoundFile(file)  # libsndfile detects the format from the bytes
         except _DECODER_ERRORS:
             raise MediaError(self._damaged()) from None
         self._check_header(audio.samplerate, audio.channels)
@@ -314,10 +315,19 @@ class AudioStream:
     def _blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """Yield blocks [n, channels] from libsndfile."""
         with self._opened(file) as audio:
-            try:
-                yield from sound_blocks(audio)
-            except _DECODER_ERRORS:
-                raise MediaError(self._damaged()) from None
+            blocks = sound_blocks(audio)
+            while True:
+                try:
+                    with self._quiet():
+                        block = next(blocks, None)
+                except _DECODER_ERRORS:
+                    raise MediaError(self._damaged()) from None
+                if block is None:
+                    return
+                yield block
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        return mpg123.without_messages() if self.format == "MP3" else nullcontext()
 
     def _read_header(self, file: io.BufferedIOBase) -> None:
         """Set rate and length, which a separate process reads."""

@@ -47,10 +47,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def parse(url: str) -> Address:
+def parse(url: str, *, single_labels: bool = False) -> Address:
     """The parts of an http(s) URL. Raises InvalidAddress, with a message for the client, for everything that two
     parsers might read differently: user names, backslashes, blanks, control and invisible characters, and hosts that
-    aren't ASCII names of two labels or more (numbers in unusual forms, trailing dots)."""
+    aren't ASCII names of two labels or more (numbers in unusual forms, trailing dots). `single_labels`: also names of
+    one label, such as localhost."""
     if len(url) > LONGEST:
         raise InvalidAddress(
             f"expected an address of at most {LONGEST} characters, found {len(url)}"
@@ -80,7 +81,8 @@ def parse(url: str) -> Address:
         host = host[1:-1]
         valid = "%" not in host and _as_ip(host) is not None
     else:
-        valid = _is_name(host) or (":" not in host and _as_ip(host) is not None)
+        valid = _is_name(host, 1 if single_labels else 2)
+        valid = valid or (":" not in host and _as_ip(host) is not None)
     if not valid:
         raise InvalidAddress("the host of an address is a name like media.example.org, in ASCII")
     if not target.startswith("/"):
@@ -88,15 +90,15 @@ def parse(url: str) -> Address:
     return Address(scheme, host, int(port), quote(target, safe="!$%&'()*+,-./:;=?@_~[]|^`{}\"<>"))
 
 
-def _is_name(host: str) -> bool:
-    """Whether `host` is a host name of at least two labels whose last label doesn't begin with a digit."""
+def _is_name(host: str, least_labels: int) -> bool:
+    """Whether `host` is a host name of so many labels or more, whose last label doesn't begin with a digit."""
     labels = host.split(".")
     allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-_")
     plain = all(
         0 < len(label) < 64 and allowed.issuperset(label) and label[0] != "-" and label[-1] != "-"
         for label in labels
     )
-    return plain and len(labels) > 1 and len(host) < 254 and not labels[-1][0].isdigit()
+    return plain and len(labels) >= least_labels and len(host) < 254 and not labels[-1][0].isdigit()
 
 
 def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -26,6 +26,7 @@ from polyphi.serve.errors import ApiError
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import Fields, Refused, validation_error
 from polyphi.transcription import longform
+from polyphi.transcription import options as transcription_options
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
 """Maximum number of fields in addition to the file, and maximum bytes of each."""
@@ -245,7 +246,7 @@ class TranslationForm(AudioForm):
 
 def _language(field: str, name: str) -> str:
     try:
-        return longform.language(name)
+        return transcription_options.language(name)
     except ValueError as error:
         raise ApiError(400, f"{field}: {error}", param=field) from None
 

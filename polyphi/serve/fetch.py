@@ -11,6 +11,9 @@ a `local` folder. Senders of URLs are assumed to be hostile and to want access t
   connection goes to exactly the address that was checked. A redirect is checked like a new URL.
 - A file is opened folder by folder below the root, without following any link, and must be a regular file.
 - All failed fetches return the same error, so that no response reveals whether something exists inside the network.
+
+`read_url` fetches for the user of this machine (polyphi/cli): from any host, within the same limits, and says why a
+fetch failed.
 """
 
 import asyncio
@@ -23,6 +26,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urljoin
@@ -64,17 +68,19 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 
 class Media:
-    """The media loader of a server, shared by all requests of one event loop. Tests replace `resolve` and `tls`."""
+    """The media loader of a server, shared by all requests of one event loop. `trusted`: URLs come from this machine's
+    user, and hosts may have private addresses. Tests replace `resolve` and `tls`."""
 
     def __init__(
         self,
         settings: Settings,
         shares: Shares | None = None,
         *,
+        trusted: bool = False,
         resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._trusted = settings, trusted
         self._resolve, self._tls = resolve or resolve_host, tls
         self._shares = shares or Shares(settings)
         self._client = b""
@@ -253,10 +259,20 @@ class Media:
             async with asyncio.timeout(WAIT_SECONDS) as timeout, slots.turn(self._client):
                 timeout.reschedule(loop.time() + self.settings.fetch_seconds)
                 started = True
-                return await self._follow_redirects(parse(url), param, limit)
+                address = parse(url, single_labels=self._trusted)
+                return await self._follow_redirects(address, param, limit)
         except InvalidAddress as error:
             raise ApiError(400, str(error), param=param) from None
-        except (_FetchFailed, TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL):
+        except (
+            _FetchFailed,
+            TimeoutError,
+            OSError,
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+        ) as error:
+            if self._trusted:
+                reason = str(error) or f"no answer within {self.settings.fetch_seconds:g} s"
+                raise ApiError(400, reason, param=param) from None
             if not started:
                 raise ApiError(
                     429,
@@ -279,19 +295,22 @@ class Media:
                 return result
             try:
                 target = parse(
-                    urljoin(f"{address.scheme}://{address.authority}{address.target}", result)
+                    urljoin(f"{address.scheme}://{address.authority}{address.target}", result),
+                    single_labels=self._trusted,
                 )
             except ValueError:  # also InvalidAddress: the client didn't write this URL
-                raise _FetchFailed from None
+                raise _FetchFailed("it redirects to an invalid address") from None
             usual = address.port == PORTS[address.scheme] and target.port == PORTS[target.scheme]
             if not (usual or target.port == address.port) or not self._is_allowed(target):
-                raise _FetchFailed
+                raise _FetchFailed(f"it redirects to another port or host ({target.authority})")
             if (address.scheme, target.scheme) == ("https", "http"):
-                raise _FetchFailed
+                raise _FetchFailed("it redirects from https to http")
             address = target
-        raise _FetchFailed
+        raise _FetchFailed(f"it redirects more than {REDIRECTS} times")
 
     def _is_allowed(self, address: Address) -> bool:
+        if self._trusted:
+            return True
         for entry in self.settings.remote:
             name, colon, port = entry.lower().rpartition(":")
             if not colon or not port.isdigit():
@@ -312,9 +331,9 @@ class Media:
                     self._client, self._resolve, address.host, address.port
                 )
             except (OSError, UnicodeError):
-                raise _FetchFailed from None
-        if not ips or not all(map(is_public, ips)):
-            raise _FetchFailed
+                raise _FetchFailed(f"the host {address.host} is unknown") from None
+        if not ips or not (self._trusted or all(map(is_public, ips))):
+            raise _FetchFailed("the host has no public address")
         return list(ips)[:ADDRESSES]
 
     async def _get(
@@ -348,17 +367,17 @@ class Media:
                     return await self._body(response, param, limit)
                 finally:
                     await response.aclose()
-        raise _FetchFailed
+        raise _FetchFailed(f"{address.authority} doesn't answer")
 
     async def _body(self, response: httpx2.Response, param: str, limit: int) -> bytes | str:
         location = response.headers.get("location")
         if location and response.status_code in (301, 302, 303, 307, 308):
             return location
         if response.status_code != 200:
-            raise _FetchFailed
+            raise _FetchFailed(f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
         # The request excludes compression; a compressed body could decompress to any size.
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise _FetchFailed
+            raise _FetchFailed("it sends compressed data, though none was requested")
         length = response.headers.get("content-length", "0")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit, param)
@@ -372,7 +391,26 @@ class Media:
 
 
 class _FetchFailed(Exception):
-    """A fetch failed, for any reason."""
+    """A fetch failed; only the machine's own user gets the reason."""
+
+
+def read_url(url: str, modality: Modality, settings: Settings | None = None) -> bytes:
+    """The bytes of the image or audio clip at an http(s) URL, for the user of this machine: from any host, within the
+    size and time limits of a server's `settings`. Raises ValueError with the URL and the reason of a failed fetch, for
+    a file above the limit, and for bytes that are no media."""
+    settings = settings or Settings(containers=isolation_missing() is None)
+    media = Media(replace(settings, remote=("*",)), trusted=True)
+
+    async def read() -> bytes:
+        with media.request(b"") as request:
+            return await request._load(url, modality, url)
+
+    try:
+        return asyncio.run(read())
+    except ApiError as error:
+        raise ValueError(f"{url[:200]} can't be used: {error.message}") from None
+    finally:
+        media.close()
 
 
 def media_api_error(error: MediaError, param: str) -> ApiError:

@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fields import Fields, validation_error
-from polyphi.transcription import longform
 from polyphi.transcription.live import TurnDetection
+from polyphi.transcription.options import language
 
 RATES = {"audio/pcm": 24000, "audio/pcmu": 8000, "audio/pcma": 8000}
 """Hz of each format: 16-bit little-endian PCM, and G.711 with the mu-law and the A-law. All are mono."""
@@ -97,7 +97,7 @@ class Transcription(Fields):
             message = "this model uses its own prompts for audio and accepts no other; leave it out"
             raise _misplaced("prompt", message)
         try:
-            longform.language(self.language or "en")
+            language(self.language or "en")
         except ValueError as error:
             raise _misplaced("language", str(error)) from None
         return self

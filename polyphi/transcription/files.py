@@ -19,6 +19,7 @@ from polyphi.messages import Message, Transcript
 from polyphi.processing.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
 from polyphi.processing.media import AudioStream
 from polyphi.runtime.files import sha256
+from polyphi.text.quantity import quantity
 from polyphi.transcription import longform, record, subtitles
 from polyphi.transcription.options import TranscriptOptions
 
@@ -34,11 +35,12 @@ MAX_GROUP_FILES, MAX_GROUP_SECONDS = 32, 600.0  # of short files that run and ar
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, the path of its transcript (None: standard output), its seconds by its header, and the hash of its
-    bytes, if it has a target."""
+    """A file, the path of its transcript (None: standard output, after `prefix`), its seconds by its header, and the
+    hash of its bytes, if it has a target."""
 
     path: Path
     target: Path | None
+    prefix: str = ""
     seconds: float = 0.0
     content: str = ""
 
@@ -75,7 +77,8 @@ def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> 
     if two would be equal (a.wav, a.mp3), the suffix is appended to the whole name. Raises ValueError if two are still
     equal."""
     if out is None:
-        return [Recording(path, None) for path, _ in files]
+        several = len(files) > 1
+        return [Recording(path, None, f"{path}: " if several else "") for path, _ in files]
     inner = [path.relative_to(folder) for path, folder in files]
     short = Counter(path.with_suffix("") for path in inner)
     names = [p if short[p.with_suffix("")] > 1 else p.with_suffix("") for p in inner]
@@ -88,30 +91,17 @@ def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> 
     return [Recording(path, target) for (path, _), target in zip(files, paths, strict=True)]
 
 
-def transcribe_files(
-    engine: Engine,
+def select(
     recordings: Sequence[Recording],
     options: TranscriptOptions,
     *,
     force: bool = False,
-    write: Callable[[str], None] = print,
     console: Console | None = None,
-) -> int:
-    """Transcribe recordings; returns the number of files that failed. A transcript of the same recording and options is
-    kept; one of others is written again, unless it was edited: that counts as a failure (`force` writes all). `write`
-    receives transcripts without a target; plan, progress, warnings and failures go to `console`. ValueErrors as in
-    `Phi.transcribe`."""
-    console = console or Console(stderr=True)
-    log = _logger(console)
-    task = longform.transcription(options.to, options.cot)
-    task = replace(task, adapter=options.adapter, words=options.words)
-    if engine.model.config.audio is None:
-        raise ValueError(
-            "this model has no audio encoder; load one with an audio encoder to transcribe"
-        )
-    # Raises for an unknown adapter.
-    engine.rows.row([Message.user(task.prompt)], adapter=options.adapter)
-    limit = longform.longest_piece(engine, task, options.window)
+) -> tuple[list[Recording], int]:
+    """(recordings to transcribe, number of the others that failed), without the model: a missing, empty or unknown file
+    fails. A transcript of the same recording and options is kept; one of others is written again, unless it was edited:
+    that counts as a failure (`force` writes all). Failures and what is kept go to `console`."""
+    log = _logger(console or Console(stderr=True))
     settings = options.digest()
     todo, failed = [], 0
     states: Counter[record.State] = Counter()
@@ -132,6 +122,9 @@ def transcribe_files(
                 if state in ("current", "edited") and not force:
                     continue
                 recording = replace(recording, content=sha256(recording.path))
+            next(
+                iter(stream)
+            )  # raises for an empty one, and for one that is damaged where it begins
         except (ValueError, OSError) as error:
             failed += 1
             log(f"failed: {error}")
@@ -142,12 +135,37 @@ def transcribe_files(
     unchanged = states["current"] + states["edited"]
     if unchanged and not force:
         edited = f" ({states['edited']} of them edited since)" if states["edited"] else ""
-        log(f"kept {unchanged} transcripts of the same recordings, model and options{edited}")
+        kept = quantity(unchanged, "transcript")
+        log(f"kept {kept} of the same recordings, model and options{edited}")
     if states["outdated"] and not force:
-        log(
-            f"writing {states['outdated']} again: their recording, the model or the options changed"
+        again = quantity(states["outdated"], "transcript")
+        log(f"writing {again} again: the recording, the model or the options changed")
+    return todo, failed
+
+
+def transcribe_files(
+    engine: Engine,
+    todo: Sequence[Recording],
+    options: TranscriptOptions,
+    *,
+    write: Callable[[str], None] = print,
+    console: Console | None = None,
+) -> int:
+    """Transcribe recordings that were selected; returns the number of files that failed. `write` receives transcripts
+    without a target; plan, progress, warnings and failures go to `console`. ValueErrors as in `Phi.transcribe`."""
+    console = console or Console(stderr=True)
+    log = _logger(console)
+    task = longform.transcription(options.to, options.cot)
+    task = replace(task, adapter=options.adapter, words=options.words)
+    if engine.model.config.audio is None:
+        raise ValueError(
+            "this model has no audio encoder; load one with an audio encoder to transcribe"
         )
-    if todo and (len(recordings) > 1 or any(r.seconds > limit for r in todo)):
+    # Raises for an unknown adapter.
+    engine.rows.row([Message.user(task.prompt)], adapter=options.adapter)
+    limit = longform.longest_piece(engine, task, options.window)
+    settings, failed = options.digest(), 0
+    if len(todo) > 1 or any(r.seconds > limit for r in todo):
         log(_plan(todo, limit))
     with _progress(console) as progress:
         total = sum(r.seconds for r in todo)
@@ -174,8 +192,7 @@ def transcribe_files(
                     progress.stop()
                 text = subtitles.write(result, options.form)
                 if recording.target is None:
-                    name = f"{recording.path}: " if len(recordings) > 1 else ""
-                    write(name + text.rstrip("\n"))
+                    write(recording.prefix + text.rstrip("\n"))
                 else:
                     record.write(recording.target, text, recording.content, settings)
                 if on_terminal:
@@ -187,11 +204,11 @@ def transcribe_files(
 
 def _plan(todo: Sequence[Recording], limit: float) -> str:
     seconds = sum(r.seconds for r in todo)
-    pieces = sum(max(1, -(-r.seconds // limit)) for r in todo)
+    pieces = round(sum(max(1, -(-r.seconds // limit)) for r in todo))
     tokens = seconds * longform.AUDIO_TOKENS
     return (
-        f"{len(todo)} files, {_length(seconds)}, {tokens:,.0f} audio tokens, at least {pieces:.0f} pieces "
-        f"of up to {_length(limit)}"
+        f"{quantity(len(todo), 'file')}, {_length(seconds)}, {tokens:,.0f} audio tokens, at least "
+        f"{quantity(pieces, 'piece')} of up to {_length(limit)}"
     )
 
 

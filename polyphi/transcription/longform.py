@@ -27,7 +27,6 @@ from jaxtyping import Float
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import NOBODY, Caller
 from polyphi.messages import (
-    LANGUAGES,
     TRANSCRIBE,
     TRANSCRIBE_AND_TRANSLATE,
     TRANSLATE,
@@ -41,6 +40,7 @@ from polyphi.processing.audio import RATE, nbytes, resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.transcription.align import align
+from polyphi.transcription.options import language
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
@@ -93,18 +93,6 @@ def transcription(to: str | None = None, cot: bool = False) -> Task:
     if cot:
         return Task(TRANSCRIBE_AND_TRANSLATE.format(name), "both", script)
     return Task(TRANSLATE.format(name), "translation", script)
-
-
-def language(name_or_code: str) -> str:
-    """The name of a language from its code ("de") or its name in any case. Raises ValueError for one that the model
-    wasn't trained for."""
-    names = {name.lower(): name for name in LANGUAGES.values()}
-    if name := LANGUAGES.get(name_or_code.lower()) or names.get(name_or_code.lower()):
-        return name
-    supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
-    raise ValueError(
-        f"unknown language {name_or_code[:40]!r}; the model's languages of speech are {supported}"
-    )
 
 
 class StoppableStream(AudioStream):

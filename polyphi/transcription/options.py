@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from polyphi.messages import LANGUAGES
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -34,9 +36,23 @@ class TranscriptOptions:
     def __post_init__(self) -> None:
         if self.cot and self.to is None:
             raise ValueError("--cot needs a translation: add --to LANGUAGE")
+        if self.to is not None:
+            language(self.to)
 
     def digest(self) -> str:
         """A hash of all options. Transcripts of versions without `max_audio_seconds` stay those of its default."""
         longer = self.max_audio_seconds != TranscriptOptions.max_audio_seconds
         text = f"{self!r} {self.max_audio_seconds:g}" if longer else repr(self)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def language(name_or_code: str) -> str:
+    """The name of a language from its code ("de") or its name in any case. Raises ValueError for one that the model
+    wasn't trained for."""
+    names = {name.lower(): name for name in LANGUAGES.values()}
+    if name := LANGUAGES.get(name_or_code.lower()) or names.get(name_or_code.lower()):
+        return name
+    supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+    raise ValueError(
+        f"unknown language {name_or_code[:40]!r}; the model's languages of speech are {supported}"
+    )
