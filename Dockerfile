@@ -28,7 +28,7 @@ RUN apt-get update \
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /source
-COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py polyphi_command.py README.md LICENSE NOTICE ./
 COPY polyphi polyphi
 COPY polyphi_eval polyphi_eval
 COPY polyphi_recipe polyphi_recipe

@@ -55,8 +55,8 @@ docs: setup
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 lint: setup
-	$(BIN)/ruff check polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
-	$(BIN)/ruff format --check polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
+	$(BIN)/ruff check *.py polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
+	$(BIN)/ruff format --check *.py polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
 	$(BIN)/mypy
 
 # --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own. Containers

@@ -26,6 +26,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi.services.response_cache import ResponseCache, request_key
 from polyphi.services.speech_synthesis import ENGINES, Voice
 from polyphi.text.normalization import errors, words
+from polyphi.text.quantity import quantity
 from polyphi_eval.benchmark import benchmarks, suite
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import synthesize
@@ -171,12 +172,10 @@ class SpeechCache:
     def summary(self) -> str:
         """Return number, duration and error rate of the clips."""
         clips = self.used.values()
-        text = f"{len(clips)} clips ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
+        text = f"{quantity(len(clips), 'clip')} ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
         if self.error_rate is not None:
             over = sum(clip.rate > self.worst for clip in clips)
-            text += (
-                f", WER {100 * self.error_rate:.1f} % ({over} clips above {100 * self.worst:g} %)"
-            )
+            text += f", WER {100 * self.error_rate:.1f} % ({quantity(over, 'clip')} above {100 * self.worst:g} %)"
         return text
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.runtime.files import whole_file
+from polyphi.text.quantity import quantity
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -212,7 +213,9 @@ def check(data: Data, source: Source) -> list[str]:
                     f"{path}: expected the columns {', '.join(missing)}, found {', '.join(sorted(names))}"
                 )
         if source.rows is not None and counts and sum(counts) != source.rows:
-            messages.append(f"{source.name}: expected {source.rows:,} rows, found {sum(counts):,}")
+            messages.append(
+                f"{source.name}: expected {quantity(source.rows, 'row')}, found {sum(counts):,}"
+            )
         return messages
     except (ValueError, OSError) as error:
         return [str(error)]

@@ -32,6 +32,7 @@ from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, Vision
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
+from polyphi.text.quantity import quantity
 
 SIGLIP_NAMES = {"embeddings.": "", "encoder.layers.": "layers."}
 """Prefix of a tensor in transformers -> ours."""
@@ -180,7 +181,8 @@ def siglip_tensors(folder: Path, config: VisionConfig) -> dict[str, Tensor]:
                     tensors[f"vision.encoder.{name}"] = stored.get_tensor(key)
     if missing := sorted(set(shapes) - set(tensors)):
         raise ValueError(
-            f"{folder} lacks {len(missing)} tensors of SigLIP, such as {missing[0].removeprefix('vision.encoder.')}"
+            f"{folder} lacks {quantity(len(missing), 'tensor')} of SigLIP, such as "
+            f"{missing[0].removeprefix('vision.encoder.')}"
         )
     tensors[POSITIONS] = interpolated_positions(tensors[POSITIONS], config.grid)
     for name, shape in shapes.items():

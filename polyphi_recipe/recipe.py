@@ -12,6 +12,7 @@ from typing import Any
 from polyphi.modality import Further, load_modality
 from polyphi.planning.sizes import Size
 from polyphi.runtime.files import write_json
+from polyphi.text.quantity import quantity
 from polyphi.train.loss import NextToken
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage
@@ -109,9 +110,9 @@ class Recipe:
         rows, tokens = capacities.of(corpus, self.size)
         needed = self.tokens_needed().get(corpus, 0.0)
         if not needed:
-            return f"{rows:,} rows, {short(tokens)} tokens"
+            return f"{quantity(rows, 'row')}, {short(tokens)} tokens"
         share = f"{100 * tokens / needed:.2g} % of the {short(needed)} that its stages take"
-        return f"{rows:,} rows, {short(tokens)} tokens, {share}"
+        return f"{quantity(rows, 'row')}, {short(tokens)} tokens, {share}"
 
     @property
     def is_built_in(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from polyphi.runtime.files import write_whole
 from polyphi.runtime.rendering import environment
 from polyphi.services.response_cache import whole_lines
+from polyphi.text.quantity import quantity
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.synthesis_step import SHOWN, Count, counts_of, reason_class
 from polyphi_recipe.teacher_rows import FOLDER, STEP
@@ -68,11 +69,12 @@ def _line(counts: Mapping[str, Count], present: int) -> str:
         sum(getattr(c, name) for c in counts.values()) for name in ("accepted", "unsent")
     )
     text = (
-        f"{requests:,} requests, {requests - sent:,} of them answered by an earlier run; {accepted:,} rows accepted "
-        f"({present:,} are in the corpus), {refused:,} answers refused"
+        f"{quantity(requests, 'request')}, {requests - sent:,} of them answered by an earlier run; "
+        f"{quantity(accepted, 'row')} accepted "
+        f"({present:,} are in the corpus), {quantity(refused, 'answer')} refused"
     )
     if unsent:
-        text += f"; the budget is spent, {unsent:,} samples were left out"
+        text += f"; the budget is spent, left out: {quantity(unsent, 'sample')}"
     if given_up := [name for name, count in counts.items() if count.given_up]:
         text += f"; given up, since nothing was accepted: {', '.join(given_up)}"
     return text

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyphi.checkpoints.adapters import describe
 from polyphi.runtime.files import read_object
+from polyphi.text.quantity import quantity
 
 MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
 """`model_type` in config.json -> the layout of the checkpoint."""
@@ -90,7 +91,8 @@ def weight_files(folder: Path) -> list[Path]:
         members = index_members(index)
         if absent := [m for m in members if not (folder / m).is_file()]:
             raise ValueError(
-                f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"
+                f"{index} names {quantity(len(members), 'shard')}, without {len(absent)} of them here: "
+                f"{', '.join(absent)}"
             )
         return [folder / m for m in members]
     if files := sorted(folder.glob("*.safetensors")):

@@ -33,6 +33,7 @@ from polyphi.model.multimodal import PhiModel, initial_tower, tower_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
+from polyphi.text.quantity import quantity
 
 SUFFIX = "-modality"
 NORM = "decoder.norm.weight"
@@ -121,7 +122,8 @@ def load(
     if wrong := [key for key in {**expected, **shapes} if expected.get(key) != shapes.get(key)]:
         key = wrong[0]
         raise ValueError(
-            f"{folder}: {len(wrong)} tensors differ from those of {name}'s encoder and projector; {key}: expected "
+            f"{folder}: expected the tensors of {name}'s encoder and projector, found "
+            f"{quantity(len(wrong), 'other tensor')}; {key}: expected "
             f"{expected.get(key, 'none')}, found {shapes.get(key, 'none')}"
         )
     adapter = read_peft(folder, model.config)

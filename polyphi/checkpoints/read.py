@@ -45,6 +45,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.runtime.files import RECORD, restore
 from polyphi.runtime.heap import give_back
+from polyphi.text.quantity import quantity
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = (
@@ -446,7 +447,8 @@ def _check(
             more = f" ... and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             parts.append(f"{len(names)} {fault}: {', '.join(names[:NAMES_SHOWN])}{more}")
     raise ValueError(
-        f"the tensors in {folder} don't match its config.json ({layout} layout, {len(expected)} tensors expected, "
+        f"the tensors in {folder} don't match its config.json ({layout} layout, "
+        f"{quantity(len(expected), 'tensor')} expected, "
         f"{len(stored)} found). {'; '.join(parts)}"
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from polyphi.checkpoints.adapters import describe, object_at, parse_nested_adapters
 from polyphi.checkpoints.names import AUDIO, IMAGE
+from polyphi.text.quantity import quantity
 
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 """Prefixes of the names in a model that DDP, torch.compile or PEFT wrapped."""
@@ -73,7 +74,8 @@ def _check_adapters(config: Mapping[str, Any], tensors: Mapping[str, T]) -> None
         )
     if EMBEDDING not in tensors:
         raise ValueError(
-            f"expected the language model, found {len(tensors)} tensors without {EMBEDDING}; copy those that were "
+            f"expected the language model, found {quantity(len(tensors), 'tensor')} without {EMBEDDING}; "
+            f"copy those that were "
             "saved into the published checkpoint, or give a PEFT folder to --lora"
         )
     names = {match[1] for name in tensors if (match := _LORA.fullmatch(name))}

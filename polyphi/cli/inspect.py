@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
+from polyphi.cli.inputs import check_part
 from polyphi.cli.options import ModalityOption, ModelArgument, QuantOption, console
-from polyphi.messages import Message
+from polyphi.messages import Audio, Image, Message
 from polyphi.runtime.files import whole_file
+from polyphi.text.quantity import quantity
 
 if TYPE_CHECKING:
     from polyphi.api import Phi
@@ -44,9 +46,13 @@ def inspect(
             "--logits request.json and --out file.safetensors need each other: give both"
         )
     if logits is not None and out is not None:
+        _check_request(logits)
         phi = polyphi.load(model, quant=quant, modalities=modality)
         tokens, vocabulary = write_logits(phi, logits, out)
-        console.print(f"wrote {out}: {tokens} positions, {vocabulary} logits each", highlight=False)
+        console.print(
+            f"wrote {out}: {quantity(tokens, 'position')}, {quantity(vocabulary, 'logit')} each",
+            highlight=False,
+        )
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
     config = with_modalities(read_config(model), modality, locate(model))
@@ -72,6 +78,15 @@ def write_logits(phi: "Phi", request: str | Path, out: str | Path) -> tuple[int,
     with whole_file(out) as partial:
         save_file({"ids": ids.cpu().contiguous(), "logits": logits.contiguous()}, partial)
     return logits.shape[0], logits.shape[1]
+
+
+def _check_request(path: Path) -> None:
+    """Raise ValueError for an invalid request, and for media that can't be read, before a model is loaded."""
+    prompt, images, audios = _read_request(path)
+    messages = [message for message in prompt if isinstance(message, Message)]
+    parts = [*map(Image, images), *map(Audio, audios), *(p for m in messages for p in m.parts)]
+    for part in parts:
+        check_part(part)
 
 
 def _read_request(path: Path) -> tuple[Sequence[Any], Sequence[Path], Sequence[Path]]:

@@ -49,6 +49,7 @@ from polyphi.messages import (
 from polyphi.messages import media as parts_of
 from polyphi.processing.video import expand_videos
 from polyphi.services.endpoint import openai_part
+from polyphi.text.quantity import quantity
 
 HELP = """\
 /image PATH [low|high] [CROPS]   attach an image to the next message, by path or http(s) address; low needs few tokens
@@ -193,7 +194,8 @@ class Terminal:
         ]
         status = [
             f"{self._adapter_used(messages) or 'no'} adapter",
-            f"{tokens.total:,} prompt tokens" + (f" ({', '.join(media)})" if media else ""),
+            f"{quantity(tokens.total, 'prompt token')}"
+            + (f" ({', '.join(media)})" if media else ""),
             self._generation_stats(text, last, seconds, None if first is None else first - start),
         ]
         if last.finish_reason == "length":
@@ -207,10 +209,10 @@ class Terminal:
         """The number of generated tokens and their speed."""
         if last.completion is None:  # a stopped answer: count its text's tokens
             count = len(self.phi.tokenizer.encode(text))
-            stats = f"about {count:,} tokens in {seconds:.1f} s"
+            stats = f"about {quantity(count, 'token')} in {seconds:.1f} s"
         else:
             count = len(last.completion.tokens)
-            stats = f"{count:,} tokens in {seconds:.1f} s"
+            stats = f"{quantity(count, 'token')} in {seconds:.1f} s"
         if first is not None:
             stats += f", first after {first:.1f} s"
         rate = count / seconds
@@ -257,10 +259,10 @@ class Terminal:
         tokens = self.phi.count([message])
         for item in message.parts:  # a damaged file raises now, not with the next message
             check_part(item, self.phi.processor.caps)
-        frames = f"{len(message.parts)} frames, " if part_type is Video else ""
+        frames = f"{quantity(len(message.parts), 'frame')}, " if part_type is Video else ""
         self.attachments.append(part)
         self.report(
-            f"{name}: {frames}{tokens.image + tokens.audio:,} tokens, with your next message"
+            f"{name}: {frames}{quantity(tokens.image + tokens.audio, 'token')}, with your next message"
         )
 
     def _source(
@@ -295,7 +297,7 @@ class Terminal:
         part = Item(name, path)
         tokens = self.phi.count([Message.user(part)]).inputs[name]  # an unreadable file raises now
         self.attachments.append(part)
-        self.report(f"{path.name}: {tokens:,} tokens, with your next message")
+        self.report(f"{path.name}: {quantity(tokens, 'token')}, with your next message")
 
     def _system(self, argument: str) -> None:
         had = bool(self.messages) and self.messages[0].role == "system"
@@ -382,7 +384,7 @@ class Terminal:
             raise ValueError(f"{path} exists and is no .json file; choose another name")
         text = json.dumps([as_openai(m) for m in self.messages], ensure_ascii=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
-        self.report(f"{len(self.messages)} messages are in {path}")
+        self.report(f"wrote {quantity(len(self.messages), 'message')} to {path}")
 
     def _load(self, argument: str) -> None:
         path, _ = _path(argument)
@@ -395,7 +397,7 @@ class Terminal:
         self.attachments = []
         unanswered = self.messages and self.messages[-1].role == "user"
         self.report(
-            f"{len(self.messages)} messages"
+            f"{quantity(len(self.messages), 'message')}"
             + ("; /retry answers the last one" if unanswered else "")
         )
 

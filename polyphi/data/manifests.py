@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.messages import LANGUAGES, TRANSLATE
+from polyphi.text.quantity import quantity
 
 Open = Callable[[], AbstractContextManager[Any]]
 Rows = Iterator[tuple[str, Any]]
@@ -146,7 +147,7 @@ def _columns(path: str, open_manifest: Open, count: int | None = None) -> Rows:
         for number, row in enumerate(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
             count = len(row) if count is None else count
             matches = len(row) == count
-            error = ValueError(f"expected {count} columns, found {len(row)}")
+            error = ValueError(f"expected {quantity(count, 'column')}, found {len(row)}")
             yield f"{path}, line {number}", row if matches else error
 
 

@@ -19,6 +19,7 @@ from polyphi.messages import PUBLISHED, Text
 from polyphi.processing.reader import Reader
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
+from polyphi.text.quantity import quantity
 
 
 def build(
@@ -87,7 +88,7 @@ def build(
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
     name = folder.name if split == "train" else f"{folder.name} ({split})"
     counts = "".join(f", {name} {part_counts[name]}" for name in (*PUBLISHED, *readers))
-    report(f"{name}: {manifest['rows']} rows{counts}{left_out}")
+    report(f"{name}: {quantity(manifest['rows'], 'row')}{counts}{left_out}")
     if unread_columns:
         report(f"  columns that are not read: {', '.join(sorted(unread_columns))}")
     return manifest

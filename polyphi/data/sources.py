@@ -40,6 +40,7 @@ from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_fi
 from polyphi.data.shards import Shards, to_row
 from polyphi.data.webdataset import IMAGES, SOUNDS
 from polyphi.runtime import inputs
+from polyphi.text.quantity import quantity
 
 Row = tuple[str, Any]
 """Where a row is, for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
@@ -302,7 +303,7 @@ def _csv(file: SourceFile) -> Iterator[Row]:
         for number, row in enumerate(reader, 2):
             if None in row or None in row.values():
                 columns = len(reader.fieldnames or ())
-                error = ValueError(f"expected {columns} columns, found another number")
+                error = ValueError(f"expected {quantity(columns, 'column')}, found another number")
                 yield f"{file.path}, line {number}", error
                 continue
             yield f"{file.path}, line {number}", {k: v for k, v in row.items() if v != ""}

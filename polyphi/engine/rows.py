@@ -32,6 +32,7 @@ from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
 from polyphi.steps import Steps, at_once
+from polyphi.text.quantity import quantity
 
 PromptEnd = Literal["generation_prompt", "final_message", "end_of_text"]
 """The end of a conversation that the model continues: `<|assistant|>`, so that it answers; the text of the final
@@ -189,7 +190,8 @@ class Rows:
         self.check_length(len(row), sampling.max_tokens)
         if (total := len(row) + sampling.max_tokens) > self._capacity:
             raise ValueError(
-                f"{len(row)} prompt tokens and {sampling.max_tokens} more are {total}, but there is memory for "
+                f"{quantity(len(row), 'prompt token')} and {sampling.max_tokens} more are {total}, but "
+                f"there is memory for "
                 f"the keys and values of {self._capacity}; lower max_tokens, or give the engine more memory"
             )
 
@@ -197,7 +199,7 @@ class Rows:
         """Raises `AnswerTooLong` if `prompt` tokens and `more` exceed the context."""
         if prompt + more > self.context:
             raise AnswerTooLong(
-                f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
+                f"{quantity(prompt, 'prompt token')} and {more} more are {prompt + more}, but the model reads at most "
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
 

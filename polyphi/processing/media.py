@@ -37,6 +37,7 @@ from polyphi.processing.media_decoder import DecoderError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop
+from polyphi.text.quantity import quantity
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
@@ -294,7 +295,7 @@ class AudioStream:
     def _check_header(self, rate: int, channels: int) -> None:
         if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
             raise MediaError(
-                f"{self.name}: a header of {rate} Hz and {channels} channels is not believable"
+                f"{self.name}: a header of {rate} Hz and {quantity(channels, 'channel')} is not believable"
             )
         check_rate(rate)
 

@@ -23,6 +23,7 @@ from polyphi.runtime.heap import give_back
 from polyphi.serve.errors import ApiError
 from polyphi.serve.metrics import ServerMetrics
 from polyphi.serve.settings import MIB, Settings
+from polyphi.text.quantity import quantity
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 RESERVED = ("auto", "none")
@@ -198,7 +199,7 @@ class AdapterModels:
         if len(self._bytes) >= self._settings.max_adapters or in_use + size > most:
             raise ApiError(
                 400,
-                f"{len(self._bytes)} adapters of {in_use / MIB:,.0f} MiB are loaded, and this one has "
+                f"the server has {quantity(len(self._bytes), 'adapter')} of {in_use / MIB:,.0f} MiB, and this one has "
                 f"{size / MIB:,.0f} MiB; expected at most {self._settings.max_adapters} of {most / MIB:,.0f} MiB "
                 "together: unload others first",
                 param="lora_path",

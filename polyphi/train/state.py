@@ -21,6 +21,7 @@ from torch import Tensor
 from polyphi.data.loader import Loader, StepRows
 from polyphi.runtime import distributed, precision
 from polyphi.runtime.precision import Choice, MatrixProducts
+from polyphi.text.quantity import quantity
 from polyphi.train import checkpoint
 from polyphi.train.stage import Budget, Stage
 
@@ -259,7 +260,7 @@ class TrainState:
         self.quarantined = [*self.quarantined, *ids]
         if len(self.quarantined) > MAX_QUARANTINED:
             raise Diverged(
-                f"{stage}: {len(self.quarantined)} samples have a loss that isn't finite, so the weights or the "
+                f"{stage}: {quantity(len(self.quarantined), 'sample')} without a finite loss, so the weights or the "
                 f"learning rates of `trainable` are the cause: {_first_ids(self.quarantined)}"
             )
 

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int16
 
+from polyphi.text.quantity import quantity
+
 Blocks = Iterator[Int16[np.ndarray, " n"]]
 MICROPHONE_RATE = 16000  # Hz
 BLOCK = 0.1  # s of a block
@@ -59,7 +61,8 @@ def _wav_header(stream: BinaryIO) -> tuple[int, int]:
             form, channels, rate, _, _, bits = struct.unpack("<HHIIHH", chunk[:16])
             if form not in (PCM, EXTENSIBLE) or bits != 16 or not 1 <= channels <= CHANNELS:
                 raise ValueError(
-                    f"the WAV stream has format {form}, {bits} bits and {channels} channels; expected 16-bit PCM of up "
+                    f"the WAV stream has format {form}, {bits} bits and {quantity(channels, 'channel')}; "
+                    f"expected 16-bit PCM of up "
                     f"to {CHANNELS} channels"
                 )
             _check_rate(rate)

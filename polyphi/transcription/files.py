@@ -135,11 +135,12 @@ def select(
     unchanged = states["current"] + states["edited"]
     if unchanged and not force:
         edited = f" ({states['edited']} of them edited since)" if states["edited"] else ""
-        kept = quantity(unchanged, "transcript")
-        log(f"kept {kept} of the same recordings, model and options{edited}")
+        log(
+            f"kept {quantity(unchanged, 'transcript')} of the same recordings, model and options{edited}"
+        )
     if states["outdated"] and not force:
-        again = quantity(states["outdated"], "transcript")
-        log(f"writing {again} again: the recording, the model or the options changed")
+        outdated = quantity(states["outdated"], "transcript")
+        log(f"writing {outdated} again: the recording, the model or the options changed")
     return todo, failed
 
 

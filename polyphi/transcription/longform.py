@@ -39,6 +39,7 @@ from polyphi.messages import (
 from polyphi.processing.audio import RATE, nbytes, resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
+from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align
 from polyphi.transcription.options import language
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
@@ -446,7 +447,7 @@ def _evaluate(
         doubts.append(f"the answer repeats itself{retries}; speech may be missing")
     if best.finish_reason == "length":
         doubts.append(
-            f"the answer was truncated after {len(best.tokens)} tokens; the end may be missing"
+            f"the answer was truncated after {quantity(len(best.tokens), 'token')}; the end may be missing"
         )
     job.best = PieceAnswer(job.piece, best, job.best.temperature, tuple(doubts))
     return []

@@ -10,6 +10,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
+from polyphi.text.quantity import quantity
 from polyphi_recipe.curate import pipeline
 
 MAX_DROP_SHARE = 0.5
@@ -30,7 +31,8 @@ def warning(split: Path) -> str:
         return "" if rows else f"warning: {name} has no rows: its `build` yielded none"
     step = max(dropped, key=lambda key: dropped[key])
     lines = [
-        f"warning: {name} has {rows:,} rows: of {read:,} samples {total:,} were dropped, most of them, "
+        f"warning: {name} has {quantity(rows, 'row')}: of {quantity(read, 'sample')} {total:,} were "
+        f"dropped, most of them, "
         f"{dropped[step]:,}, by {step}{_reason(split, manifest['pipeline'], step)}. The first:"
     ]
     for example in islice(pipeline.dropped(split, manifest["pipeline"], step), EXAMPLES):

@@ -37,6 +37,7 @@ from polyphi.messages import Audio, Image, Message
 from polyphi.processing import media
 from polyphi.runtime import inputs
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.quantity import quantity
 from polyphi_recipe.curate.safety import REFUSAL
 
 REQUIRED = ("prompt", "language", "harmful")
@@ -219,7 +220,9 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"feedback: {error}")
     harmful = sum(f.harmful for f in findings)
-    print("\n".join([*errors, f"{len(findings)} findings, {harmful} of harmful requests"]))
+    print(
+        "\n".join([*errors, f"{quantity(len(findings), 'finding')}, {harmful} of harmful requests"])
+    )
     if errors:
         sys.exit(1)
 

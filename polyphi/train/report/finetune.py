@@ -19,6 +19,7 @@ from polyphi.processing.media import decode_image
 from polyphi.runtime.files import write_whole
 from polyphi.runtime.progress import read_metrics
 from polyphi.runtime.rendering import environment
+from polyphi.text.quantity import quantity
 from polyphi.train.evaluation import EVALUATIONS, SPLIT
 from polyphi.train.report import curves
 from polyphi.train.report.page import (
@@ -114,7 +115,7 @@ def _about_losses(manifest: Mapping[str, Any], evaluations: Sequence[Mapping[str
             " On the evaluation rows no step has a lower loss than the weights before the training."
         )
     else:
-        text += f" On the evaluation rows it was lowest after {best:,} steps."
+        text += f" On the evaluation rows it was lowest after {quantity(best, 'step')}."
     if manifest["evaluation"]["stopped_early"]:
         text += " The run stopped early, because later evaluations had no lower loss."
     elif best < manifest["steps"]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from polyphi.data.sample import Sample
 from polyphi.messages import TRANSCRIBE, Audio, Message, Text
+from polyphi.text.quantity import quantity
 from polyphi_eval.benchmark import Benchmark, Row, Score, Statistic
 from polyphi_eval.scorers import wer
 from polyphi_eval.sources import Data, Source, audio_of, read_rows
@@ -134,7 +135,10 @@ def gap(name: str) -> Statistic:
         result = gaps(scores, seed).get(name)
         if result is None:
             return float("nan"), float("nan"), float("nan"), "no clips"
-        remark = f"{100 * result.rate:.1f} % of {result.clips} clips, the locale's {100 * result.overall:.1f} %"
+        remark = (
+            f"{100 * result.rate:.1f} % of {quantity(result.clips, 'clip')}, the locale's "
+            f"{100 * result.overall:.1f} %"
+        )
         return (
             result.value,
             result.low,

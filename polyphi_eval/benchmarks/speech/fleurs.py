@@ -17,6 +17,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Message
+from polyphi.text.quantity import quantity
 from polyphi_eval import speech
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Missing, Source, audio_of
@@ -69,7 +70,9 @@ def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
             if row is not None and (file := archive.extractfile(member)):
                 yield row, Audio(file.read())
     if rows:
-        raise Missing(f"{path} lacks {len(rows)} clips that test.tsv names, such as {min(rows)}")
+        raise Missing(
+            f"{path} lacks {quantity(len(rows), 'clip')} that test.tsv names, such as {min(rows)}"
+        )
 
 
 def recognition(data: Data) -> Iterator[Sample]:

@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from command_line import RunCommand, commands, options, parsed
@@ -99,7 +98,7 @@ def test_the_last_value_of_an_option_counts_and_repeatable_ones_add_up() -> None
         ("transcribe model a --words b -- --c", "files", ("a", "b", "--c")),
         ("cache remove a b", "names", ("a", "b")),
         ("eval synthesise a --data folder b", "names", ("a", "b")),
-        ('chat model --image [a].png --image ["b"]', "image", (Path("[a].png"), Path('["b"]'))),
+        ('chat model --image [a].png --image ["b"]', "image", ("[a].png", '["b"]')),
     ],
 )
 def test_arguments_may_follow_options_and_are_no_json(
@@ -122,3 +121,18 @@ def test_no_shell_to_complete_in_is_one_line(
     monkeypatch.setenv("PATH", "")  # no `ps`
     code, _, error = run_command("--show-completion")
     assert code == 2 and "SHELL" in error and len(error.splitlines()) == 1
+
+
+def test_eval_shows_its_options_and_commands(run_command: RunCommand) -> None:
+    code, out, _ = run_command("eval", "--help")
+    assert code == 0
+    for name in ("--suite", "--data", "--judge", "--quant", "--device", "heldout", "score"):
+        assert name in out
+    assert parsed(["eval", "model", "--suite", "mini"])[1].arguments["suites"] == ("mini",)
+    assert parsed(["eval", "run", "task", "--quant", "int8"])[1].arguments["tasks"] == ("task",)
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["help", "chat"]])
+def test_help_needs_no_option(words: list[str], run_command: RunCommand) -> None:
+    code, out, error = run_command(*words)
+    assert (code, error) == (0, "") and "Usage: polyphi" in out

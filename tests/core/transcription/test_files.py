@@ -69,14 +69,12 @@ def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[i
     log, written = Console(file=io.StringIO(), width=200), list[str]()
     recordings = files.targets(files.find(names), out, options.get("form", "text"))
     force = options.pop("force", False)
-    failed = files.transcribe_files(
-        phi.engine,
-        recordings,
-        files.TranscriptOptions(**options),
-        force=force,
-        write=written.append,
-        console=log,
-    )
+    chosen = files.TranscriptOptions(**options)
+    todo, failed = files.select(recordings, chosen, force=force, console=log)
+    if todo:
+        failed += files.transcribe_files(
+            phi.engine, todo, chosen, write=written.append, console=log
+        )
     return failed, log.file.getvalue(), written  # type: ignore[attr-defined]
 
 
@@ -97,9 +95,10 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
     screen = Console(file=io.StringIO(), width=80, force_terminal=True)
     names = [str(talks / "a.wav"), str(talks / "b.flac")]
     recordings = files.targets(files.find(names), None, "text")
+    todo, _ = files.select(recordings, files.TranscriptOptions(), console=screen)
     files.transcribe_files(
         phi.engine,
-        recordings,
+        todo,
         files.TranscriptOptions(),
         write=lambda text: print(text, file=screen.file),
         console=screen,
@@ -116,13 +115,13 @@ def transcripts(out: Path) -> dict[str, str]:
     return {str(p.relative_to(out)): p.read_text() for p in paths}
 
 
-def test_the_name_of_a_file_moves_no_cursor(phi: Phi, tmp_path: Path) -> None:
+def test_the_name_of_a_file_moves_no_cursor(tmp_path: Path) -> None:
     name = tmp_path / "\x1b]0;owned\x07.wav"
     name.write_bytes(b"no audio")
     screen = PrintableConsole(file=io.StringIO(), width=400, force_terminal=True)
     recordings = files.targets(files.find([str(name)]), None, "text")
     options = files.TranscriptOptions()
-    assert files.transcribe_files(phi.engine, recordings, options, console=screen) == 1
+    assert files.select(recordings, options, console=screen) == ([], 1)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert r"\x1b]0;owned\x07.wav" in text and "\x1b]" not in text
 
@@ -133,7 +132,7 @@ def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None
     (out / "b.txt").unlink()
     (out / "a.txt").write_text("mine")
     failed, log, _ = run(phi, [str(talks)], out)
-    assert failed == 1 and "1 files" in log and "kept 3 transcripts" in log and "1 of them" in log
+    assert failed == 1 and "kept 3 transcripts" in log and "1 of them" in log
     assert (out / "a.txt").read_text() == "mine" and (out / "b.txt").read_text() == "w1 w2\n"
     run(phi, [str(talks / "*.wav")], out, force=True)
     assert (out / "a.txt").read_text() == "w0 w1\n"
@@ -162,9 +161,13 @@ def test_a_stale_transcript_is_written_again_unless_it_was_edited(
     (out / "b.txt").write_text("w1 w2, corrected by hand")
     failed, log, _ = run(phi, names, out, **options)
     assert transcripts(out) == {"a.txt": "w7 w8\n", "b.txt": "w1 w2, corrected by hand"}
-    assert failed == 1 and "b.txt is kept: it was edited" in log and "writing 1 again" in log
+    assert (
+        failed == 1
+        and "b.txt is kept: it was edited" in log
+        and "writing 1 transcript again" in log
+    )
     failed, log, _ = run(phi, names, out, **options)
-    assert failed == 1 and "kept 1 transcripts" in log
+    assert failed == 1 and "kept 1 transcript of" in log
     run(phi, names, out, force=True, **options)
     assert transcripts(out) == {"a.txt": "w7 w8\n", "b.txt": "w7 w8\n"}
 
