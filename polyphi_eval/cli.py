@@ -20,7 +20,16 @@ def is_run(model: str) -> bool:
 
 app = application(
     "eval",
-    "Evaluate a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
+    """Evaluate a model on the report's benchmarks (--suite), or a run on its held-out tasks; or check data,
+synthesise spoken questions, score recorded answers again.
+
+For example:
+
+    polyphi eval runs/nano
+    polyphi eval runs/nano/model --suite mini
+    polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
+    polyphi eval http://localhost:8000/v1#model --suite table1 --data public
+""",
 )
 SuiteOption = Annotated[
     tuple[str, ...],
@@ -63,15 +72,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=MACHINE)] = "auto",
 ) -> None:
-    """Evaluate MODEL on the report's benchmarks (--suite); a run without --suite means `polyphi eval heldout`.
-
-    For example:
-
-        polyphi eval runs/nano
-        polyphi eval runs/nano/model --suite mini
-        polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
-        polyphi eval http://localhost:8000/v1#model --suite table1 --data public
-    """
+    """Evaluate MODEL on benchmarks; a run without `suites` on its held-out tasks, as `polyphi eval heldout`."""
     from polyphi_eval import evaluation
     from polyphi_eval.benchmark import suite
     from polyphi_eval.report.tables import markdown

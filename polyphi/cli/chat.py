@@ -144,7 +144,7 @@ def chat(
         )
     phi.max_audio_seconds = max_audio_seconds
     show_placement(phi)
-    if not question.parts:
+    if prompt is None and not parts:
         terminal.Terminal(phi, sampling, adapter, system=system, console=console).run()
         return
     messages = [*([Message.system(system)] if system else []), question]

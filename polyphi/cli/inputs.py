@@ -159,12 +159,18 @@ def check_model(
     from polyphi.checkpoints.read import read_config
     from polyphi.engine.rows import choose_adapter
     from polyphi.messages import Message, modalities_of
+    from polyphi.model.lora import is_adapter_name
 
     folder = pull.stored(model, quant)
     if folder is None:
         return
     config = with_modalities(read_config(folder), modalities, folder)
-    for lora in (adapters or {}).values():
+    for name, lora in (adapters or {}).items():
+        if name in config.adapters or not is_adapter_name(name):
+            raise ValueError(
+                f"--lora {name}={lora}: expected a name of letters, digits, _ and - that the model doesn't have; it "
+                f"has {', '.join(config.adapters) or 'no adapters'}"
+            )
         read_peft(lora, config)
     routes = dict(ROUTES)
     for own in config.further.values():

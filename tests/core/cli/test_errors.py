@@ -115,4 +115,4 @@ def test_an_export_to_an_impossible_folder_is_a_sentence(
     for out in ("file/exported", "x" * 250):
         code, _, error = run_command("export", str(model), "--out", str(tmp_path / out))
         assert code in (1, 2) and "Errno" not in error and len(error.splitlines()) == 1
-        assert str(tmp_path / out) in error and ".partial" not in error
+        assert str(tmp_path / out.partition("/")[0]) in error and ".partial" not in error

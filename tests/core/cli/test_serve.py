@@ -3,7 +3,7 @@
 import pytest
 from command_line import RunCommand, parsed
 
-from polyphi.cli.serve import parse_adapters
+from polyphi.cli.options import parse_adapters
 from polyphi.serve.settings import MIB, Settings
 
 

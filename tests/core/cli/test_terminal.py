@@ -508,3 +508,23 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_an_attachment_may_have_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    PIL.new("RGB", (30, 20)).save(file, "PNG")
+    monkeypatch.setattr("polyphi.cli.terminal.source", lambda name, modality: file.getvalue())
+    address = "https://example.org/a.png"
+    terminal, output = talk(
+        Scripted("yes"), f"/image {address}", "/undo", f"/image {address} low", "what?"
+    )
+    assert f"{address}: 100 tokens" in output and f"{address}: 10 tokens" in output
+    assert "removed the attachment (image of an address)" in output
+    assert terminal.messages[0].parts[0] == Image(file.getvalue(), "low")
+
+
+def test_a_conversation_may_begin_with_a_system_message() -> None:
+    phi = Scripted("yes")
+    terminal, _ = talk(phi, "hi", "/clear", system="be brief")
+    assert [m.role for m in phi.requests[0][0]] == ["system", "user"]
+    assert terminal.messages == [Message.system("be brief")]
