@@ -79,6 +79,7 @@ def test_a_wheel_from_it_serves_every_python_of_the_platform(source: Path, tmp_p
     assert re.fullmatch(r"polyphi-[\d.]+-py3-none-\w+\.whl", wheel.name), wheel.name
     folder = unpacked(wheel, tmp_path / "installed")
     assert not list(folder.glob("polyphi/kernels/*.cpp")), "sources are no part of it"
+    assert (folder / "polyphi_command.py").is_file(), "the program imports it"
     assert run(sys.executable, "-c", RUN, cwd=folder).splitlines() == ["None", str([[64.0] * 8])]
     library = folder / "polyphi" / "kernels" / "_native.so"
     check = str(ROOT / "tests/core/kernels/library.py")

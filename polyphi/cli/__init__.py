@@ -4,6 +4,7 @@ Invalid arguments print one line and exit with 2, failed runs with 1.
 """
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -184,9 +185,9 @@ def main(arguments: list[str] | None = None, application: App | None = None) -> 
 def _output_is_closed() -> bool:
     """Whether nobody reads standard output any more. What it still has, which Python would write at the end, is then
     dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed

@@ -1,6 +1,7 @@
 """Errors of the command line as one line that says what to do, and what a user of another program may have meant."""
 
 import errno
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ OPTIONS = {
         ("-n", "--n-predict", "--num-predict", "--max-new-tokens", "--max-length"),
         "the length of an answer is --max-tokens",
     ),
+    "--temp": "the temperature of sampling is --temperature",
     **dict.fromkeys(
         ("--load-in-4bit", "--quantization", "--dtype", "--torch-dtype"),
         "weights are quantized with --quant int4 or int8",
@@ -78,25 +80,29 @@ def interrupted(words: Sequence[str]) -> str:
 
 def sentence(error: Exception, words: Sequence[str]) -> str:
     """An error as a line; that of the operating system with what happened, where, and what to do."""
-    if not isinstance(error, OSError) or error.strerror is None:
+    if not isinstance(error, OSError):
         return str(error)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    again = " and run the same command again to resume" if is_full and resumes(words) else ""
+    if error.strerror is None:  # a sentence of ours
+        return f"{error}; free some space{again}" if is_full else str(error)
     name = ""
     if error.filename is not None and not isinstance(error.filename, int):
         path = Path(str(error.filename))
         unfinished = _PARTIAL.fullmatch(path.name)
         name = f"{path.with_name(unfinished[1]) if unfinished else path}: "
-    text = ADVICE.get(error.errno or 0, error.strerror)
-    again = resumes(words) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return name + text + (" and run the same command again to resume" if again else "")
+    number = error.errno or 0
+    is_plain = error.strerror == os.strerror(number)
+    return name + (ADVICE.get(number, error.strerror) if is_plain else error.strerror) + again
 
 
 def usage(error: CycloptsError, program: str, words: Sequence[str]) -> str:
     """The line for a wrong option or argument."""
     command = " ".join((program, *(error.command_chain or ())))
     text = str(error)
-    if isinstance(error, UnknownOptionError) and "Did you mean" not in text:
+    if isinstance(error, UnknownOptionError):
         name = (error.token.keyword or error.token.value).partition("=")[0]
-        text = f"{text.rstrip('.')}: {OPTIONS[name]}" if name in OPTIONS else text
+        text = f"unknown option {name}: {OPTIONS[name]}" if name in OPTIONS else text
     elif isinstance(error, UnusedCliTokensError) and words[:1] == ["chat"]:
         text = f'expected one prompt, found more words: {", ".join(error.unused_tokens or ())}; put it in quotes: "..."'
     end = "" if text.endswith((".", "?")) else "."

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from polyphi.cli.errors import OPTIONS
 from polyphi.cli.inputs import check_first_word, check_model, downloaded, is_address
 from polyphi.cli.options import (
     DeviceOption,
@@ -73,7 +74,8 @@ def transcribe(
     """
     for name in files:  # a misspelled option, or else "-"
         if name.startswith("--"):
-            raise ValueError(f"unknown option {name}; a file of this name is ./{name}")
+            hint = OPTIONS.get(name.partition("=")[0], f"a file of this name is ./{name}")
+            raise ValueError(f"unknown option {name}: {hint}")
 
     from polyphi.processing.media import check_audio_seconds
 

@@ -191,7 +191,7 @@ def test_chat_has_a_system_message_seeds_and_adapters(
 
     def stream(self: Engine, messages: list[polyphi.Message], **options: Any) -> Iterator[Any]:
         calls.append((list(messages), options))
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr(Engine, "stream", stream)
     words = ["chat", str(files / "model"), "hi", "--system", "be brief", "--temperature", "0.7"]

@@ -142,7 +142,7 @@ def test_a_conversation_is_kept_and_told() -> None:
         *expected,
         Message.assistant("Fine"),
     ]
-    assert "Hello there\n" in output and "no adapter · 1 prompt tokens · 2 tokens in" in output
+    assert "Hello there\n" in output and "no adapter · 1 prompt token · 2 tokens in" in output
     assert "6 prompt tokens" in output and "Fine\n" in output
 
 

@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -37,6 +36,5 @@ def test_a_damaged_clip_prints_nothing(capfd: pytest.CaptureFixture[str]) -> Non
 def test_other_lines_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with mpg123.without_messages():
         os.write(2, b"[src/libmpg123/layer3.c:do():1] error: x\nNote: y\n\nours\n")
-        print("and ours", file=sys.stderr)
-    print("after", file=sys.stderr)
-    assert capfd.readouterr().err == "ours\nand ours\nafter\n"
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "ours\nafter\n"
