@@ -57,7 +57,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.transcription import longform
-from polyphi.transcription.longform import LONGEST_RECORDING
+from polyphi.transcription.options import LONGEST_RECORDING
 
 log = logging.getLogger(__name__)
 

@@ -132,19 +132,22 @@ def _transcribe_files(
 ) -> None:
     """Transcribe what isn't transcribed yet; exits with 1 if a file fails. The model is loaded only for files that can
     be read."""
-    import polyphi
-    from polyphi.checkpoints.fingerprint import fingerprint
-    from polyphi.checkpoints.read import locate
-    from polyphi.transcription.files import find, select, targets, transcribe_files
+    from polyphi.transcription.recordings import find, select, targets
 
     recordings = targets(find(files), out, options.form)
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
-    check_model(model, quant, adapter=options.adapter, parts=[Audio(recordings[0].path)])
-    if out is not None:
+    if out is not None:  # its transcripts depend on the model
+        from polyphi.checkpoints.fingerprint import fingerprint
+        from polyphi.checkpoints.read import locate
+
         options = replace(options, model=f"{fingerprint(locate(model))} {quant} {kv}")
     todo, failed = select(recordings, options, force=force, console=error_console)
     if todo:
+        import polyphi
+        from polyphi.transcription.files import transcribe_files
+
+        check_model(model, quant, adapter=options.adapter, parts=[Audio(todo[0].path)])
         with load_progress() as progress:
             phi = polyphi.load(model, device=device, quant=quant, kv=kv, progress=progress)
         phi.max_audio_seconds = options.max_audio_seconds

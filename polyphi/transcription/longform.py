@@ -41,12 +41,11 @@ from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align
-from polyphi.transcription.options import language
+from polyphi.transcription.options import LONGEST_RECORDING, language
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 
-LONGEST_RECORDING = 24 * 3600.0  # s
 AUDIO_TOKENS = 12.5  # a second
 TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five
 EXTRA_TOKENS = 64  # further tokens of an answer's budget

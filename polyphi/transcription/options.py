@@ -8,6 +8,9 @@ from cyclopts import Parameter
 
 from polyphi.messages import LANGUAGES
 
+LONGEST_RECORDING = 24 * 3600.0
+"""Most seconds of a recording."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 from polyphi.transcription import files, record
+from polyphi.transcription.recordings import SUFFIXES, find, select, targets
 from tests import forked
 from tests.variants import few
 
@@ -67,10 +68,10 @@ def talks(tmp_path: Path) -> Path:
 
 def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
     log, written = Console(file=io.StringIO(), width=200), list[str]()
-    recordings = files.targets(files.find(names), out, options.get("form", "text"))
+    recordings = targets(find(names), out, options.get("form", "text"))
     force = options.pop("force", False)
     chosen = files.TranscriptOptions(**options)
-    todo, failed = files.select(recordings, chosen, force=force, console=log)
+    todo, failed = select(recordings, chosen, force=force, console=log)
     if todo:
         failed += files.transcribe_files(
             phi.engine, todo, chosen, write=written.append, console=log
@@ -94,8 +95,8 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
 def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, talks: Path) -> None:
     screen = Console(file=io.StringIO(), width=80, force_terminal=True)
     names = [str(talks / "a.wav"), str(talks / "b.flac")]
-    recordings = files.targets(files.find(names), None, "text")
-    todo, _ = files.select(recordings, files.TranscriptOptions(), console=screen)
+    recordings = targets(find(names), None, "text")
+    todo, _ = select(recordings, files.TranscriptOptions(), console=screen)
     files.transcribe_files(
         phi.engine,
         todo,
@@ -119,9 +120,9 @@ def test_the_name_of_a_file_moves_no_cursor(tmp_path: Path) -> None:
     name = tmp_path / "\x1b]0;owned\x07.wav"
     name.write_bytes(b"no audio")
     screen = PrintableConsole(file=io.StringIO(), width=400, force_terminal=True)
-    recordings = files.targets(files.find([str(name)]), None, "text")
+    recordings = targets(find([str(name)]), None, "text")
     options = files.TranscriptOptions()
-    assert files.select(recordings, options, console=screen) == ([], 1)
+    assert select(recordings, options, console=screen) == ([], 1)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert r"\x1b]0;owned\x07.wav" in text and "\x1b]" not in text
 
@@ -243,10 +244,10 @@ def test_an_interrupt_leaves_what_is_finished(
     assert len(written) == 2 and all(text.startswith("w") for text in written)
 
 
-@pytest.mark.parametrize("form", sorted(files.SUFFIXES))
+@pytest.mark.parametrize("form", sorted(SUFFIXES))
 def test_every_format_is_written(form: str, phi: Phi, talks: Path, tmp_path: Path) -> None:
     run(phi, [str(talks / "a.wav")], tmp_path, form=form, words="estimated")
-    text = (tmp_path / f"a{files.SUFFIXES[form]}").read_text()
+    text = (tmp_path / f"a{SUFFIXES[form]}").read_text()
     assert "w0 w1" in text
     if "json" in form:
         assert [w.get("word", w.get("text")) for w in json.loads(text)["words"]] == ["w0", "w1"]
@@ -260,11 +261,11 @@ def test_invalid_arguments_raise_before_anything_runs(
         ([str(talks / "old"), str(talks / "empty?")], "found none"),
     ):
         with pytest.raises(ValueError, match=message):
-            files.find(names)
+            find(names)
     soundfile.write(tmp_path / "a.wav", say([1], [0.1] * 2), 16000)
-    recordings = files.find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
+    recordings = find([str(talks / "a.wav"), str(tmp_path / "a.wav")])
     with pytest.raises(ValueError, match=r"a\.wav\.txt"):
-        files.targets(recordings, tmp_path, "text")
+        targets(recordings, tmp_path, "text")
     with pytest.raises(ValueError, match="unknown adapter 'x'"):
         run(phi, [str(talks / "a.wav")], None, adapter="x")
     failed, log, _ = run(phi, [str(talks / "gone.wav")], None)
