@@ -91,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
         members = index_members(index)
         if absent := [m for m in members if not (folder / m).is_file()]:
             raise ValueError(
-                f"{index} names {quantity(len(members), 'shard')}, without {len(absent)} of them here: "
+                f"{index} names {quantity(len(members), 'shard')}, of which {len(absent)} aren't here: "
                 f"{', '.join(absent)}"
             )
         return [folder / m for m in members]

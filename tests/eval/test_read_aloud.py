@@ -120,7 +120,7 @@ def test_a_clip_with_a_high_word_error_rate_is_tried_in_the_other_voices(
     synthesise(rows, cache)
     assert [voice for _, voice in speech_requests][2:] == ["en f3"] and len(languages) == 3
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
-    assert "WER 33.3 % (1 clips above 10 %)" in cache.summary()
+    assert "WER 33.3 % (1 clip above 10 %)" in cache.summary()
 
 
 def test_pictures_become_files(tmp_path: Path, speech_requests: list[Any]) -> None:

@@ -116,7 +116,7 @@ def test_missing_shard(tiny_config: ModelConfig, tmp_path: Path) -> None:
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
-    with pytest.raises(ValueError, match=f"1 are missing: {shards[-1].name}"):
+    with pytest.raises(ValueError, match=f"1 aren't here: {shards[-1].name}"):
         load_checkpoint(tmp_path / "model")
 
 
