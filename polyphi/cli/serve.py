@@ -76,6 +76,9 @@ def serve(
     from polyphi.serve import run
 
     adapters = parse_adapters(lora)
+    for name, folder in adapters.items():
+        if not Path(folder).expanduser().is_dir():
+            raise ValueError(f"--lora {name}={folder}: expected a folder")
     if settings.containers and find_spec("av") is None:
         raise ValueError(f"--containers needs PyAV: {pip_install('video')}")
     if settings.local is not None and not settings.local.is_dir():
@@ -88,7 +91,6 @@ def serve(
         adapters=tuple(adapters),
     )
     run.check_exposed(settings, insecure)
-    check_model(model, quant, modalities=modality, adapters=adapters)
     listening = run.bind(settings)
     if not settings.port:
         settings = replace(settings, port=listening.getsockname()[1])
@@ -104,6 +106,7 @@ def serve(
         import polyphi
         from polyphi.serve.app import create_app
 
+        check_model(model, quant, modalities=modality, adapters=adapters)
         phi = polyphi.load(
             model,
             device=device,

@@ -104,7 +104,9 @@ def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
 
 def test_too_many_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "MAX_QUARANTINED", 1)
-    with pytest.raises(RuntimeError, match=r"2 samples without a finite loss.*: questions/\d, questions/\d"):
+    with pytest.raises(
+        RuntimeError, match=r"2 samples without a finite loss.*: questions/\d, questions/\d"
+    ):
         run(tmp_path / "out", data, replace(STAGE, objective=Poisoned()), FEW)
 
 
