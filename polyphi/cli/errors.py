@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cyclopts import CycloptsError
-from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
+from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 ADVICE = {
     errno.ENOENT: "there is no such file or folder; check the path",
@@ -105,5 +105,7 @@ def usage(error: CycloptsError, program: str, words: Sequence[str]) -> str:
         text = f"unknown option {name}: {OPTIONS[name]}" if name in OPTIONS else text
     elif isinstance(error, UnusedCliTokensError) and words[:1] == ["chat"]:
         text = f'expected one prompt, found more words: {", ".join(error.unused_tokens or ())}; put it in quotes: "..."'
+    if isinstance(error, UnknownCommandError) and "Did you mean" in text:
+        text = text.partition(" Available commands")[0]
     end = "" if text.endswith((".", "?")) else "."
     return f"{text}{end} See `{command} --help`."
