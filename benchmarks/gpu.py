@@ -7,7 +7,7 @@
 It requires polyphi with its runtime dependencies and a torch for the GPU. All weights and tokens are random. Each check
 (gpu_parity.py, gpu_speed.py) runs in its own process with a time limit, so that an error, a lack of memory or a broken
 CUDA context fails its own line only; lines that a check has printed before count. Speeds have bounds on a GPU of the
-plan's table (polyphi_recipe/plan.py) only. The exit status is 1 if a line fails.
+plan's table (polyphi/planning/devices.py) only. The exit status is 1 if a line fails.
 """
 
 import argparse

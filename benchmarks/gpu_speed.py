@@ -27,7 +27,7 @@ from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe import stages
-from polyphi_recipe.plan import UTILISATION, peak_flops
+from polyphi.planning.devices import UTILISATION, peak_flops
 
 READS = 0.6
 """[ours] Least share of the rate of reading memory that decoding one sequence reaches: a step is a recorded graph of

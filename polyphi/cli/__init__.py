@@ -18,6 +18,7 @@ from polyphi.cli import (
     chat,
     doctor,
     export,
+    finetune,
     inspect,
     pull,
     serve,
@@ -37,6 +38,7 @@ app = application(
 
 for command, other_names in (
     (train.train, ()),
+    (finetune.finetune, ("tune", "sft", "lora")),
     (chat.chat, ("run", "generate", "ask", "complete", "infer", "cli", "prompt")),
     (transcribe.transcribe, ("whisper", "asr", "stt", "translate")),
     (serve.serve, ("server", "api", "start", "webui", "ui")),
@@ -133,6 +135,7 @@ SIGPIPE_EXIT = 141
 """The exit code of a program that SIGPIPE ends, in a shell."""
 COMMAND_EXTRAS = {
     **{name: name for name in ("serve", "train", "curate", "eval")},
+    "finetune": "train",
     "plan": "train",
     "recipe": "train",
     "reproduce": "all",

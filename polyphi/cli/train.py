@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -49,14 +50,15 @@ def train(
     public: PublicOption = False,
 ) -> None:
     """Train stages of the recipe, after the corpora and parent stages that they need; or a custom stage from a public
-    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md).
+    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl. `polyphi finetune` needs no stage file
+    (docs/finetune.md).
 
     For example:
 
         polyphi train vision_3_generative --out runs/nano
         polyphi train speech_2_post --size micro --out runs/micro
         polyphi train vision_2_joint --recipe lab.toml --out runs/lab
-        polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
+        polyphi train examples/finetune_sibling.py --model runs/nano/model --data rows.jsonl
         polyphi train motion.py stage_motion.py --model runs/nano/model --data motion.jsonl
     """
     from polyphi.train.interrupt import record_interrupts
@@ -85,11 +87,8 @@ def train(
         )
         return
 
-    from polyphi.checkpoints import hub, model_card
-    from polyphi.checkpoints.read import read_layout
     from polyphi.modality import defines, load_modality
-    from polyphi.runtime import distributed
-    from polyphi.train.finetune import finetune
+    from polyphi.planning.finetune import report_only
 
     files = [Path(stage) for stage in stages]
     modalities = [load_modality(file) for file in modality]
@@ -98,20 +97,42 @@ def train(
     if len(of_stages) != 1:
         names = ", ".join(map(str, of_stages)) or f"only modalities: {', '.join(stages)}"
         raise ValueError(f"expected one stage file at a time, found {names}")
-    target = hub.target(push_to_hub, public)
-    distributed.start()
-    if target and distributed.rank() == 0:
-        hub.prepare(target)
-    folder = finetune(
+    run(
         of_stages[0],
         data,
         out,
+        push_to_hub=push_to_hub,
+        public=public,
         checkpoint=model,
         finetuning=finetuning,
         options=options,
         modalities=modalities,
-        report=lambda text: console.print(text, highlight=False, soft_wrap=True),
+        choose=report_only,
     )
+
+
+def run(
+    stage: Path | str,
+    data: Sequence[str],
+    out: Path | None,
+    *,
+    push_to_hub: str | None,
+    public: bool,
+    **settings: Any,
+) -> None:
+    """Fine-tune on own rows and upload the model, if a repository is named. `settings` are further arguments of
+    `polyphi.train.finetune.finetune`."""
+    from polyphi.checkpoints import hub, model_card
+    from polyphi.checkpoints.read import read_layout
+    from polyphi.runtime import distributed
+    from polyphi.train.finetune import finetune
+
+    target = hub.target(push_to_hub, public)
+    distributed.start()
+    if target and distributed.rank() == 0:
+        hub.prepare(target)
+    report = partial(console.print, highlight=False, soft_wrap=True)
+    folder = finetune(stage, data, out, report=report, **settings)
     if target and distributed.rank() == 0:
         model_card.write(folder, read_layout(folder), push_to_hub)
         console.print(f"pushed to {hub.push(folder, target)}")

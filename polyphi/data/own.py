@@ -33,7 +33,8 @@ def build(
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and return
-    its manifest, in which `left_out` is the number of unusable rows. `columns` maps names of `COLUMNS` to those of the
+    its manifest, in which `left_out` is the number of unusable rows and `parts` the numbers of images, audio clips and
+    other items. `columns` maps names of `COLUMNS` to those of the
     rows, `readers` are those of users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are
     counted and left out."""
     columns = columns or {}
@@ -43,7 +44,7 @@ def build(
     path, pipeline = folder / split / "manifest.json", _fingerprint(sources, columns)
     if path.exists():
         manifest: dict[str, Any] = json.loads(path.read_text())
-        if manifest["pipeline"] == pipeline:
+        if manifest["pipeline"] == pipeline and "parts" in manifest:
             return manifest
     every = [file for source in sources for file in find(source)]
     local = [file.path for file in every if not is_remote(file.path)]
@@ -82,6 +83,7 @@ def build(
 
     manifest = shards.write(folder / split, samples(), pipeline=pipeline)
     manifest["left_out"] = len(errors)
+    manifest["parts"] = dict(part_counts)
     write_json(path, manifest)
     left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
     if not manifest["rows"]:

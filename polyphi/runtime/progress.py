@@ -3,10 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -97,23 +97,39 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return numbers
 
 
+Item = TypeVar("Item")
+
+
+class Advance(Protocol):
+    """Shows that `step` is done. With `part`, a name and a total, `step` counts what is done of a part of the work
+    between two steps, such as the packs of an evaluation."""
+
+    def __call__(self, step: int, text: str, part: tuple[str, int] | None = None) -> None: ...
+
+
+def counted(items: Iterable[Item], total: int, advance: Advance, name: str) -> Iterator[Item]:
+    """Yield items of a part of the work, `total` in number, and show each when it is done."""
+    for number, item in enumerate(items, 1):
+        yield item
+        advance(number, "", (name, total))
+
+
 @contextmanager
-def progress(
-    name: str, total: int | None, done: int = 0, quiet: bool = False
-) -> Iterator[Callable[[int, str], None]]:
-    """Yields `advance(step, text)`: a bar on a terminal, otherwise a line every 20 s; no output if `quiet`. `total` is
-    None where it isn't known."""
+def progress(name: str, total: int | None, done: int = 0, quiet: bool = False) -> Iterator[Advance]:
+    """Yields `advance`: a bar on a terminal, and a second one below it for a part of the work; otherwise a line every
+    20 s; no output if `quiet`. `total` is None where it isn't known."""
     if quiet:
-        yield lambda step, text: None
+        yield lambda step, text, part=None: None
         return
     if not sys.stdout.isatty():
         last = time.monotonic()
 
-        def line(step: int, text: str) -> None:
+        def line(step: int, text: str, part: tuple[str, int] | None = None) -> None:
             nonlocal last
             if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                print(f"  {name} {step}{'' if total is None else f'/{total}'} {text}", flush=True)
+                title, of = (name, total) if part is None else (f"{name} {part[0]}", part[1])
+                print(f"  {title} {step}{'' if of is None else f'/{of}'} {text}", flush=True)
 
         yield line
         return
@@ -127,7 +143,43 @@ def progress(
     )
     with Progress(*columns, console=Console(), transient=True) as bar:
         task = bar.add_task(name, total=total, completed=done, text="")
-        yield lambda step, text: bar.update(task, completed=step, text=text)
+        part_task = bar.add_task("", total=None, text="", visible=False)
+
+        def update(step: int, text: str, part: tuple[str, int] | None = None) -> None:
+            if part is None:
+                bar.update(task, completed=step, text=text)
+            else:
+                bar.update(part_task, description=f"  {part[0]}", total=part[1], completed=step)
+            bar.update(part_task, visible=part is not None and step < part[1])
+
+        yield update
+
+
+class Clock:
+    """The remaining time of work from step `done` on of `total` steps, as measured: once, when steps have taken 20
+    seconds. Data, evaluations and checkpoints between the steps count."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._first, self._total, self._start = done, total, time.monotonic()
+        self._reported = False
+
+    def remaining(self, step: int) -> str:
+        """A line of text after `step` steps, empty where none is due."""
+        seconds, steps = time.monotonic() - self._start, step - self._first
+        if self._reported or seconds < SECONDS_BETWEEN_LINES or steps < 1:
+            return ""
+        self._reported = True
+        left = seconds / steps * (self._total - step)
+        return f"  {seconds / steps:.3g} s a step, measured: about {duration(left)} to go"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, with two digits: 45 s, 12 min, 3.5 h, 2.4 days."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size * (2 if unit == "days" else 1):
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{max(1, round(seconds))} s"
 
 
 def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:

@@ -214,9 +214,13 @@ class Checkpoints:
             raise ValueError(f"{problems[0]}; remove {self.folder} to start the stage again")
         return None
 
-    def drop(self) -> None:
-        """Remove all checkpoints, once the stage is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def drop(self, keep_latest: bool = False) -> None:
+        """Remove all checkpoints, or all but the latest, once the stage is finished."""
+        if not keep_latest:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for old in self._complete()[1:]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _name(step: int) -> str:

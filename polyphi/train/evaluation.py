@@ -87,6 +87,11 @@ class EvalRows:
         return len(self._samples)
 
     @property
+    def packs_each(self) -> int:
+        """The number of packs of each process."""
+        return -(-len(self._groups) // self._world)
+
+    @property
     def hashes(self) -> dict[str, list[str]]:
         """The SHA-256 of each corpus's shards."""
         return {n: [s["sha256"] for s in x.manifest["shards"]] for n, x in self._shards.items()}
@@ -125,6 +130,8 @@ def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Non
 def line(record: Mapping[str, Any], best_step: int | None) -> str:
     """A line for the log: the loss, the step of the lowest one, the first answer."""
     text = f"  step {record['step']}: evaluation loss {record['loss']:.4f}"
+    if "accuracy" in record:  # of preference pairs
+        text += f", accuracy {record['accuracy']:.2f}, margin {record['margin']:.3f}"
     if best_step is not None and best_step != record["step"]:
         text += f" (lowest at step {best_step})"
     answers = record.get("answers")

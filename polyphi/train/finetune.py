@@ -1,19 +1,26 @@
-"""Fine-tuning a published checkpoint on own data: one stage file, one command (docs/finetune.md).
+"""Fine-tuning a published checkpoint on own data by one command (docs/finetune.md).
 
+    polyphi finetune vision --model microsoft/Phi-4-multimodal-instruct --data mine.jsonl --out runs/mine
     polyphi train my_stage.py --model microsoft/Phi-4-multimodal-instruct --data mine.jsonl --out runs/mine
 
-The file defines a `Stage`, like those of the recipe. Parameters that its `trainable` doesn't match keep their values
-and dtype, which the hashes in the manifest prove; trained parameters are float32. The folder then holds::
+The stage is a built-in one (finetune_stages.py), or that of a file, like those of the recipe.
+Parameters that its `trainable` doesn't match keep their values and dtype, which the hashes in the manifest prove;
+trained parameters are float32. The folder then holds::
 
     DIR/data/CORPUS/{train,eval}/  own data as shards
     DIR/{manifest.json,metrics.jsonl,evaluations.jsonl,loss.png}
+    DIR/checkpoints/            the last one stays, so that the run can get more steps
     DIR/trained.safetensors     the trained tensors, in float32
     DIR/report.html             losses, answers and counts
     DIR/model/                  the whole model in a public layout: `polyphi chat DIR/model`
 """
 
+import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -23,13 +30,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.checkpoints import model_card
-from polyphi.checkpoints.modalities import create, folders, load
+from polyphi.checkpoints.modalities import create, folders, load, with_modalities
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     files_beside,
     load_checkpoint,
     locate,
+    read_config,
     read_layout,
     read_quantization,
     stored_types,
@@ -38,28 +46,71 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
-from polyphi.modality import Modality, run_file
+from polyphi.modality import Further, Modality, run_file
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.item_reader import ItemReader
+from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
+from polyphi.train.epochs import RowTokens, row_tokens, steps_of
 from polyphi.train.evaluation import SPLIT
+from polyphi.train.finetune_stages import check_model, for_rows, named_stage
 from polyphi.train.loss import head_of
 from polyphi.train.monitor import evaluations, fixed_samples
 from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.report import finetune as page
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.state import TRAINED, choose_precision
+from polyphi.train.state import METRICS, TRAINED, choose_precision
 from polyphi.train.trainer import Caller, Report, train
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A run whose rows are read and whose weights aren't. `stage` has its learning rates and `config` its adapters;
+    `data` holds the corpora, `precision` is "bf16" or "fp32"."""
+
+    stage: Stage
+    config: ModelConfig
+    processor: Processor
+    data: Path
+    out: Path
+    precision: str
+    finetuning: FinetuneOptions
+    options: TrainOptions
+    report: Report
+
+    @cached_property
+    def rows(self) -> dict[str, RowTokens]:
+        """Tokens of the rows of each corpus."""
+        return row_tokens(self.stage, self.processor, self.data)
+
+    def budget(self, finetuning: FinetuneOptions) -> Budget:
+        """The budget by these options; what they don't have is the stage's."""
+        batch = finetuning.batch_tokens or self.stage.batch_tokens
+        steps = finetuning.steps or self.stage.steps
+        if finetuning.epochs is not None:
+            steps = steps_of(finetuning.epochs, self.rows, batch)
+        return Budget(steps, batch, self.stage.context, finetuning.lr_factor)
+
+
+Choose = Callable[[Draft], tuple[FinetuneOptions, TrainOptions]]
+"""Decides on the length of a run and its use of the machine, or only reports them; raises ValueError where the machine
+is too small. The first process calls it for all."""
+
+
+def as_requested(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
+    """The options as they are."""
+    return draft.finetuning, draft.options
+
+
 def finetune(
-    stage: Stage | Path,
+    stage: Stage | Path | str,
     data: Sequence[str],
     out: Path | None = None,
     *,
@@ -67,22 +118,31 @@ def finetune(
     finetuning: FinetuneOptions = FinetuneOptions(),  # noqa: B008 - frozen
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     modalities: Sequence[Modality] = (),
+    choose: Choose = as_requested,
     report: Report = rich.print,
 ) -> Path:
-    """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
+    """Train `stage` from a published checkpoint; returns the folder of the exported model. A `Path` is a stage file, a
+    text the name of a built-in stage (finetune_stages.py), such as "vision".
 
-    `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora. `checkpoint`, and `steps` and
-    `batch_tokens` of `finetuning`, replace the values of the stage. `modalities` are users' (docs/modality.md): one
-    that the checkpoint doesn't have is added with initial weights. With `options.base` the frozen weights are quantized
-    for the training; the exported model has them as in the checkpoint. `report` prints messages. Where the precision of
-    `options` is "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen only if they
-    fit into free memory. The same call resumes an interrupted one.
+    `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora. `checkpoint`, and `steps`,
+    `epochs` and `batch_tokens` of `finetuning`, replace the values of the stage. `modalities` are users'
+    (docs/modality.md): one that the checkpoint doesn't have is added with initial weights. With `options.base` the
+    frozen weights are quantized for the training; the exported model has them as in the checkpoint. `choose` may change
+    the options once the rows are read. `report` prints messages. Where the precision of `options` is "auto" and none is
+    recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
+    call resumes an interrupted one; one with more steps continues it, whether it is finished or not.
 
-    Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
+    Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters. A new folder is
+    removed again where the call fails before its first step.
     """
-    stage = load_stage(stage) if isinstance(stage, Path) else stage
+    built_in = isinstance(stage, str)
+    if isinstance(stage, str):
+        stage = named_stage(stage)
+    elif isinstance(stage, Path):
+        stage = load_stage(stage)
     out = Path("runs") / stage.name if out is None else Path(out)
     distributed.start()
+    first = distributed.rank() == 0
     sources = _sources(stage, data)
     eval_sources = _sources(stage, finetuning.eval_data, every=False)
     named = _columns(list(sources), finetuning.columns)
@@ -94,10 +154,165 @@ def finetune(
             f"{folder} is quantized to {scheme} and can't be trained; start from the unquantized checkpoint"
         )
     files_beside(folder, read_layout(folder))  # raises before the training, not after it
-    free = free_memory(device)
-    needed = placement.size(stored_types(folder), torch.float32)
+    if built_in:
+        check_model(stage, read_config(folder).adapters, source)
+    else:  # raises before the rows are read, which may take long
+        _sketch(stage, folder, modalities)
+    with _removed_if_refused(out):
+        if first:
+            contents = [
+                own.build(
+                    out / "data" / corpus,
+                    corpus_sources,
+                    columns=named[corpus],
+                    skip_bad=finetuning.skip_bad,
+                    split=split,
+                    readers={m.name: ItemReader(m) for m in modalities},
+                    report=report,
+                )
+                for split, of_split in (("train", sources), (SPLIT, eval_sources))
+                for corpus, corpus_sources in of_split.items()
+            ]
+        distributed.wait()
+        if built_in:
+            parts = distributed.all_gather(contents[0]["parts"] if first else None)[0]
+            stage = for_rows(stage, parts, read_config(folder).adapters)
+        sketch = _sketch(stage, folder, modalities)
+        stage = with_default_lrs(stage, sketch.config.adapters)
+        trainable = stage.learning_rates(n for n, _ in sketch.named_parameters())
+        free = free_memory(device)
+        needed = placement.size(stored_types(folder), torch.float32)
+        quantized = frozen_parts(sketch, options.base, trainable, device) if options.base else []
+        needed -= sum(4 * prod(part.shape) for part in quantized)
+        choice = choose_precision(
+            options.precision,
+            out,
+            device,
+            lambda: products((p.shape, n in trainable) for n, p in sketch.named_parameters()),
+            min(options.machine.micro_tokens, finetuning.batch_tokens or stage.batch_tokens),
+            lambda choice: _fitting_choice(choice, needed, free),
+        )
+        if first:
+            report(f"precision {choice}")
+        processor = make_processor(sketch.config, Tokenizer.load(folder))
+        draft = Draft(
+            stage,
+            sketch.config,
+            processor,
+            out / "data",
+            out,
+            choice.precision,
+            finetuning,
+            options,
+            report,
+        )
+        chosen = choose(draft) if first else None
+        budget = draft.budget(chosen[0]) if chosen else None
+        (chosen, budget), *_ = distributed.all_gather((chosen, budget))
+        assert chosen is not None and budget is not None
+        finetuning, options = chosen
+
+        model, origins = _load(stage, folder, source, processor, modalities, options, device)
+        stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        if options.base is not None:
+            with progress.progress(
+                f"frozen weights to {options.base}", len(quantized), quiet=not first
+            ) as advance:
+                quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
+        for name, parameter in model.named_parameters():
+            lookup = name == EMBEDDING and not isinstance(head_of(model), Tensor)  # quantized copy
+            if (choice.precision == "fp32" and not lookup) or name in trainable:
+                parameter.data = parameter.data.float()
+        train(
+            stage,
+            budget,
+            model,
+            processor,
+            out / "data",
+            out,
+            options=options,
+            caller=Caller(
+                precision=choice,
+                origins=origins,
+                evaluation=evaluations(
+                    finetuning, stage, budget.steps, list(eval_sources), out / "data", processor
+                ),
+                exported=out / "model",
+                rows_reach_trainable=built_in,
+                report=report,
+            ),
+        )
+    if first and not (out / "model").exists():
+        config, tensors = model.config, dict(model.state_dict())
+        if options.machine.fsdp > 1:  # this process has parts of the layers
+            tensors = load_file(out / TRAINED)
+        del model  # with its quantized weights
+        give_back()
+        layout = _export(config, tensors, stored, folder, out / "model")
+        report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
+    if first:
+        samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
+        report(f"wrote {page.write(out, stage, samples)}")
+    return out / "model"
+
+
+@contextmanager
+def _removed_if_refused(out: Path) -> Iterator[None]:
+    """Remove what a call wrote to a new or empty folder where it fails before its first step, and the folder."""
+    absent = [path for path in (out, *out.parents) if not path.exists()]
+    is_new = bool(absent) or not any(out.iterdir())
+    try:
+        yield
+    except Exception:
+        if is_new and distributed.rank() == 0 and not (out / METRICS).exists():
+            for path in out.iterdir() if out.exists() else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in absent:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
+def _sketch(stage: Stage, folder: Path, modalities: Sequence[Modality]) -> PhiModel:
+    """The model in training on the meta device: with users' modalities and the stage's adapters. Raises ValueError
+    where the stage names tensors or adapters that it doesn't have, or trains an adapter that gets no data."""
+    config, stored_modalities = read_config(folder), folders(folder)
+    for modality in modalities:
+        name = modality.name
+        if name in stored_modalities:
+            config = with_modalities(config, [modality], folder)
+            continue
+        adapter = stage.adapters.get(name, modality.adapter)
+        if isinstance(adapter, str):
+            raise ValueError(f"{stage.name}: the adapter of {name} is new and can't be a copy")
+        config = replace(
+            config,
+            further={**config.further, name: Further(modality, modality.config(), 0)},
+            adapters={**config.adapters, name: adapter},
+        )
+    with torch.device("meta"):
+        model = PhiModel(config)
+        for name, like in stage.adapters.items():
+            if name not in config.further:
+                add_adapter(model, name, like)
+    stage = with_default_lrs(stage, model.config.adapters)
+    trainable = stage.learning_rates(n for n, _ in model.named_parameters())
+    _check_routes(stage, model, trainable)
+    return model
+
+
+def _load(
+    stage: Stage,
+    folder: Path,
+    source: str,
+    processor: Processor,
+    modalities: Sequence[Modality],
+    options: TrainOptions,
+    device: torch.device,
+) -> tuple[PhiModel, dict[str, str]]:
+    """The checkpoint's model with users' modalities, which are added to the processor, and the stage's adapters; and
+    where each tensor's values come from."""
     model = load_checkpoint(folder, device=device, apart=options.base is not None)
-    processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     stored_modalities = folders(folder)
     for modality in modalities:
@@ -108,8 +323,7 @@ def finetune(
             origins |= dict.fromkeys(known, source)
         else:
             adapter = stage.adapters.get(name, modality.adapter)
-            if isinstance(adapter, str):
-                raise ValueError(f"{stage.name}: the adapter of {name} is new and can't be a copy")
+            assert not isinstance(adapter, str)  # `_sketch` raises
             create(model, processor, modality, adapter, options.seed)
     for name, like in stage.adapters.items():
         if name in model.config.further:
@@ -118,76 +332,7 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    stage = with_default_lrs(stage, model.config.adapters)
-    trainable = stage.learning_rates(n for n, _ in model.named_parameters())
-    _check_routes(stage, model, trainable)
-    batch = finetuning.batch_tokens or stage.batch_tokens
-    quantized = frozen_parts(model, options.base, trainable, device) if options.base else []
-    needed -= sum(4 * prod(part.shape) for part in quantized)
-    choice = choose_precision(
-        options.precision,
-        out,
-        device,
-        lambda: products((p.shape, name in trainable) for name, p in model.named_parameters()),
-        min(options.machine.micro_tokens, batch),
-        lambda choice: _fitting_choice(choice, needed, free),
-    )
-    if distributed.rank() == 0:
-        report(f"precision {choice}")
-    stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    if options.base is not None:
-        with progress.progress(
-            f"frozen weights to {options.base}", len(quantized), quiet=distributed.rank() > 0
-        ) as advance:
-            quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
-    for name, parameter in model.named_parameters():
-        lookup = name == EMBEDDING and not isinstance(head_of(model), Tensor)  # a quantized copy
-        if (choice.precision == "fp32" and not lookup) or name in trainable:
-            parameter.data = parameter.data.float()
-
-    if distributed.rank() == 0:
-        for split, of_split in (("train", sources), (SPLIT, eval_sources)):
-            for corpus, corpus_sources in of_split.items():
-                own.build(
-                    out / "data" / corpus,
-                    corpus_sources,
-                    columns=named[corpus],
-                    skip_bad=finetuning.skip_bad,
-                    split=split,
-                    readers={name: processor.readers[name] for name in model.config.further},
-                    report=report,
-                )
-    distributed.wait()
-    steps = finetuning.steps or stage.steps
-    train(
-        stage,
-        Budget(steps, batch, stage.context, finetuning.lr_factor),
-        model,
-        processor,
-        out / "data",
-        out,
-        options=options,
-        caller=Caller(
-            precision=choice,
-            origins=origins,
-            evaluation=evaluations(
-                finetuning, stage, steps, list(eval_sources), out / "data", processor
-            ),
-            report=report,
-        ),
-    )
-    if distributed.rank() == 0 and not (out / "model").exists():
-        config, tensors = model.config, dict(model.state_dict())
-        if options.machine.fsdp > 1:  # this process has parts of the layers
-            tensors = load_file(out / TRAINED)
-        del model  # with its quantized weights
-        give_back()
-        layout = _export(config, tensors, stored, folder, out / "model")
-        report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
-    if distributed.rank() == 0:
-        samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
-        report(f"wrote {page.write(out, stage, samples)}")
-    return out / "model"
+    return model, origins
 
 
 def _export(

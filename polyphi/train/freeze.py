@@ -70,8 +70,11 @@ def frozen_hashes(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str
     return result
 
 
-def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.device) -> None:
-    """After the first backward: raise RuntimeError where a trained group has no gradient or a frozen tensor has one."""
+def check_gradients(
+    stage: Stage, parameters: dict[str, Tensor], device: torch.device, reached_later: bool = False
+) -> None:
+    """After the first backward: raise RuntimeError where a trained group has no gradient, unless rows of later steps are
+    known to reach it, or a frozen tensor has one."""
     by_glob = groups(stage, parameters)
     has_gradient = [
         any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()
@@ -79,7 +82,7 @@ def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.d
     for (glob, names), reached in zip(
         by_glob.items(), distributed.any_rank(*has_gradient, device=device), strict=True
     ):
-        if not reached:
+        if not (reached or reached_later):
             raise RuntimeError(
                 f"{stage.name}: {glob!r} is trainable, but its {len(names)} tensors got no gradient in the first step; "
                 "add a corpus to the mix that uses them (such as one with audio for the audio encoder)"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter, Token
-from cyclopts.types import PositiveInt
+from cyclopts.types import PositiveFloat, PositiveInt
 
 MACHINE = Group("Machine (no effect on the result)", sort_key=1)
-OWN = Group("Custom stage (a .py file)", sort_key=2)
+OWN = Group("Fine-tuning (with `train`: of a stage file)", sort_key=2)
 
 SeedOption = Annotated[
     int, Parameter(help="Seed of the draws of samples, the initial weights and dropout.")
@@ -142,13 +142,19 @@ class FinetuneOptions:
     patience: PositiveInt | None = None
     """Stop after this many evaluations without a lower loss; the best step is exported."""
     steps: PositiveInt | None = None
-    """Steps; default: the stage's."""
+    """Steps; default: the stage's. A run can get more when it is started again."""
+    epochs: PositiveFloat | None = None
+    """Times that each row is used, instead of --steps."""
     batch_tokens: PositiveInt | None = None
     """Tokens of a step; default: the stage's."""
     lr_factor: float = 1.0
     """Factor for the stage's learning rates."""
 
     def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"expected --steps or --epochs, found --steps {self.steps} and --epochs {self.epochs:g}"
+            )
         if not self.eval_data and (self.eval_every is not None or self.patience is not None):
             raise ValueError(
                 "--eval-every and --patience need evaluation rows; expected --eval-data FILE, found none"

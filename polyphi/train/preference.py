@@ -46,6 +46,7 @@ from polyphi.train.loss import head_of, owners, token_losses
 from polyphi.train.stage import HasTokenizer
 
 REFERENCE = "reference.jsonl"
+PAIR_METRICS = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_nll")
 
 
 def key(row: Batch) -> str:
@@ -87,8 +88,12 @@ class References:
         return torch.tensor([self._by_key[k] for k in batch.keys], device=batch.ids.device)
 
     def log_probs(self, model: PhiModel, batch: Batch) -> dict[str, float]:
-        """Log-probabilities of a pack's sequences by key, computed by `model`; only `precompute` stores them."""
+        """Log-probabilities of a pack's sequences by key, computed by `model`, without storing them."""
         return dict(zip(batch.keys, self._answer_log_probs(model, batch).tolist(), strict=True))
+
+    def add(self, by_key: Mapping[str, float]) -> None:
+        """Store the log-probabilities of further rows, which `precompute` doesn't reach."""
+        self._by_key |= by_key
 
     def precompute(
         self,
@@ -189,12 +194,6 @@ class DPO:
         lengths = torch.bincount(owners(batch, batch.supervised), minlength=batch.sequences)[0::2]
         nll = -policy[0::2] / lengths.clamp(min=1)
         total = (self.nll * nll - F.logsigmoid(margin)).sum()
-        metrics = {
-            "accuracy": (margin > 0).float(),
-            "margin": margin,
-            "chosen_reward": chosen,
-            "rejected_reward": rejected,
-            "chosen_nll": nll,
-        }
-        sums = torch.stack([metric.detach().sum() for metric in metrics.values()]).tolist()
-        return total, batch.sequences // 2, dict(zip(metrics, sums, strict=True))
+        metrics = ((margin > 0).float(), margin, chosen, rejected, nll)
+        sums = torch.stack([metric.detach().sum() for metric in metrics]).tolist()
+        return total, batch.sequences // 2, dict(zip(PAIR_METRICS, sums, strict=True))

@@ -138,6 +138,11 @@ def choose_precision(
     return shared
 
 
+def with_steps(identity: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The identity of the same run with another number of steps."""
+    return {**identity, "budget": {**identity["budget"], "steps": steps}}
+
+
 def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:
     """Raise ValueError where a run differs from the one that `out` holds."""
     for key, value in identity.items():
@@ -203,7 +208,8 @@ class TrainState:
     gradient norms. `quarantined`: ids of samples with a non-finite loss. `rejected_steps` and `rejected_in_a_row`:
     steps whose update was rejected, in all and just now. `rollbacks`: times the run went back to a checkpoint.
     `evaluated_step`: the step of the last evaluation. `best_step` and `best_loss`: those of the evaluation with the
-    lowest loss. `evaluations_since_best`: evaluations after it.
+    lowest loss. `evaluations_since_best`: evaluations after it. `schedule_changes`: pairs of a step and the number of
+    steps that the learning rate's schedule had before it, where that has grown.
     """
 
     step: int = 0
@@ -220,6 +226,7 @@ class TrainState:
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_since_best: int = 0
+    schedule_changes: list[list[int]] = dataclasses.field(default_factory=list)
 
     def advance(self, data: StepRows) -> None:
         """Count a step, accepted or rejected: the loader continues after its draws."""
@@ -290,8 +297,9 @@ class TrainState:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TrainState":
-        """The state that `state.json` holds."""
-        return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
+        """The state that `state.json` holds; fields that an earlier version didn't write have their defaults."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        return cls(**{name: stored[name] for name in names if name in stored})
 
 
 def _first_ids(ids: Sequence[str]) -> str:

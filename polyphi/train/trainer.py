@@ -13,9 +13,11 @@ exactly the results of a run that was never stopped.
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import platform
+import shutil
 import time
 import zlib
 from collections import Counter
@@ -58,7 +60,7 @@ from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.options import TrainOptions
-from polyphi.train.preference import REFERENCE, References
+from polyphi.train.preference import DPO, PAIR_METRICS, REFERENCE, References
 from polyphi.train.stage import Budget, Comparing, Stage
 from polyphi.train.stage_loss import StageLoss
 from polyphi.train.state import (
@@ -76,6 +78,7 @@ from polyphi.train.state import (
     identity_of,
     must_continue,
     restore,
+    with_steps,
 )
 
 TRIM_SECONDS = 5
@@ -95,8 +98,10 @@ class Caller:
     from. `evaluation`: rows of the split `eval` of some corpora are evaluated (None: none). `title` is the run's name
     in trackers, by default the stage's. `watch(model)` is evaluated every `watch_every` steps. `flops(pack)` counts
     the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
-    utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `report` prints messages of the first
-    process.
+    utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `exported` is the folder of the model that
+    a user's run is exported to: such a run may get more steps later, so its last checkpoint stays, and the folder is
+    removed when it does. `rows_reach_trainable`: the data are known to have rows for all that is trained, if not in the
+    first step. `report` prints messages of the first process.
     """
 
     precision: Choice | None = None
@@ -108,6 +113,8 @@ class Caller:
     flops: Callable[[Batch], float] | None = None
     peak_flops: float | None = None
     checkpoint_seconds: float = 60.0
+    exported: Path | None = None
+    rows_reach_trainable: bool = False
     report: Report = rich.print
 
 
@@ -133,7 +140,7 @@ def train(
     KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     trainer = Trainer(stage, budget, model, processor, data, out, options, caller)
-    if (out / MANIFEST).exists():
+    if (out / MANIFEST).exists() and not trainer.extends():
         return finished(out, trainer.identity, trainer.parameters)
     trainer.start()
     trainer.loop()
@@ -230,10 +237,10 @@ class Trainer:
         # Evaluation rows, and early stopping by their loss.
         self.eval_rows = early_stopping = None
         if caller.evaluation is not None:
-            if not isinstance(stage.objective, NextToken):
+            if not isinstance(stage.objective, NextToken | DPO):
                 raise ValueError(
-                    f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken: "
-                    "leave --eval-data out"
+                    f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken "
+                    "or DPO: leave --eval-data out"
                 )
             self.eval_rows = EvalRows(
                 data, caller.evaluation.corpora, rows, self.capacity, reader, readers
@@ -270,7 +277,8 @@ class Trainer:
                     f"{stage.name} precomputes reference log-probs, which works only without rollbacks; expected a "
                     "guard that skips rejected steps, found 'roll-back': leave --on-spike at skip"
                 )
-            start = {**self.identity, "start": hashes(self.parameters)}
+            # Not of the number of steps, which may grow: rows of further steps are computed from where it ended.
+            start = {**with_steps(self.identity, 0), "start": hashes(self.parameters)}
         if machine.fsdp > 1:
             parallel.shard(model, self.choice.precision, machine.fsdp)
             self.parameters = named(model, self.head)
@@ -303,20 +311,84 @@ class Trainer:
                 start,
                 f"{stage.name}, reference",
             )
+            self._evaluation_reference(reference)
 
         self.frozen = frozen_hashes(model, self.parameters)
         self.table = trainable_rows(stage, self.budget, self.parameters, self.caller.origins)
         self.checkpoints = checkpoint.Checkpoints(self.out / CHECKPOINTS, machine.background)
         stored = self.checkpoints.find()
         if stored is None:
+            if (self.out / METRICS).exists():
+                self.caller.report(
+                    f"  the earlier run in {self.out} stopped before its first checkpoint: starts from step 0"
+                )
             self.caller.report(as_table(self.table))
         else:
-            must_continue(stored, self.out, self.identity, self.frozen)
+            before = self._steps_before(stored.state["identity"])
+            must_continue(
+                stored,
+                self.out,
+                with_steps(self.identity, before or self.budget.steps),
+                self.frozen,
+            )
             self.state = self._restored(stored)
             self.loader.restore(self.state.draws, self.state.corrupt)
             self.caller.report(f"  resumes from step {self.state.step} of {self.budget.steps}")
+            if before:
+                self._report_schedule(before)
         if self.caller.precision is None:
             self.caller.report(f"  precision {self.choice}")
+
+    def _steps_before(self, identity: Mapping[str, Any]) -> int | None:
+        """The number of steps of an earlier run with this `identity`, where this one is the same with more steps."""
+        steps: int = identity["budget"]["steps"]
+        if self.caller.exported is None or steps >= self.budget.steps:
+            return None
+        same = with_steps(self.identity, steps)
+        return steps if all(identity.get(key) == value for key, value in same.items()) else None
+
+    def extends(self) -> bool:
+        """Whether the run in the folder is finished and gets more steps now; its manifest and model are then removed.
+        Raises ValueError where it has no checkpoint to continue from."""
+        steps = self._steps_before(json.loads((self.out / MANIFEST).read_text()))
+        if steps is None:
+            return False
+        if not (self.out / CHECKPOINTS).exists():
+            raise ValueError(
+                f"{self.out} is finished after {steps} steps and has no checkpoint, so it can't get more; train its "
+                f"model in another folder: --model {self.out / 'model'}"
+            )
+        distributed.wait()  # all processes must have read the manifest
+        if distributed.rank() == 0:
+            assert self.caller.exported is not None
+            shutil.rmtree(self.caller.exported, ignore_errors=True)
+            (self.out / MANIFEST).unlink()
+        distributed.wait()
+        return True
+
+    def _report_schedule(self, before: int) -> None:
+        """Record and report that the learning rate follows another schedule from this step on."""
+        step, steps = self.state.step, self.budget.steps
+        self.state.schedule_changes = [*self.state.schedule_changes, [step, before]]
+        old, new = (self.stage.schedule.factor(step, n) for n in (before, steps))
+        self.caller.report(
+            f"  {steps} steps instead of {before}: from here on the learning rate is that of a run of {steps} "
+            f"({new:.2f} of its peak, {old:.2f} until now); a run of {steps} from the start differs"
+        )
+
+    def _evaluation_reference(self, reference: References) -> None:
+        """Compute the reference log-probabilities of the evaluation rows, by the weights at the start."""
+        if self.eval_rows is None:
+            return
+        title, quiet = f"{self.stage.name}, reference of evaluation rows", distributed.rank() > 0
+        with (
+            torch.no_grad(),
+            self.loss.autocast(self.device),
+            progress.progress(title, self.eval_rows.packs_each, quiet=quiet) as advance,
+        ):
+            for number, item in enumerate(self.eval_rows.packs(), 1):
+                reference.add(reference.log_probs(self.model, item.batch.to(self.device)))
+                advance(number, "")
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trained.items()}
@@ -347,10 +419,13 @@ class Trainer:
                 self.stage.name, self.budget.steps, self.state.step, quiet
             ) as advance,
         ):
-            self.evaluate()
+            self.evaluate(advance)
+            clock = progress.Clock(self.state.step, self.budget.steps)
             while self.state.step < self.budget.steps and not self.stopped_early:
                 record = self.step()
-                self.evaluate()
+                if message := clock.remaining(self.state.step):
+                    self.caller.report(message)
+                self.evaluate(advance)
                 if record is None:
                     continue
                 advance(self.state.step, f"loss {record['loss']:.3f}")
@@ -367,6 +442,8 @@ class Trainer:
                 if stop:
                     self.checkpoints.wait()
                     raise KeyboardInterrupt
+            if self.caller.exported is not None:  # it may get more steps later
+                self._save()
             self.checkpoints.wait()
             # A Ctrl-C after the last step takes effect when the stage is finished.
             self.interrupted_late = interrupted()
@@ -434,7 +511,9 @@ class Trainer:
         if not math.isfinite(record["loss"]):
             return record, math.nan
         if self.state.step == 0:
-            check_gradients(self.stage, self.parameters, self.device)
+            check_gradients(
+                self.stage, self.parameters, self.device, self.caller.rows_reach_trainable
+            )
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
 
@@ -526,9 +605,9 @@ class Trainer:
 
     # ------------------------------------------------------------------------ evaluation
 
-    def evaluate(self) -> None:
+    def evaluate(self, advance: progress.Advance) -> None:
         """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
-        step, every `every` steps, and after the last one."""
+        step, every `every` steps, and after the last one. `advance` shows the packs."""
         options, state = self.caller.evaluation, self.state
         if options is None or self.eval_rows is None or state.evaluated_step == state.step:
             return
@@ -536,8 +615,16 @@ class Trainer:
             return
         self.model.eval()
         with torch.no_grad(), evaluation.replaced(self.trained, self.averages):
-            result = self.loss.accumulate(self.eval_rows.packs())
-            losses = {key: value for key, value in result.items() if key.startswith("loss")}
+            result = self.loss.accumulate(
+                progress.counted(
+                    self.eval_rows.packs(), self.eval_rows.packs_each, advance, "evaluation"
+                )
+            )
+            losses = {
+                key: value
+                for key, value in result.items()
+                if key.startswith("loss") or key in PAIR_METRICS
+            }
             record = {"step": state.step, **losses, "supervised": result["supervised"]}
             # Layers that are sharded can't be run by one process alone.
             if options.answers and distributed.rank() == 0 and self.options.machine.fsdp == 1:
@@ -642,6 +729,7 @@ class Trainer:
             "quarantined": state.quarantined,
             "rejected_steps": state.rejected_steps,
             "rollbacks": state.rollbacks,
+            "schedule_changes": state.schedule_changes,
             "loss": {
                 "first": records[0]["loss"] if records else None,
                 "last": sum(last) / len(last) if last else None,
@@ -673,7 +761,7 @@ class Trainer:
             checkpoint.write_tensors(out / TRAINED, trained, metadata)
             progress.plot_loss(records, out / "loss.png", stage.name)
             write_json(out / MANIFEST, manifest)
-            self.checkpoints.drop()
+            self.checkpoints.drop(keep_latest=self.caller.exported is not None)
             (out / REFERENCE).unlink(missing_ok=True)
         distributed.wait()
         if self.interrupted_late:
