@@ -143,6 +143,14 @@ def with_steps(identity: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {**identity, "budget": {**identity["budget"], "steps": steps}}
 
 
+def earlier_steps(identity: Mapping[str, Any], before: Mapping[str, Any]) -> int | None:
+    """The number of steps of the run with the identity `before`, where this one is the same with more; else None."""
+    steps: int = before["budget"]["steps"]
+    same = with_steps(identity, steps)
+    more = identity["budget"]["steps"] > steps
+    return steps if more and all(before.get(key) == same[key] for key in same) else None
+
+
 def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:
     """Raise ValueError where a run differs from the one that `out` holds."""
     for key, value in identity.items():

@@ -21,7 +21,7 @@ import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ from polyphi.train.state import (
     checkpoint_tensors,
     choose_precision,
     code_revision,
+    earlier_steps,
     finished,
     identity_of,
     must_continue,
@@ -306,12 +307,17 @@ class Trainer:
             reference.precompute(
                 self.loader,
                 self.budget.steps,
-                lambda data: self._reference_log_probs(reference, data),
+                lambda data: self._reference_log_probs(reference, self._packs(data)),
                 self.out,
                 start,
                 f"{stage.name}, reference",
             )
-            self._evaluation_reference(reference)
+            if self.eval_rows is not None:
+                packs, number = self.eval_rows.packs(), self.eval_rows.packs_each
+                quiet = distributed.rank() > 0
+                with progress.progress(f"{stage.name}, reference", number, quiet=quiet) as advance:
+                    packs = progress.counted(packs, number, advance, "of evaluation rows")
+                    reference.add(self._reference_log_probs(reference, packs))
 
         self.frozen = frozen_hashes(model, self.parameters)
         self.table = trainable_rows(stage, self.budget, self.parameters, self.caller.origins)
@@ -340,12 +346,8 @@ class Trainer:
             self.caller.report(f"  precision {self.choice}")
 
     def _steps_before(self, identity: Mapping[str, Any]) -> int | None:
-        """The number of steps of an earlier run with this `identity`, where this one is the same with more steps."""
-        steps: int = identity["budget"]["steps"]
-        if self.caller.exported is None or steps >= self.budget.steps:
-            return None
-        same = with_steps(self.identity, steps)
-        return steps if all(identity.get(key) == value for key, value in same.items()) else None
+        """The steps of an earlier run with this `identity`, where this one is the same with more steps and may be."""
+        return None if self.caller.exported is None else earlier_steps(self.identity, identity)
 
     def extends(self) -> bool:
         """Whether the run in the folder is finished and gets more steps now; its manifest and model are then removed.
@@ -376,28 +378,16 @@ class Trainer:
             f"({new:.2f} of its peak, {old:.2f} until now); a run of {steps} from the start differs"
         )
 
-    def _evaluation_reference(self, reference: References) -> None:
-        """Compute the reference log-probabilities of the evaluation rows, by the weights at the start."""
-        if self.eval_rows is None:
-            return
-        title, quiet = f"{self.stage.name}, reference of evaluation rows", distributed.rank() > 0
-        with (
-            torch.no_grad(),
-            self.loss.autocast(self.device),
-            progress.progress(title, self.eval_rows.packs_each, quiet=quiet) as advance,
-        ):
-            for number, item in enumerate(self.eval_rows.packs(), 1):
-                reference.add(reference.log_probs(self.model, item.batch.to(self.device)))
-                advance(number, "")
-
     def _copies(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.trained.items()}
 
-    def _reference_log_probs(self, reference: References, data: StepRows) -> dict[str, float]:
-        """Log-probabilities of a step's rows by the current weights, by key."""
+    def _reference_log_probs(
+        self, reference: References, packs: Iterable[Pack]
+    ) -> dict[str, float]:
+        """Log-probabilities of packs' rows by the current weights, by key."""
         by_key: dict[str, float] = {}
         with torch.no_grad(), self.loss.autocast(self.device):
-            for item in self._packs(data):
+            for item in packs:
                 by_key |= reference.log_probs(self.model, item.batch.to(self.device))
         return by_key
 

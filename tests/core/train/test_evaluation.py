@@ -16,8 +16,7 @@ from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
 from polyphi.train import trainer
 from polyphi.train.evaluation import EVALUATIONS, SPLIT, EvalOptions, EvalRows
-from polyphi.train.preference import DPO
-from polyphi.train.stage import Mix, Schedule
+from polyphi.train.stage import Schedule
 
 CORPORA = list(EVERYTHING.data.weights)
 WORSE = replace(
@@ -126,9 +125,8 @@ def test_averages_are_what_is_evaluated(corpora: Path, tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_evaluated_is_refused(corpora: Path, tmp_path: Path) -> None:
-    stage = replace(small.LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
-    with pytest.raises(ValueError, match="DPO"):
-        run(tmp_path, corpora, stage, evaluation=EvalOptions(["questions"], every=1))
+    with pytest.raises(ValueError, match="Contrastive"):
+        run(tmp_path, corpora, small.CONTRAST, evaluation=EvalOptions(["pictures"], every=1))
     short = replace(BUDGET, context=4)
     with pytest.raises(ValueError, match="5 are too long"):
         run(tmp_path, corpora, EVERYTHING, short, evaluation=EvalOptions(["sounds"], every=1))
