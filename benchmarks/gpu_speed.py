@@ -18,6 +18,8 @@ from polyphi.messages import SamplingParams
 from polyphi.model.decoder import DecoderLayer, ForwardContext
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
+from polyphi.planning.devices import peak_flops
+from polyphi.planning.options import UTILISATION
 from polyphi.prepared.prepare import prepare
 from polyphi.quantization.integer_weights import Quantized
 from polyphi.quantization.quantize import head_of
@@ -27,7 +29,6 @@ from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe import stages
-from polyphi.planning.devices import UTILISATION, peak_flops
 
 READS = 0.6
 """[ours] Least share of the rate of reading memory that decoding one sequence reaches: a step is a recorded graph of

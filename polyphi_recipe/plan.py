@@ -17,10 +17,11 @@ from polyphi.messages import Audio, Image, Item, media
 from polyphi.model.config import ModelConfig
 from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches, work
-from polyphi.planning.devices import DEVICES, UTILISATION, Device, cluster
+from polyphi.planning.devices import DEVICES, Device, cluster
 from polyphi.planning.example_rows import Row, example_rows, longest_row
 from polyphi.planning.fit import advice, context_shardable, fitting, flags, shardable
 from polyphi.planning.load import Load
+from polyphi.planning.options import UTILISATION, Hardware
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
@@ -145,33 +146,24 @@ def plan(
     *,
     utilisation: float = UTILISATION,
     price: float | None = None,
+    memory: float | None = None,
     fit: bool = False,
 ) -> Plan:
-    """The plan of a stage of a recipe. `price` is that of a device's hour. `fit`: with a fast setting that fits, where
+    """The plan of a stage of a recipe. `price` is that of a device's hour, `memory` its GB where not the table's. `fit`: with a fast setting that fits, where
     there is one. Frozen weights of parts stay in bf16. Raises ValueError for an unknown stage or device, and for shards
     or context that the number of devices or the stage doesn't allow."""
     target, on = stage_model(name, recipe), as_trained(recipe, on)
     _check(target, on, devices, utilisation)
-    hardware = Hardware(devices, utilisation=utilisation, price=price)
+    hardware = Hardware(devices, memory, utilisation, price)
     return plan_of(load_of(target, recipe), hardware, on, size=recipe.name, fit=fit)
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Devices as a text such as "64xH100"; the share of their peak that training reaches; the price of a device's hour;
-    the bytes of a device, where they aren't those of the table."""
-
-    devices: str
-    utilisation: float = UTILISATION
-    price: float | None = None
-    memory: float | None = None
-
-    def cards(self) -> dict[str, Device]:
-        """The table of devices."""
-        if self.memory is None:
-            return DEVICES
-        name = cluster(self.devices)[1]
-        return {**DEVICES, name: replace(DEVICES[name], memory=self.memory)}
+def cards_of(hardware: Hardware) -> dict[str, Device]:
+    """The table of devices, with the requested memory."""
+    if hardware.memory is None:
+        return DEVICES
+    name = cluster(hardware.devices)[1]
+    return {**DEVICES, name: replace(DEVICES[name], memory=hardware.memory * 1e9)}
 
 
 def plan_of(
@@ -180,7 +172,7 @@ def plan_of(
     """The plan of a stage with this load."""
     target, (world, name) = load.target, cluster(hardware.devices)
     _check(target, on, hardware.devices, hardware.utilisation)
-    cards, cpu = hardware.cards(), name == "cpu"
+    cards, cpu = cards_of(hardware), name == "cpu"
     device = cards[name]
     if fit:
         on = fitting(load, on, world, name, hardware.utilisation, cards)

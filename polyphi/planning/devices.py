@@ -68,9 +68,6 @@ DEVICES = {
     "cpu": Device(24e9, 0.42e12, 10e9, 1.25e9, 1),
 }
 
-UTILISATION = 0.4
-"""Share of a device's peak that training reaches. Llama 3 405B: 38 to 43 % on H100 (arXiv 2407.21783, table 4)."""
-
 
 def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 FLOP/s of a GPU in the table; None for other GPUs and for CPUs, which differ too much."""

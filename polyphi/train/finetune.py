@@ -143,8 +143,8 @@ def finetune(
     out = Path("runs") / stage.name if out is None else Path(out)
     distributed.start()
     first = distributed.rank() == 0
-    sources = _sources(stage, data)
-    eval_sources = _sources(stage, finetuning.eval_data, every=False)
+    sources = corpus_sources(stage, data)
+    eval_sources = corpus_sources(stage, finetuning.eval_data, every=False)
     named = _columns(list(sources), finetuning.columns)
     source = _start(stage, checkpoint)
     folder = locate(source)
@@ -157,13 +157,13 @@ def finetune(
     if built_in:
         check_model(stage, read_config(folder).adapters, source)
     else:  # raises before the rows are read, which may take long
-        _sketch(stage, folder, modalities)
+        sketch_of(stage, _configuration(stage, folder, modalities))
     with _removed_if_refused(out):
         if first:
             contents = [
                 own.build(
                     out / "data" / corpus,
-                    corpus_sources,
+                    files,
                     columns=named[corpus],
                     skip_bad=finetuning.skip_bad,
                     split=split,
@@ -171,13 +171,13 @@ def finetune(
                     report=report,
                 )
                 for split, of_split in (("train", sources), (SPLIT, eval_sources))
-                for corpus, corpus_sources in of_split.items()
+                for corpus, files in of_split.items()
             ]
         distributed.wait()
         if built_in:
             parts = distributed.all_gather(contents[0]["parts"] if first else None)[0]
             stage = for_rows(stage, parts, read_config(folder).adapters)
-        sketch = _sketch(stage, folder, modalities)
+        sketch = sketch_of(stage, _configuration(stage, folder, modalities))
         stage = with_default_lrs(stage, sketch.config.adapters)
         trainable = stage.learning_rates(n for n, _ in sketch.named_parameters())
         free = free_memory(device)
@@ -273,9 +273,8 @@ def _removed_if_refused(out: Path) -> Iterator[None]:
         raise
 
 
-def _sketch(stage: Stage, folder: Path, modalities: Sequence[Modality]) -> PhiModel:
-    """The model in training on the meta device: with users' modalities and the stage's adapters. Raises ValueError
-    where the stage names tensors or adapters that it doesn't have, or trains an adapter that gets no data."""
+def _configuration(stage: Stage, folder: Path, modalities: Sequence[Modality]) -> ModelConfig:
+    """The configuration of a checkpoint with users' modalities, those that it has and new ones."""
     config, stored_modalities = read_config(folder), folders(folder)
     for modality in modalities:
         name = modality.name
@@ -290,6 +289,12 @@ def _sketch(stage: Stage, folder: Path, modalities: Sequence[Modality]) -> PhiMo
             further={**config.further, name: Further(modality, modality.config(), 0)},
             adapters={**config.adapters, name: adapter},
         )
+    return config
+
+
+def sketch_of(stage: Stage, config: ModelConfig) -> PhiModel:
+    """The model in training on the meta device, with the stage's adapters. Raises ValueError where the stage names
+    tensors or adapters that it doesn't have, or trains an adapter that gets no data."""
     with torch.device("meta"):
         model = PhiModel(config)
         for name, like in stage.adapters.items():
@@ -323,7 +328,7 @@ def _load(
             origins |= dict.fromkeys(known, source)
         else:
             adapter = stage.adapters.get(name, modality.adapter)
-            assert not isinstance(adapter, str)  # `_sketch` raises
+            assert not isinstance(adapter, str)  # `sketch_of` raises
             create(model, processor, modality, adapter, options.seed)
     for name, like in stage.adapters.items():
         if name in model.config.further:
@@ -401,7 +406,7 @@ def _start(stage: Stage, checkpoint: str | Path | None) -> str:
     return str(source)
 
 
-def _sources(stage: Stage, data: Sequence[str], every: bool = True) -> dict[str, list[str]]:
+def corpus_sources(stage: Stage, data: Sequence[str], every: bool = True) -> dict[str, list[str]]:
     """The sources of each corpus of the mix; with `every` a corpus without any raises ValueError."""
     names = list(stage.data.weights)
     sources: dict[str, list[str]] = defaultdict(list)

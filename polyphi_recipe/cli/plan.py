@@ -1,31 +1,35 @@
 """`polyphi plan`: memory, FLOPs, time and cost of stages."""
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from polyphi.cli.options import ModalityOption, SizeOption, console
-from polyphi.planning.options import Switches
+from polyphi.planning.options import Hardware, OwnRows, Switches
+
+if TYPE_CHECKING:
+    from polyphi_recipe.plan import Plan
 
 
 def plan(
     *stages: Annotated[
         str,
-        Parameter(help="A recipe file (.toml), which replaces the size, and stages; default: all."),
+        Parameter(
+            help="A recipe file (.toml), which replaces the size, and stages; default: all. Or `finetune` and one "
+            "of its kinds, or stage files (.py)."
+        ),
     ],
     size: SizeOption = "full",
-    devices: Annotated[
-        str, Parameter(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
-    ] = "64xH100",
+    hardware: Hardware = Hardware(),  # noqa: B008 - frozen
     modality: ModalityOption = (),
     switches: Switches = Switches(),  # noqa: B008 - frozen
-    utilisation: Annotated[
-        float, Parameter(help="Share of the devices' peak that training reaches.")
-    ] = 0.4,
+    own: OwnRows = OwnRows(),  # noqa: B008 - frozen
     fit: Annotated[bool, Parameter(help="Plan each stage with a fast setting that fits.")] = False,
-    price: Annotated[float | None, Parameter(help="Price of a device per hour.")] = None,
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list.")] = False,
     dry_run: Annotated[bool, Parameter(help="Run two steps on tensors without memory.")] = False,
 ) -> None:
@@ -39,11 +43,32 @@ def plan(
         polyphi plan vision_3_generative --devices 8xH100 --activations recompute
         polyphi plan speech_2_post --devices 1xL4 --base int4 --micro-tokens 1024
         polyphi plan text_1_pretrain --size nano --devices 1xcpu --json
+        polyphi plan finetune vision --devices 1xRTX4090 --fit
+        polyphi plan finetune speech --model runs/nano/model --data calls.jsonl --devices 1xM4Max --memory 36
     """
     from polyphi_recipe import find_recipe
     from polyphi_recipe import plan as planning
     from polyphi_recipe.recipe import REAL_SIZES
 
+    words = stages[1:] if stages[:1] == ("finetune",) else stages
+    if words != stages or any(name.endswith(".py") for name in words):
+        from polyphi_recipe import finetune_plan
+
+        if not words:
+            raise ValueError(
+                f"expected a kind after `finetune`: {', '.join(finetune_plan.TYPICAL)}"
+            )
+        report = partial(print, file=sys.stderr)
+        plans = [
+            finetune_plan.plan(w, own, hardware, switches, fit=fit, report=report) for w in words
+        ]
+        _print(plans, switches, as_json)
+        return
+    if unused := [f"--{name.replace('_', '-')}" for name, value in vars(own).items() if value]:
+        raise ValueError(
+            f"{', '.join(unused)}: a stage of the recipe has its own rows and length; expected `plan finetune "
+            "KIND` or a .py file before these options"
+        )
     files = [name for name in stages if name.endswith(".toml")]
     if len(files) > 1:
         raise ValueError(f"expected one recipe file, found {', '.join(files)}")
@@ -60,15 +85,29 @@ def plan(
         return
     plans = [
         planning.plan(
-            name, recipe, devices, switches, utilisation=utilisation, price=price, fit=fit
+            name,
+            recipe,
+            hardware.devices,
+            switches,
+            utilisation=hardware.utilisation,
+            price=hardware.price,
+            memory=hardware.memory,
+            fit=fit,
         )
         for name in chosen
     ]
+    real = recipe.file is not None or recipe.size.name in REAL_SIZES
+    if real and not as_json and not any(name for name in stages if name not in files):
+        console.print(planning.sources_table(recipe))
+    _print(plans, planning.as_trained(recipe, switches), as_json)
+
+
+def _print(plans: Sequence["Plan"], on: Switches, as_json: bool) -> None:
+    """Print plans with the options `on`."""
+    from polyphi_recipe.plan import page
+
     if as_json:
         print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))
         return
-    real = recipe.file is not None or recipe.size.name in REAL_SIZES
-    if real and not any(name for name in stages if name not in files):
-        console.print(planning.sources_table(recipe))
-    for line in planning.page(plans, planning.as_trained(recipe, switches)):
+    for line in page(plans, on):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
