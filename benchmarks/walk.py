@@ -6,7 +6,7 @@ PYTHONPATH=OTHER_CHECKOUT python benchmarks/walk.py --json
 
 Both run with a random model of the micro size, as a user runs them:
 
-- `train`: `polyphi train examples/finetune_vision.py` on a dozen images, interrupted after two steps and resumed, so
+- `train`: `polyphi finetune vision` on a dozen images, interrupted after two steps and resumed, so
   that a checkpoint is written and read: stage file, data, row, batch, step, checkpoint, manifest, export. `one step` of
   it lies between the ends of the optimizer's first and second step.
 - `chat`: `polyphi serve`, and one streamed request of `/v1/chat/completions`, from the socket to its last event; the
@@ -195,7 +195,7 @@ def record_train(folder: Path, model: Path) -> None:
     register_optimizer_step_post_hook(end_of_step)
     out = folder / "train"
     train = (
-        *("train", str(ROOT / "examples" / "finetune_vision.py")),
+        *("finetune", "vision"),
         *("--model", str(model), "--data", str(write_rows(folder)), "--out", str(out)),
         *("--steps", str(STEPS), "--batch-tokens", "400", "--precision", "fp32"),
     )
@@ -295,7 +295,7 @@ def write_model(folder: Path) -> None:
 
 
 def write_rows(folder: Path) -> Path:
-    """Images with a question and an answer, as examples/finetune_vision.py reads them."""
+    """Images with a question and an answer, as `polyphi finetune vision` reads them."""
     from PIL import Image
 
     lines = []

@@ -3,7 +3,7 @@ docs/finetune.md. Copies go, what the model will be measured on goes, and person
 
     polyphi curate examples/curate_own.py --out runs/desk
     polyphi curate show desk --out runs/desk
-    polyphi train examples/finetune_both.py --data runs/desk/data/desk --out runs/adapter
+    polyphi finetune both --model runs/nano/model --data runs/desk/data/desk --out runs/adapter
 
 What is dropped stays aside with the reason: runs/desk/data/desk/.made/*/*/dropped.
 """

@@ -149,9 +149,9 @@ def plan(
     memory: float | None = None,
     fit: bool = False,
 ) -> Plan:
-    """The plan of a stage of a recipe. `price` is that of a device's hour, `memory` its GB where not the table's. `fit`: with a fast setting that fits, where
-    there is one. Frozen weights of parts stay in bf16. Raises ValueError for an unknown stage or device, and for shards
-    or context that the number of devices or the stage doesn't allow."""
+    """The plan of a stage of a recipe. `price` is that of a device's hour, `memory` its GB where not the table's.
+    `fit`: with a fast setting that fits, where there is one. Frozen weights of parts stay in bf16. Raises ValueError
+    for an unknown stage or device, and for shards or context that the number of devices or the stage doesn't allow."""
     target, on = stage_model(name, recipe), as_trained(recipe, on)
     _check(target, on, devices, utilisation)
     hardware = Hardware(devices, memory, utilisation, price)

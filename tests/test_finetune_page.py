@@ -19,6 +19,8 @@ from polyphi.data.shards import Shards
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text()
+TRAININGS = 7
+"""Commands of the page that train."""
 TINY = "--steps 2 --batch-tokens 600 --lr-factor 100 --model"
 
 
@@ -79,13 +81,13 @@ def test_the_page_runs(
     output: dict[str, str] = {}
     for command in commands():
         options = []
-        if command[0] == "train":
+        if command[0] in ("train", "finetune"):
             options = [*TINY.split(), str(desk / "phi")]
         if command[0] == "chat":
             options = ["--max-tokens", "4"]
         cli.main([*command, *options])
         output[" ".join(command)] = capsys.readouterr().out
-    assert [c.split()[0] for c in output].count("train") == 6
+    assert sum(c.split()[0] in ("train", "finetune") for c in output) == TRAININGS
     assert len(Path("runs/checked/evaluations.jsonl").read_text().splitlines()) == 3
     assert (Path("runs/checked/report.html")).exists()
 
@@ -126,8 +128,8 @@ def test_a_changed_file_is_a_new_corpus(desk: Path, monkeypatch: pytest.MonkeyPa
         cli.main(
             [
                 *[
-                    "train",
-                    "examples/finetune_both.py",
+                    "finetune",
+                    "both",
                     "--data",
                     "runs/desk/data/desk",
                     "--out",

@@ -45,7 +45,7 @@ def check(run: Path, model: Path) -> None:
     assert manifest["environment"]["processes"] == 2
     assert (run / "model" / "model.safetensors").exists() and (run / "report.html").exists()
     single = run.with_name(f"{run.name}-single")
-    command = [sys.executable, "-m", "polyphi.cli", "train", "examples/finetune_speech.py"]
+    command = [sys.executable, "-m", "polyphi.cli", "finetune", "speech"]
     command += ["--model", str(model), "--data", "calls.jsonl", "--out", str(single), *TINY]
     subprocess.run(command, cwd=model.parent, env=environment(), check=True)
     one, two = (load_file(folder / "trained.safetensors") for folder in (run, single))
@@ -101,7 +101,7 @@ def test_the_batch_file_on_two_nodes(desk: Path, tmp_path: Path) -> None:
         "PORT": free_port(),
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
     }
-    arguments = ["examples/finetune_speech.py", "--model", str(desk / "phi"), *TINY]
+    arguments = ["speech", "--model", str(desk / "phi"), *TINY]
     arguments += ["--data", "calls.jsonl", "--out", str(tmp_path / "run")]
     subprocess.run(
         ["bash", "examples/finetune.sbatch", *arguments],

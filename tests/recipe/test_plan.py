@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from polyphi import cli
+from polyphi.planning import fit
 from polyphi.planning.cost import Switches
 from polyphi_recipe import find_recipe, plan
 
@@ -67,11 +68,11 @@ def test_frozen_weights_are_quantized_where_nothing_else_fits(tmp_path: Path) ->
     fitting = plan.plan("vision_3_generative", lab, "1xL4", on, fit=True)
     assert fitting.fits and fitting.switches.base in ("int8", "int4")
     others = [
-        s for _, s, *_ in plan.changes(plan.stage_model("vision_3_generative", lab), on, 8, "L4")
+        s for _, s, *_ in fit.changes(plan.stage_model("vision_3_generative", lab), on, 8, "L4")
     ]
-    assert not [s for s in others if s.fsdp > 1 and s.base in plan.QUANTIZED]
+    assert not [s for s in others if s.fsdp > 1 and s.base in fit.QUANTIZED]
     text = plan.stage_model("text_3_post", lab)
-    assert {s.base for _, s, *_ in plan.changes(text, on, 8, "L4")} == {"bf16"}
+    assert {s.base for _, s, *_ in fit.changes(text, on, 8, "L4")} == {"bf16"}
 
 
 def test_frozen_shards_take_their_share_in_their_dtype() -> None:

@@ -44,7 +44,7 @@ def train(source: Path, tmp_path: Path) -> Callable[..., Path]:
     def train(*options: str) -> Path:
         out = tmp_path / "run"
         clips = str(source / "data" / "clips.jsonl")
-        command = ["train", str(ROOT / "examples/finetune_speech.py"), "--model"]
+        command = ["finetune", "speech", "--model"]
         command += [str(source / "phi"), "--data", clips, "--eval-data", clips, "--eval-every", "1"]
         cli.main([*command, "--out", str(out), "--steps", "2", "--batch-tokens", "200", *options])
         return out

@@ -1,0 +1,255 @@
+"""`polyphi finetune`: the built-in stages equal the same stage in a file; runs grow; refusals leave no files."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.small import Fails, trajectory
+
+from polyphi import cli
+from polyphi.planning import finetune as planning
+from polyphi.runtime.progress import read_metrics
+from polyphi.train.epochs import RowTokens, epoch_steps, steps_of
+from polyphi.train.evaluation import EVALUATIONS
+from polyphi.train.finetune import finetune
+from polyphi.train.finetune_stages import STAGES, for_rows
+from polyphi.train.options import FinetuneOptions, TrainOptions
+from polyphi.train.stage import Stage
+
+ROWS = {
+    "vision": ("native", ["llava.json"], {"image"}),
+    "speech": ("native", ["clips.jsonl"], {"audio"}),
+    "both": ("native", ["pictures.jsonl", "clips.jsonl"], {"image", "audio"}),
+    "text": ("mini", ["words.jsonl"], set()),
+    "preferences": ("native", ["pairs.jsonl"], {"image"}),
+}
+"""Kind -> model, files of rows, modalities of the rows."""
+ADAPTERS = {"native": ["vision", "speech"], "mini": []}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints, and rows of all kinds: a LLaVA file, columns, pairs of TRL."""
+    source = tmp_path_factory.mktemp("source")
+    for layout in ("native", "mini"):
+        published.write(source / layout, layout, torch.float32)
+    published.write_data(source / "data")
+    colours = list(published.COLOURS)
+    llava, pairs, text_pairs = [], [], []
+    for i in range(12):
+        chosen, rejected = colours[i % 3], colours[(i + 1) % 3]
+        turns = [
+            {"from": "human", "value": "<image>\nwhich colour is it"},
+            {"from": "gpt", "value": chosen},
+        ]
+        llava.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+        pair = {"question": "which colour is it", "answer": chosen, "rejected": rejected}
+        pairs.append({"image": f"{i}.png", **pair})
+        text_pairs.append(pair)
+    (source / "data/llava.json").write_text(json.dumps(llava))
+    (source / "data/pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs))
+    (source / "data/text_pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in text_pairs))
+    return source
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    def run(kind: str | Stage, out: str, data: list[str] | None = None, **options: Any) -> Path:
+        model, files, _ = ROWS[kind if isinstance(kind, str) else kind.name]
+        finetune(
+            kind,
+            [str(source / "data" / name) for name in data or files],
+            tmp_path / out,
+            checkpoint=source / options.pop("model", model),
+            choose=options.pop("choose", planning.choose),
+            report=options.pop("report", lambda _: None),
+            options=TrainOptions(precision="fp32"),
+            finetuning=FinetuneOptions(**options),
+        )
+        return tmp_path / out
+
+    return run
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "trained.safetensors")
+
+
+def same_bits(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_kind_equals_its_stage_in_a_file(
+    kind: str, source: Path, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Byte-equal weights; and the default length by the rows."""
+    named = run(kind, "named")
+    model, _, modalities = ROWS[kind]
+    choices = json.loads((named / planning.CHOICES).read_text())
+    length = {name: choices[name] for name in ("steps", "batch_tokens")}
+    stage = for_rows(STAGES[kind], modalities, ADAPTERS[model])
+    file = run(stage, "file", choose=planning.report_only, **length)
+    assert same_bits(weights(named), weights(file))
+    manifest = json.loads((named / "manifest.json").read_text())
+    assert manifest["budget"]["steps"] == manifest["steps"] == length["steps"] > 1
+    assert all(before == after for before, after in manifest["frozen"].values())
+
+
+def test_pairs_of_text_train_an_adapter_that_is_added(run: Callable[..., Path]) -> None:
+    out = run("preferences", "run", ["text_pairs.jsonl"], model="mini", steps=2)
+    assert all(".lora.text." in name for name in weights(out))
+    assert (out / "model/text-lora/adapter_model.safetensors").exists()
+
+
+def test_pairs_are_evaluated(run: Callable[..., Path], source: Path) -> None:
+    """At the start the reference is the model itself; training is the same without evaluations."""
+    rows = [str(source / "data/pairs.jsonl")]
+    options = {"steps": 2, "batch_tokens": 400, "lr_factor": 2000}
+    out = run("preferences", "run", eval_data=rows, eval_every=1, **options)
+    first, *_, last = read_metrics(out / EVALUATIONS)
+    assert first["margin"] == pytest.approx(0, abs=1e-4) and last["margin"] > 0.01
+    assert last["loss"] < first["loss"] and last["accuracy"] > 0.5
+    assert trajectory(out) == trajectory(run("preferences", "plain", **options))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_gets_more_steps(finished: bool, run: Callable[..., Path]) -> None:
+    """From the step on the learning rate is that of the new length; the steps before stay; the change is reported."""
+    options = {"batch_tokens": 100, "lr_factor": 100}
+    if finished:
+        out = run("text", "run", steps=3, **options)
+        before = trajectory(out)
+        model = load_file(out / "model/text-lora/adapter_model.safetensors")
+    else:
+        stops = Fails(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        stage = replace(for_rows(STAGES["text"], (), ()), objective=stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, "run", steps=3, **options)
+        out = run("text", "run", steps=3, **options)
+        before = trajectory(out)
+        model = load_file(out / "model/text-lora/adapter_model.safetensors")
+    messages: list[str] = []
+    grown = run("text", "run", steps=5, report=lambda m: messages.append(str(m)), **options)
+    assert len(trajectory(grown)) == 5 and trajectory(grown)[:3] == before
+    manifest = json.loads((grown / "manifest.json").read_text())
+    assert manifest["budget"]["steps"] == 5 and manifest["schedule_changes"] == [[3, 3]]
+    assert any("5 steps instead of 3" in message for message in messages)
+    assert not same_bits(model, load_file(out / "model/text-lora/adapter_model.safetensors"))
+    lrs = [record["lr"] for record in read_metrics(grown / "metrics.jsonl")]
+    assert lrs[3] > lrs[2], "it rises again"
+    with pytest.raises(ValueError, match="'steps': 5"):
+        run("text", "run", steps=4, **options)
+
+
+def test_a_finished_run_without_its_checkpoint_names_its_model(run: Callable[..., Path]) -> None:
+    out = run("text", "run", steps=1)
+    for file in sorted((out / "checkpoints").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    (out / "checkpoints").rmdir()
+    with pytest.raises(ValueError, match=r"--model .*run/model"):
+        run("text", "run", steps=2)
+    assert (out / "model").exists() and (out / "manifest.json").exists()
+
+
+def test_a_kill_before_the_first_checkpoint_is_reported(run: Callable[..., Path]) -> None:
+    def crash() -> None:
+        raise RuntimeError("killed")
+
+    stage = replace(for_rows(STAGES["text"], (), ()), objective=Fails(1, crash))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(stage, "run", steps=2)
+    messages: list[str] = []
+    out = run("text", "run", steps=2, report=lambda message: messages.append(str(message)))
+    assert any("before its first checkpoint: starts from step 0" in m for m in messages)
+    assert trajectory(out) == trajectory(run("text", "straight", steps=2))
+
+
+REFUSED = {
+    "a model without vision": ("vision", "mini", "llava.json", [], "polyphi finetune text"),
+    "rows without images": ("vision", "native", "clips.jsonl", [], "polyphi finetune speech"),
+    "images for text": ("text", "native", "llava.json", [], "polyphi finetune vision"),
+    "no pairs": ("preferences", "native", "llava.json", [], "rejected"),
+    "two lengths": (
+        "vision",
+        "native",
+        "llava.json",
+        ["--steps", "2", "--epochs", "1"],
+        "or --epochs",
+    ),
+    "no rows to evaluate": (
+        "vision",
+        "native",
+        "llava.json",
+        ["--eval-data", "no.jsonl"],
+        "no.jsonl",
+    ),
+    "an unknown tracker": (
+        "vision",
+        "native",
+        "llava.json",
+        ["--track", "paper"],
+        "tracker 'paper'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_command_is_one_line_and_leaves_no_files(
+    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, model, file, options, message = REFUSED[name]
+    command = ["finetune", kind, "--model", str(source / model), "--out", str(tmp_path / "a/b")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--data", str(source / "data" / file), *options])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_refused_with_what_would(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(planning, "memory_in_use", lambda device: 0)
+    with pytest.raises(ValueError, match=r"0\.0 GB are free; it would fit with .*--devices 1x"):
+        run("text", "run", steps=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_packs_are_smaller_where_memory_is_short(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is recorded, and used again when there is more memory."""
+    monkeypatch.setattr(planning, "memory_in_use", lambda device: 0)
+    monkeypatch.setattr(planning.Estimate, "fits", True)
+    monkeypatch.setattr(planning, "fitting", lambda load, on, *_: replace(on, micro_tokens=512))
+    out = run("text", "run", steps=1)
+    assert json.loads((out / planning.CHOICES).read_text())["micro_tokens"] == 512
+
+
+def test_epochs() -> None:
+    rows = {"rows": RowTokens([10, 20, 30, 0], 4)}
+    assert (
+        epoch_steps(rows, 30) == 2 and steps_of(1, rows, 30) == 2 and steps_of(2.2, rows, 30) == 5
+    )
+    assert epoch_steps(rows, 1000) == pytest.approx(0.06) and steps_of(1, rows, 1000) == 1
+    sampled = RowTokens([10, 30], 6)  # each stands for three rows
+    assert sampled.total == 120 and list(sampled) == [10] * 3 + [30] * 3
+    assert sampled.index(sampled.longest) == 3
+    with pytest.raises(ValueError, match="context"):
+        steps_of(1, {"rows": RowTokens([0], 1)}, 30)
+
+
+def test_an_epoch_draws_each_row(run: Callable[..., Path]) -> None:
+    out = run("vision", "run", epochs=2, batch_tokens=100)
+    counters = json.loads((out / "manifest.json").read_text())["counters"]
+    assert 24 <= counters["samples"] <= 24 + 4, "twice twelve rows; the last step is filled"
