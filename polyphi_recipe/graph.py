@@ -33,6 +33,7 @@ from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
+from polyphi.planning.devices import peak_flops
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -480,7 +481,7 @@ class Run:
                     flops=lambda pack: sum(
                         cost.flops(target, cost.work([pack], target.config)).values()
                     ),
-                    peak_flops=plan.peak_flops(next(model.parameters()).device),
+                    peak_flops=peak_flops(next(model.parameters()).device),
                     checkpoint_seconds=self.size.seconds_between_checkpoints,
                     report=self.report,
                 ),

@@ -175,7 +175,7 @@ def finetune(
             ]
         distributed.wait()
         if built_in:
-            parts = distributed.all_gather(contents[0]["parts"] if first else None)[0]
+            parts = distributed.all_gather(contents[0]["parts"] if first else {})[0]
             stage = for_rows(stage, parts, read_config(folder).adapters)
         sketch = sketch_of(stage, _configuration(stage, folder, modalities))
         stage = with_default_lrs(stage, sketch.config.adapters)

@@ -45,6 +45,8 @@ ALLOWED = {
     "polyphi/train/aed.py": "the objective that trains a speech encoder (report 2.2.2)",
     "polyphi/train/alignment.py": "the loss of annotated images and clips [ours]",
     "polyphi/train/contrastive.py": "the objective that trains an image encoder (report 2.2.1)",
+    "polyphi/train/epochs.py": "the objective's limit on crops",
+    "polyphi/train/finetune_stages.py": "the built-in stages are about images and audio",
     "polyphi/train/loss.py": "the objective's limit on crops (report 2.2.1)",
     "polyphi/train/preference.py": "the objective's limit on crops",
     "polyphi/train/report/finetune.py": "the page shows images and plays clips",
