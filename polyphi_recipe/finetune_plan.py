@@ -22,7 +22,7 @@ from polyphi.planning.options import Hardware, OwnRows
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.finetune import Draft, corpus_sources, load_stage, sketch_of
 from polyphi.train.finetune_stages import ROWS as TRAIN_ROWS
-from polyphi.train.finetune_stages import for_rows, named_stage
+from polyphi.train.finetune_stages import MULTIMODAL, for_rows, named_stage
 from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Budget, Stage
@@ -47,7 +47,8 @@ def plan(
         if not built_in:
             raise ValueError(f"the plan of {name} needs its rows; expected --data FILE, found none")
         load = _typical_load(stage, rows)
-        return plan_of(load, hardware, on, size="on typical rows", fit=fit)
+        result = plan_of(load, hardware, on, size="on typical rows", fit=fit)
+        return replace(result, parents=(rows.model or MULTIMODAL,))
     if rows.model is None:
         raise ValueError(
             "rows are counted by a model's tokenizer; expected --model CHECKPOINT beside --data, found none"
@@ -67,7 +68,8 @@ def plan(
         if built_in:
             draft = replace(draft, finetuning=_default_length(draft))
         target = cost.stage_model(stage, draft.budget(draft.finetuning), config)
-        return plan_of(load_of(draft, target), hardware, on, size=f"from {rows.model}", fit=fit)
+        result = plan_of(load_of(draft, target), hardware, on, size="on own rows", fit=fit)
+    return replace(result, parents=(rows.model,))
 
 
 TYPICAL = {

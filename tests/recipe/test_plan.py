@@ -138,3 +138,20 @@ def test_a_wrong_argument_is_one_line(
         cli.main(["plan", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_fine_tune_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """On typical rows, on a consumer GPU; a Mac says what its plan leaves out; a T4 isn't a Mac."""
+    cli.main(["plan", "finetune", "speech", "--devices", "4090", "--base", "int4", "--json"])
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["devices"] == "1xRTX4090" and one["fits"] and one["steps"] == 500
+    assert {glob for glob, *_ in one["learn"]} == {
+        "audio.projector.speech.*",
+        "decoder.*.lora.speech.*",
+    }
+    cli.main(["plan", "finetune", "text", "--devices", "M4 Max", "--memory", "36", "--steps", "10"])
+    out = capsys.readouterr().out
+    assert "36 GB" in out and "Mac's GPU" in out and "10 steps" in out
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "speech_2_post", "--epochs", "2"])
+    assert "--epochs" in capsys.readouterr().err
