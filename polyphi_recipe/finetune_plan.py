@@ -21,8 +21,8 @@ from polyphi.planning.load import Load
 from polyphi.planning.options import Hardware, OwnRows
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.finetune import Draft, corpus_sources, load_stage, sketch_of
-from polyphi.train.finetune_stages import ROWS as TRAIN_ROWS
 from polyphi.train.finetune_stages import MULTIMODAL, for_rows, named_stage
+from polyphi.train.finetune_stages import ROWS as TRAIN_ROWS
 from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Budget, Stage

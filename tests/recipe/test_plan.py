@@ -142,7 +142,7 @@ def test_a_wrong_argument_is_one_line(
 
 def test_a_fine_tune_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     """On typical rows, on a consumer GPU; a Mac says what its plan leaves out; a T4 isn't a Mac."""
-    cli.main(["plan", "finetune", "speech", "--devices", "4090", "--base", "int4", "--json"])
+    cli.main(["plan", "finetune", "speech", "--devices", "4090", "--fit", "--json"])
     (one,) = json.loads(capsys.readouterr().out)
     assert one["devices"] == "1xRTX4090" and one["fits"] and one["steps"] == 500
     assert {glob for glob, *_ in one["learn"]} == {
