@@ -1,4 +1,4 @@
-"""The first guesses in examples/first_guesses.py work, or are refused in one line."""
+"""The first guesses in examples/first_guesses_shell.py work, or are refused in one line."""
 
 import io
 import sys
@@ -15,16 +15,16 @@ def test_first_guesses_work_or_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
 ) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
-    import first_guesses
+    import first_guesses_shell
     import soundfile
 
     model = published.write(tmp_path / "model")
     for name in ("a.wav", "b.wav"):
         soundfile.write(tmp_path / name, [0.0] * 16000, 16000)
-    guesses = first_guesses.guesses(str(model), tmp_path)
+    guesses = first_guesses_shell.guesses(str(model), tmp_path)
     assert len(guesses) >= 15
     for guess in guesses:
         monkeypatch.setattr(sys, "stdin", io.StringIO(guess.stdin))
         code, out, error = run_command(*guess.words)
         lines = (error if code else out).strip().splitlines()
-        assert first_guesses.is_good(guess, code, lines), (guess, code, lines)
+        assert first_guesses_shell.is_good(guess, code, lines), (guess, code, lines)

@@ -1,6 +1,6 @@
 """First guesses of users of transformers, llama.cpp, ollama, vLLM and whisper on the command line, and what they get.
 
-    python examples/first_guesses.py runs/nano/model
+    python examples/first_guesses_shell.py runs/nano/model
 
 Each guess runs as in a shell. It works (exit code 0), or is refused in one line that says what to write. The table has
 the guess, the exit code and the first line of its output; the script exits with 1 if a guess does neither.
@@ -117,5 +117,5 @@ def main(model: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python examples/first_guesses.py MODEL")
+        sys.exit("usage: python examples/first_guesses_shell.py MODEL")
     sys.exit(main(sys.argv[1]))
