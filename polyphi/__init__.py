@@ -2,7 +2,11 @@
 
 >>> import polyphi
 >>> phi = polyphi.load("path/or/hub-id")
->>> phi.generate([polyphi.Message.user(polyphi.Image("cat.png"), "What is this?")]).text
+>>> phi.generate("Hello").text
+>>> phi.generate("What is this?", images=["cat.png"], max_tokens=40).text
+>>> phi.transcribe("talk.wav").text
+
+`help(polyphi.load)` and `help(polyphi.Phi)` document the options; docs/chat.md and docs/api.md have them as pages.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -49,4 +53,12 @@ def __getattr__(name: str) -> Any:
         from polyphi import api
 
         return getattr(api, name)
-    raise AttributeError(f"module 'polyphi' has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("polyphi")
+    raise AttributeError(f"module 'polyphi' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__version__"]

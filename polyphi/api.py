@@ -1,20 +1,24 @@
 """The Python API of a loaded model: `polyphi.load` and `Phi`.
 
 >>> phi = load("path/or/hub-id")
->>> phi.generate([Message.user("Hello")]).text
+>>> phi.generate("Hello").text
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
+import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi.arguments import checked
 from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.checkpoints import hashes, pull
@@ -24,6 +28,7 @@ from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
+    files_beside,
     load_checkpoint,
     locate,
     read_config,
@@ -31,35 +36,52 @@ from polyphi.checkpoints.read import (
     stored_bytes,
     stored_types,
 )
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine import memory, placement, scores
 from polyphi.engine.engine import MAX_NUM_SEQS, Engine
+from polyphi.engine.forms import CallRules, response_grammar, with_rules
+from polyphi.engine.output import Output
 from polyphi.engine.placement import MemoryReport
 from polyphi.engine.request import GREEDY
 from polyphi.engine.rows import Conversation, Prompt, parse_prompt
+from polyphi.media_sources import AnyAudio, ImageSource, audio_source
 from polyphi.messages import (
     Audio,
     Completion,
     Delta,
+    FunctionCall,
+    Grammar,
     Image,
     Item,
+    Message,
+    SamplingOptions,
     SamplingParams,
     Tokens,
     Transcript,
+    as_media,
+    with_tools,
 )
 from polyphi.modality import Modality
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import AudioSource, Caps
+from polyphi.processing.media import Caps
+from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
+from polyphi.tools import functions
 from polyphi.transcription import longform
 from polyphi.transcription.options import LONGEST_RECORDING
 
 log = logging.getLogger(__name__)
+
+Tools = Sequence[Callable[..., Any] | Mapping[str, Any]] | str | None
+"""Python functions or OpenAI's schemas, or the JSON of a list of these."""
+ResponseFormat = Mapping[str, Any] | type | None
+"""A JSON schema, a class of pydantic's models, or OpenAI's `response_format`."""
 
 
 class Phi:
@@ -68,6 +90,7 @@ class Phi:
     it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat template or its
     name."""
 
+    @checked
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
         self.memory: MemoryReport | None = None
@@ -109,53 +132,138 @@ class Phi:
         """The tokenizer; after `load(..., tokenizer=None)` a `NoTokenizer`, which raises for text."""
         return self.processor.tokenizer
 
+    @overload
+    def generate(
+        self,
+        messages: list[str],
+        *,
+        sampling: SamplingParams | Mapping[str, Any] = ...,
+        adapter: str | None = ...,
+        tools: Tools = ...,
+        response_format: ResponseFormat = ...,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion]: ...
+
+    @overload
     def generate(
         self,
         messages: Prompt,
-        images: Sequence[Any] = (),
-        audios: Sequence[Any] = (),
+        images: Sequence[Image | ImageSource] = ...,
+        audios: Sequence[Audio | AnyAudio] = ...,
         *,
-        sampling: SamplingParams = GREEDY,
-        adapter: str | None = "auto",
-    ) -> Completion:
-        """The assistant's answer to `Message`s or OpenAI-style dicts, or the continuation of token ids.
+        sampling: SamplingParams | Mapping[str, Any] = ...,
+        adapter: str | None = ...,
+        tools: Tools = ...,
+        response_format: ResponseFormat = ...,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion: ...
 
-        `messages` may be a sequence of ints, a tensor [n] or a `TokensPrompt`; ids get no generation prompt. `images`
-        and `audios` (sources of `Image` and `Audio`, or these types) go with ids and fill their placeholders in order:
-        one placeholder for each, or as many as it has tokens. `Completion.tokens` are the generated ids. `adapter`:
+    @checked
+    def generate(
+        self,
+        messages: Prompt | list[str],
+        images: Sequence[Image | ImageSource] = (),
+        audios: Sequence[Audio | AnyAudio] = (),
+        *,
+        sampling: SamplingParams | Mapping[str, Any] = GREEDY,
+        adapter: str | None = "auto",
+        tools: Tools = None,
+        response_format: ResponseFormat = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion | list[Completion]:
+        """The assistant's answer to a text, to `Message`s or OpenAI-style dicts, or the continuation of token ids; to a
+        list of texts the list of their answers, as `generate_many`.
+
+        >>> phi.generate("What is this?", images=["cat.png"], max_tokens=20).text
+
+        `images` and `audios` are sources of `Image` and `Audio`, or these types. They come before a text, fill the
+        parts {"type": "image"} and {"type": "audio"} without content of messages, and the placeholders of token ids,
+        in order: one placeholder for each, or as many as it has tokens. Token ids may be a sequence of ints, a tensor
+        [n] or a `TokensPrompt`; they get no generation prompt. `Completion.tokens` are the generated ids. `adapter`:
         "auto" (images -> vision, audio alone -> speech, text -> none), the name of an adapter, or "none" or None.
 
-        Raises ValueError for an unknown adapter, media that can't be read or that the model has no encoder for,
-        placeholders that don't fit the media, and a prompt that doesn't fit the context together with `max_tokens`.
-        """
-        prompt = parse_prompt(messages, images, audios)
-        return self.engine.generate(prompt, sampling=sampling, adapter=adapter)
+        `options` are the fields of `SamplingParams`, and replace those of `sampling`. `tools`: Python functions or
+        OpenAI's schemas, which the model may call: `Completion.tool_calls`. `response_format`: the form of the answer,
+        as a JSON schema, a pydantic model's class or OpenAI's `response_format`; with tools the model chooses between
+        calls and this form.
 
+        Raises ValueError for an argument of a wrong type, an unknown adapter, media that can't be read or that the
+        model has no encoder for, placeholders that don't fit the media, and a prompt that doesn't fit the context
+        together with `max_tokens`.
+        """
+        is_list = isinstance(messages, list) and all(isinstance(m, str) for m in messages)
+        texts = cast(list[str], messages) if is_list else []
+        if texts and (images or audios):
+            raise ValueError(
+                "images= and audios= go with one text, found a list of them; write a list of conversations and "
+                "generate_many: [[Message.user(Image(...), text)], ...]"
+            )
+        one = None if texts else parse_prompt(cast(Prompt, messages), images, audios)
+        completions = self.generate_many(
+            texts if one is None else [one],
+            sampling=sampling,
+            adapter=adapter,
+            tools=tools,
+            response_format=response_format,
+            **options,
+        )
+        return completions if one is None else completions[0]
+
+    @checked
     def generate_many(
         self,
         conversations: Iterable[Prompt],
         *,
-        sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
+        sampling: SamplingParams | Mapping[str, Any] | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
+        tools: Tools = None,
+        response_format: ResponseFormat = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Completion]:
-        """Answers to many conversations or prompts of token ids, decoded in batches; each equals the result of
-        `generate`, which documents the errors. `sampling`: one for all, or one for each. Ids with media are
-        `TokensPrompt`s."""
-        return self.engine.generate_many(conversations, sampling=sampling, adapter=adapter)
+        """Answers to many texts, conversations or prompts of token ids, decoded in batches; each equals the result of
+        `generate`, which documents the arguments and errors. `sampling`: one for all, or one for each. Ids with media
+        are `TokensPrompt`s."""
+        offers: list[bool] = []
 
+        def prompts() -> Iterator[Prompt]:
+            for conversation in conversations:
+                prompt = _with_tools(parse_prompt(conversation), tools)
+                offers.append(_has_tools(prompt))
+                yield prompt
+
+        form = (functions(tools) or [], response_grammar(response_format))
+        own: SamplingParams | list[SamplingParams]
+        if isinstance(sampling, SamplingParams | Mapping):
+            own = _sampling(sampling, options, *form)
+        else:
+            own = [_sampling(one, options, *form) for one in sampling]
+        completions = self.engine.generate_many(prompts(), sampling=own, adapter=adapter)
+        each = repeat(own) if isinstance(own, SamplingParams) else own
+        return [
+            _with_calls(completion, one) if offered else completion
+            for completion, one, offered in zip(completions, each, offers, strict=False)
+        ]
+
+    @checked
     def stream(
         self,
         messages: Prompt,
-        images: Sequence[Any] = (),
-        audios: Sequence[Any] = (),
+        images: Sequence[Image | ImageSource] = (),
+        audios: Sequence[Audio | AnyAudio] = (),
         *,
-        sampling: SamplingParams = GREEDY,
+        sampling: SamplingParams | Mapping[str, Any] = GREEDY,
         adapter: str | None = "auto",
+        tools: Tools = None,
+        response_format: ResponseFormat = None,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[Delta]:
-        """The streamed answer: the joined texts and `tokens` of the deltas equal those of `generate`. Arguments and
-        errors as of `generate`; errors are raised before the first delta."""
-        prompt = parse_prompt(messages, images, audios)
-        return self.engine.stream(prompt, sampling=sampling, adapter=adapter)
+        """The streamed answer: the joined texts and `tokens` of the deltas equal those of `generate`, and the last one
+        has its `completion`. Arguments and errors as of `generate`; errors are raised before the first delta."""
+        prompt = _with_tools(parse_prompt(messages, images, audios), tools)
+        form = (functions(tools) or [], response_grammar(response_format))
+        own = _sampling(sampling, options, *form)
+        deltas = self.engine.stream(prompt, sampling=own, adapter=adapter)
+        return _calls_at_end(deltas, own) if _has_tools(prompt) else deltas
 
     @property
     def max_audio_seconds(self) -> float:
@@ -168,24 +276,32 @@ class Phi:
         return self.processor.caps.audio_seconds
 
     @max_audio_seconds.setter
+    @checked
     def max_audio_seconds(self, seconds: float) -> None:
         self.processor.caps = Caps.for_audio(seconds)
 
+    @checked
     def count(self, messages: Conversation) -> Tokens:
         """The number of tokens of a conversation with the generation prompt, without running the model: equal to
         `generate`'s report. Only the headers of images and most audio files are read."""
-        return self.processor.count(messages)
+        parsed = parse_prompt(messages)
+        assert not isinstance(parsed, TokensPrompt)
+        return self.processor.count(parsed)
 
+    @checked
     def tokenize(self, messages: Conversation, *, generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation, with placeholders repeated for each token of their image or audio.
+        """The token ids of a text or conversation, with placeholders repeated for each token of their image or audio.
 
         `generate` of these ids, with the same images and audio in order, gives the answer to `messages`. Only the
         headers of images and of WAV, FLAC and OGG files are read; MP3 files and videos are decoded. With
         `generation_prompt` the ids end in `<|assistant|>`, without it in `<|endoftext|>`. Raises ValueError for media
         that can't be read and without a tokenizer.
         """
-        return self.processor.tokenize(messages, generation_prompt=generation_prompt)
+        parsed = parse_prompt(messages)
+        assert not isinstance(parsed, TokensPrompt)
+        return self.processor.tokenize(parsed, generation_prompt=generation_prompt)
 
+    @checked
     def embed(
         self, part: Image | Audio | Item, *, projector: Literal["speech", "vision"] = "speech"
     ) -> Float[Tensor, "n D"]:
@@ -197,8 +313,6 @@ class Phi:
         was just embedded isn't encoded again for an answer. Raises ValueError for other parts, media that can't be
         read, and where the model has no encoder for them.
         """
-        if projector not in ("speech", "vision"):
-            raise ValueError(f"the audio projector is speech or vision, found {projector!r}")
         if isinstance(part, Image):
             row = self.engine.rows.ids_row([self.tokenizer.image_id or 0], [part])
         elif isinstance(part, Audio):
@@ -207,28 +321,30 @@ class Phi:
             assert audio is not None
             layouts = tuple(replace(clip, branch=projector) for clip in audio.layouts)
             row = row.with_inputs(replace(audio, layouts=layouts))
-        elif isinstance(part, Item):
+        else:
             placeholder = self.tokenizer.placeholders.get(part.modality, 0)
             row = self.engine.rows.ids_row([placeholder], [part])
-        else:
-            raise ValueError(f"expected an Image, an Audio or an Item, found {type(part).__name__}")
         return self.engine.encode(row)
 
+    @checked
     def score(
         self, messages: Prompt, continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer."""
         return self.score_many([(messages, continuation)], adapter=adapter)[0]
 
+    @checked
     def score_many(
         self, pairs: Iterable[tuple[Prompt, str]], *, adapter: str | None = "auto"
     ) -> list[list[float]]:
         """`score` of many (conversation, continuation) pairs, several in one forward."""
         return scores.score_many(self.engine, pairs, adapter=adapter)
 
+    @checked
     def transcribe(
         self,
-        audio: AudioSource,
+        audio: Audio | AnyAudio,
+        sample_rate: float | None = None,
         *,
         to: str | None = None,
         cot: bool = False,
@@ -238,7 +354,8 @@ class Phi:
         words: Literal["estimated", "aligned"] | None = None,
         max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
-        """The transcript of a recording (path, bytes, or float32 samples and rate). `to` (a code such as "de", or a
+        """The transcript of a recording: a path, bytes, (samples, rate), samples with their `sample_rate` in Hz, or an
+        `Audio`. `to` (a code such as "de", or a
         language's name): translate into this language; with `cot` the model first writes the transcript and then
         translates it, which is better and returns both (report 2.2.2); otherwise the transcript is empty.
 
@@ -251,8 +368,9 @@ class Phi:
         The prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
         wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
         """
+        source = audio.source if isinstance(audio, Audio) else audio
         return self.transcribe_many(
-            [audio],
+            [audio_source(source, sample_rate)],
             to=to,
             cot=cot,
             sampling=sampling,
@@ -262,9 +380,10 @@ class Phi:
             max_seconds=max_seconds,
         )[0]
 
+    @checked
     def transcribe_many(
         self,
-        audios: Sequence[AudioSource],
+        audios: Sequence[Audio | AnyAudio],
         *,
         to: str | None = None,
         cot: bool = False,
@@ -281,18 +400,19 @@ class Phi:
         task = replace(task, adapter=adapter, sampling=sampling, words=words)
         return longform.transcribe(
             self.engine,
-            audios,
+            [as_media("audio", audio).source for audio in audios],
             task,
             window=window,
             max_seconds=max_seconds,
             on_progress=on_progress,
         )
 
+    @checked
     def logits(
         self,
         messages_or_ids: Prompt,
-        images: Sequence[Any] = (),
-        audios: Sequence[Any] = (),
+        images: Sequence[Image | ImageSource] = (),
+        audios: Sequence[Audio | AnyAudio] = (),
         *,
         last: int | None = None,
         adapter: str | None = "auto",
@@ -310,6 +430,7 @@ class Phi:
         prompt = parse_prompt(messages_or_ids, images, audios)
         return self.logits_many([prompt], last=last, adapter=adapter)[0]
 
+    @checked
     def logits_many(
         self,
         prompts: Iterable[Prompt],
@@ -330,7 +451,90 @@ class Phi:
         logits = scores.logits_many(self.engine, rows(), last)
         return list(zip(ids, logits, strict=True))
 
+    @checked
+    def save(self, folder: str | Path) -> None:
+        """Write the model as a checkpoint that `load` and transformers read: the weights as they were loaded (with
+        further adapters), tokenizer and processor files. A model with `quant` is written as by `polyphi export
+        --quant`, in a layout that only polyphi reads. `polyphi export` has other layouts, dtypes and a model card.
+        Raises ValueError for a folder that has files, and for a `quant` that can't be stored ("bf16")."""
+        target = Path(folder).expanduser()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(
+                f"{target}: expected a new or empty folder, found a file or files in it"
+            )
+        with tempfile.TemporaryDirectory() as temporary:
+            beside = [] if self.source is None else files_beside(self.source, "native")
+            if self.tokenizer.has_vocabulary:  # after load(tokenizer=), not the checkpoint's
+                self.tokenizer.save(temporary)
+            own = {file.name: file for file in Path(temporary).iterdir()}
+            files = [*own.values(), *(file for file in beside if file.name not in own)]
+            dtype = self.model.decoder.norm.weight.dtype if self.model.quant else None
+            save_checkpoint(self.model, target, dtype=dtype, quant=self.model.quant, files=files)
 
+    def __repr__(self) -> str:
+        modalities = ", ".join(["text", *self.model.towers])
+        weights = self.model.decoder.norm.weight
+        dtype = self.model.quant or str(weights.dtype).removeprefix("torch.")
+        source = "" if self.source is None else f"{str(self.source)!r}, "
+        size = f"{self.parameters:,} parameters in {dtype} on {weights.device}"
+        return f"Phi({source}{size}, reads {modalities})"
+
+
+def _with_tools(
+    prompt: tuple[Message, ...] | TokensPrompt, tools: Any
+) -> tuple[Message, ...] | TokensPrompt:
+    """The prompt with tools on its system message. Raises ValueError for tools beside token ids."""
+    if not tools:
+        return prompt
+    if isinstance(prompt, TokensPrompt):
+        raise ValueError(
+            "tools= go with a text or messages, found token ids; they have their tools"
+        )
+    return with_tools(prompt, tools)
+
+
+def _has_tools(prompt: Prompt) -> bool:
+    return isinstance(prompt, tuple) and any(isinstance(m, Message) and m.tools for m in prompt)
+
+
+def _sampling(
+    sampling: SamplingParams | Mapping[str, Any],
+    options: SamplingOptions,
+    tools: Sequence[dict[str, Any]],
+    response: Grammar | None,
+) -> SamplingParams:
+    """The sampling of an answer with these tools and this form."""
+    combined = SamplingParams.of(sampling, **options)
+    if response is None:
+        return combined
+    if combined.grammar is not None:
+        raise ValueError(
+            "an answer has one form: expected grammar= or response_format=, found both"
+        )
+    return with_rules(combined, tools, response, CallRules())
+
+
+def _with_calls(completion: Completion, sampling: SamplingParams) -> Completion:
+    """A completion with the tool calls in its text."""
+    output = Output(sampling, tools=True)
+    output.add(Delta(completion.text, completion.finish_reason))
+    calls = tuple(
+        FunctionCall(call.name, json.loads(call.arguments))
+        for call in output.calls
+        if call.complete
+    )
+    others = tuple(_with_calls(other, sampling) for other in completion.others)
+    return replace(completion, tool_calls=calls, others=others)
+
+
+def _calls_at_end(deltas: Iterator[Delta], sampling: SamplingParams) -> Iterator[Delta]:
+    """The deltas of an answer, the last one's completion with its tool calls."""
+    for delta in deltas:
+        whole = delta.completion
+        yield delta if whole is None else replace(delta, completion=_with_calls(whole, sampling))
+
+
+@checked
 def load(
     path_or_id: str | Path,
     *,

@@ -4,19 +4,30 @@
 'user'
 
 `SamplingParams`, `Completion`, `Delta` and `Transcript` are the other inputs and outputs of a model, and `Generate` is
-the protocol through which evaluation uses any model, local or remote. This module imports nothing from polyphi.
+the protocol through which evaluation uses any model, local or remote.
 """
 
 import base64
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypedDict, Unpack, get_args
 
-import numpy as np
+from polyphi.arguments import checked, checked_fields, describe
+from polyphi.media_sources import (
+    AnyAudio,
+    AudioSource,
+    ImageSource,
+    MediaSource,
+    PilImage,
+    audio_source,
+    is_array,
+    is_pil,
+    png,
+)
+from polyphi.tools import FunctionCall, call_text, functions
 
-MediaSource = str | Path | bytes
 TRANSCRIBE = "Transcribe the audio clip into text."
 """The published prompt of a transcription."""
 TRANSLATE = "Translate the audio to {}."
@@ -36,10 +47,9 @@ LANGUAGES: dict[str, str] = {
     "es": "Spanish",
 }
 """Code -> English name of the eight languages (the Tier-1 languages of the report's speech and safety work)."""
-CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
-"""The marks around the JSON of tool calls in an assistant's text (processing/template.py)."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Text:
     """Plain text. The names of control tokens in it are encoded as ordinary characters."""
@@ -56,9 +66,12 @@ class Calls(Text):
 Detail = Literal["auto", "low", "high"]
 
 
-@dataclass(frozen=True)
+@checked_fields
+@dataclass(frozen=True, init=False, repr=False)
 class Image:
-    """An image: a path, or the encoded bytes of a PNG, JPEG, WebP or GIF file.
+    """An image: a path, the encoded bytes of a PNG, JPEG, WebP or GIF file, a PIL image, or an array or tensor of
+    pixels (media_sources.py has the shapes). A PIL image or an array becomes the bytes of its PNG file here, which lose
+    nothing and don't change with it.
 
     `detail` is OpenAI's: "low" uses one crop and the global view, which need few tokens; "high" and "auto" use
     as many crops as the image needs, up to the model's maximum. `max_crops` sets another maximum; above the model's it
@@ -70,8 +83,19 @@ class Image:
     max_crops: int | None = None
     modality: ClassVar[str] = "image"
 
-    def __post_init__(self) -> None:
-        _check_detail(self.detail, self.max_crops)
+    def __init__(
+        self, source: ImageSource, detail: Detail = "auto", max_crops: int | None = None
+    ) -> None:
+        _check_detail(detail, max_crops)
+        if not isinstance(source, str | Path | bytes):
+            source = bytes(source) if isinstance(source, bytearray | memoryview) else png(source)
+        for name, value in (("source", source), ("detail", detail), ("max_crops", max_crops)):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        data = self.source
+        source = f"<{len(data):,} bytes>" if isinstance(data, bytes) else repr(data)
+        return f"Image({source}, detail={self.detail!r}, max_crops={self.max_crops})"
 
     @property
     def most_crops(self) -> int | None:
@@ -79,15 +103,22 @@ class Image:
         return self.max_crops or (1 if self.detail == "low" else None)
 
 
-@dataclass(frozen=True)
+@checked_fields
+@dataclass(frozen=True, init=False)
 class Audio:
     """An audio clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file (with PyAV also M4A, MP4, WebM, AAC
-    and AMR), or (float32 samples [n] in [-1, 1], rate in Hz)."""
+    and AMR), or samples with their rate in Hz: `Audio(samples, 16000)`, `Audio((samples, 16000))` or the dict of
+    `datasets` with "array" and "sampling_rate". Samples are floats in [-1, 1] or signed integers, [n] or [n channels],
+    in an array, a tensor or a list."""
 
-    source: MediaSource | tuple[np.ndarray, int]
+    source: AudioSource
     modality: ClassVar[str] = "audio"
 
+    def __init__(self, source: AnyAudio, sample_rate: float | None = None) -> None:
+        object.__setattr__(self, "source", audio_source(source, sample_rate))
 
+
+@checked_fields
 @dataclass(frozen=True)
 class Video:
     """A video without its sound: a path, or the bytes of an MP4, WebM, Matroska or AVI file. It is represented by
@@ -107,6 +138,7 @@ class Video:
             )
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Item:
     """An input of a further modality (docs/modality.md), by its name: a path or bytes, which its reader reads."""
@@ -142,25 +174,74 @@ def _check_detail(detail: Any, max_crops: Any) -> None:
         raise ValueError(f"max_crops: expected an integer of at least 1, found {max_crops!r}")
 
 
-@dataclass(frozen=True)
+class Attachments:
+    """The images and audio beside a conversation: the parts {"type": "image"} and {"type": "audio"} without content
+    take the next one. `read` makes a source of a part's content; by default text is a path, a data: URL or base64."""
+
+    def __init__(
+        self,
+        images: Iterable[Any] = (),
+        audios: Iterable[Any] = (),
+        read: Callable[[str, Any], Any] | None = None,
+    ) -> None:
+        self._remaining: dict[str, Iterator[Any]] = {"image": iter(images), "audio": iter(audios)}
+        self.read = read
+
+    def next(self, modality: str) -> "Image | Audio":
+        """The next image or audio. Raises ValueError if none is left."""
+        if (value := next(self._remaining.get(modality, iter(())), None)) is None:
+            raise ValueError(
+                f'a part {{"type": "{modality}"}} without {modality}, no {modality}s left'
+            )
+        return as_media(modality, value)
+
+    def check_empty(self) -> None:
+        """Raises ValueError for an image or audio that no part took."""
+        for modality, remaining in self._remaining.items():
+            if next(remaining, None) is not None:
+                raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
+
+
+def as_media(modality: str, value: Any) -> Image | Audio:
+    """An image or audio from its source, or as it is."""
+    part_class = PUBLISHED[modality]
+    return value if isinstance(value, Image | Audio) else part_class(value)
+
+
+PartLike = Part | str | PilImage | Mapping[str, Any]
+Parts = str | Part | Sequence[PartLike] | Any
+"""The parts of a message; `_as_part` checks them."""
+
+
+@checked_fields
+@dataclass(frozen=True, init=False)
 class Message:
-    """One turn. `tools` (a JSON list, as text) belongs to a system message, as in the models' chat template."""
+    """One turn. A part may also be a text (str), a PIL image or a dict as in `parse`. `tools`, which belong to a system
+    message, are a list of Python functions or of OpenAI's schemas, and become a JSON list as text, as in the models'
+    chat template."""
 
     role: str
     parts: tuple[Part, ...]
     tools: str | None = None
 
-    def __post_init__(self) -> None:
-        if isinstance(self.parts, str):  # a text alone, which would be a sequence of letters
-            object.__setattr__(self, "parts", (Text(self.parts),))
+    def __init__(self, role: str, parts: Parts, tools: Any = None) -> None:
+        if isinstance(parts, str | Text | Image | Audio | Video | Item):
+            parts = (parts,)  # a text alone would be a sequence of letters
+        if not isinstance(parts, Sequence) or isinstance(parts, bytes):
+            raise ValueError(f"parts: expected a text or a list of parts, found {describe(parts)}")
+        if tools is not None and not isinstance(tools, str):
+            tools = json.dumps(functions(tools) or [], ensure_ascii=False)
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", tuple(_as_part(part) for part in parts))
+        object.__setattr__(self, "tools", tools)
 
     @classmethod
-    def system(cls, text: str, tools: str | None = None) -> "Message":
+    def system(cls, text: str, tools: Any = None) -> "Message":
         return cls("system", (Text(text),), tools)
 
     @classmethod
-    def user(cls, *parts: Part | str) -> "Message":
-        return cls("user", tuple(Text(p) if isinstance(p, str) else p for p in parts))
+    def user(cls, *parts: PartLike | Any) -> "Message":
+        return cls("user", parts)
 
     @classmethod
     def assistant(cls, text: str) -> "Message":
@@ -172,19 +253,27 @@ class Message:
         return "".join(p.text for p in self.parts if isinstance(p, Text))
 
     @classmethod
+    @checked
     def parse(
         cls,
-        value: "Message | Mapping[str, Any]",
+        value: Annotated[
+            "Message | Mapping[str, Any]",
+            "a message, such as {'role': 'user', 'content': 'Hello'}",
+            "messages",
+        ],
         root: Path | None = None,
+        attachments: Attachments | None = None,
     ) -> "Message":
         """The `Message` of an OpenAI-style dict; a `Message` is returned unchanged.
 
-        Parts may be `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's `max_crops`),
-        `input_audio` (base64 `data`, or `path`), `video_url` (as images, with polyphi's `frames`), and of a further
-        modality its name (an object of that name has base64 `data`, or `path`). Relative paths are resolved against
-        `root`. Remote URLs raise ValueError: only the server fetches media. `tool_calls` are appended to the text in
-        the model's format; a tool's response to one (role "tool" with a `tool_call_id`) gets the model's role
-        "tool_response"."""
+        Parts may be texts, OpenAI's `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's
+        `max_crops`), `input_audio` (base64 `data`, or `path`), and vLLM's `audio_url` and `video_url` (with polyphi's
+        `frames`). Transformers' {"type": "image"}, and "audio" and "video", have their content under this name (a path,
+        a data URL, bytes, for images also a PIL image or an array), "url", "path" or "base64"; images and audio without
+        content take the next one of `attachments`. Of a further modality a part has its name (an object of that name
+        has base64 `data`, or `path`). Relative paths are resolved against `root`. Remote URLs raise ValueError: only
+        the server fetches media. `tool_calls` are appended to the text in the model's format; a tool's response to one
+        (role "tool" with a `tool_call_id`) gets the model's role "tool_response", and "developer" is "system"."""
         if isinstance(value, Message):
             return value
         role, content = value.get("role"), value.get("content")
@@ -195,80 +284,98 @@ class Message:
         tools = value.get("tools")
         if role == "tool" and "tool_call_id" in value:
             role = "tool_response"
+        role = "system" if role == "developer" else role
         if calls := value.get("tool_calls"):
-            parts = cls.parse({"role": role, "content": content or ()}, root).parts
-            return cls(role, with_calls(parts, calls, role), tools)
+            content = content or ()
         if isinstance(content, str):
-            return cls(role, (Text(content),), tools)
-        if not isinstance(content, Sequence):
+            parts: tuple[Part, ...] = (Text(content),)
+        elif not isinstance(content, Sequence):
             raise ValueError(
                 f"message content must be text or a list of parts, found {type(content).__name__}"
             )
-        return cls(role, tuple(_parse_part(p, root) for p in content), tools)
+        else:
+            attachments = attachments or Attachments()
+            parts = tuple(_as_part(part, root, attachments) for part in content)
+        return cls(role, with_calls(parts, calls, role) if calls else parts, tools)
 
 
-def _parse_part(part: Any, root: Path | None) -> Part:
-    part_type = part.get("type") if isinstance(part, Mapping) else None
+def _as_part(value: Any, root: Path | None = None, attachments: Attachments | None = None) -> Part:
+    """The part of a message from all that may stand for one."""
+    if isinstance(value, Text | Image | Audio | Video | Item):
+        return value
+    if isinstance(value, str):
+        return Text(value)
+    if isinstance(value, Mapping):
+        return _parse_part(value, root, attachments or Attachments())
+    if is_pil(value):
+        return Image(value)
+    wrapped = "; write Image(...) or Audio(...) around it" if is_array(value) else ""
+    raise ValueError(
+        "parts: expected a text, Text, Image, Audio, Video or Item, a PIL image or a dict with a type, found "
+        f"{describe(value)}{wrapped}"
+    )
+
+
+CONTENT_KEYS = ("url", "path", "base64")
+"""Where transformers' chat templates look for the content of a part, after the name of its type."""
+
+
+def _parse_part(part: Mapping[str, Any], root: Path | None, attachments: Attachments) -> Part:
+    part_type = part.get("type")
     if part_type == "text":
-        return Text(part["text"])
-    if part_type in ("image_url", "video_url"):
-        url = part[part_type]
+        return Text(part.get("text"))  # type: ignore[arg-type]
+    if part_type in ("image_url", "video_url", "audio_url"):
+        url = part.get(part_type)
         url = url if isinstance(url, Mapping) else {"url": url}
-        source = _parse_source(url["url"], root)
+        source: Any = _parse_source(url.get("url"), root)
         options: dict[str, Any] = {
             "detail": url.get("detail") or "auto",
             "max_crops": url.get("max_crops"),
         }
+        if part_type == "audio_url":
+            return Audio(source)
         if part_type == "image_url":
             return Image(source, **options)
         return Video(source, url.get("frames", Video.frames), **options)
     if part_type == "input_audio":
-        return Audio(_parse_data(part["input_audio"], root))
+        return Audio(_parse_data(part_type, part.get(part_type), root))
+    if part_type in ("image", "audio", "video"):
+        keys = (part_type, *CONTENT_KEYS)
+        key = next((key for key in keys if part.get(key) is not None), None)
+        if key is None:
+            return attachments.next(part_type)
+        content = part[key]
+        if key == "base64":
+            source = _decoded(part_type, content)
+        elif attachments.read is not None:
+            source = attachments.read(part_type, content)
+        else:
+            source = _parse_source(content, root) if isinstance(content, str) else content
+        return Video(source) if part_type == "video" else as_media(part_type, source)
     value = part.get(part_type) if isinstance(part_type, str) else None
     if (
         isinstance(part_type, str)
         and isinstance(value, Mapping)
         and ("data" in value or "path" in value)
     ):
-        return Item(part_type, _parse_data(value, root))
+        return Item(part_type, _parse_data(part_type, value, root))
     raise ValueError(
-        f"unknown part type {part_type!r}; expected text, image_url, input_audio, video_url, or the name of a further "
-        "modality with an object of its data or path"
+        f"unknown part type {part_type!r}; expected text, image, audio, video, image_url, input_audio, audio_url, "
+        "video_url, or the name of a further modality with an object of its data or path"
     )
 
 
-def _parse_data(value: Mapping[str, Any], root: Path | None) -> MediaSource:
-    return (
-        base64.b64decode(value["data"]) if "data" in value else _parse_source(value["path"], root)
-    )
+def _parse_data(name: str, value: Any, root: Path | None) -> MediaSource:
+    if not isinstance(value, Mapping) or not ("data" in value or "path" in value):
+        raise ValueError(f"{name}: expected an object with data or path, found {describe(value)}")
+    return _decoded(name, value["data"]) if "data" in value else _parse_source(value["path"], root)
 
 
-def tool_call(value: Any) -> dict[str, Any]:
-    """A tool call as {"name", "arguments"}, from OpenAI's format or a plain one; raises ValueError for other values."""
-    call = value.get("function", value) if isinstance(value, Mapping) else value
-    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
-        raise ValueError(f"expected a tool call with a name and arguments, found {value!r:.80}")
-    arguments = call.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError:
-            raise ValueError(
-                f"the arguments of a call of {call['name']} are no JSON: {arguments!r:.80}"
-            ) from None
-    if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"the arguments of a call of {call['name']} are no object: {arguments!r:.80}"
-        )
-    return {"name": call["name"], "arguments": dict(arguments)}
-
-
-def call_text(calls: Iterable[Any]) -> str:
-    """Tool calls in the model's format: JSON between the two marks."""
-    text = json.dumps([tool_call(call) for call in calls], ensure_ascii=False)
-    # Marks inside an argument would be encoded as control tokens; JSON strings may escape "<":
-    text = text.replace(CALL, "\\u003c" + CALL[1:]).replace(CALL_END, "\\u003c" + CALL_END[1:])
-    return f"{CALL}{text}{CALL_END}"
+def _decoded(name: str, data: Any) -> bytes:
+    try:
+        return base64.b64decode(data)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name}: expected base64, found {data!r:.40}") from None
 
 
 def with_calls(
@@ -277,21 +384,6 @@ def with_calls(
     """A message's parts with its tool calls appended; only an assistant's calls get control tokens."""
     part_class = Calls if role == "assistant" else Text
     return (*(part for part in parts if part != Text("")), part_class(call_text(calls)))
-
-
-def functions(tools: Any) -> list[dict[str, Any]] | None:
-    """The list of functions in OpenAI's list of tools (or its JSON) or a list of functions; None for an empty one."""
-    if isinstance(tools, str):
-        tools = json.loads(tools) if tools.strip() else None
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise ValueError(f"expected a list of tools, found {type(tools).__name__}")
-    function_list = [t.get("function", t) if isinstance(t, Mapping) else t for t in tools]
-    for tool in function_list:
-        if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str):
-            raise ValueError(f"a tool is an object with a name, found {tool!r:.80}")
-    return [dict(tool) for tool in function_list]
 
 
 def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
@@ -304,9 +396,13 @@ def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
     return (Message("system", (), text), *messages)
 
 
-def _parse_source(url: str, root: Path | None) -> MediaSource:
+def _parse_source(url: Any, root: Path | None) -> MediaSource:
+    if isinstance(url, Path):
+        url = str(url)
+    if not isinstance(url, str):
+        raise ValueError(f"url: expected a path or a data: URL, found {describe(url)}")
     if url.startswith("data:"):
-        return base64.b64decode(url.partition(",")[2])
+        return _decoded("url", url.partition(",")[2])
     if "://" in url and not url.startswith("file://"):
         raise ValueError(
             f"remote media are not fetched here, found {url[:80]!r}; use a path or a data: URL"
@@ -378,6 +474,7 @@ class Tokens:
         return self.text + sum(self.inputs.values())
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Grammar:
     """The required form of an answer. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it),
@@ -393,6 +490,37 @@ class Grammar:
     alternative: "Grammar | None" = None
 
 
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword options, with the types that they are accepted in."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: str | Sequence[str]
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logprobs: int | None
+    n: int
+    grammar: Grammar | None
+    draft: int | Literal["auto"]
+    rope: Literal["dynamic", "bound"]
+    prompt_logprobs: int | None
+    stop_at_call: bool
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: int | Sequence[int]
+    include_stop: bool
+    skip_special_tokens: bool
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+    reasoning: bool
+    reasoning_budget: int | None
+
+
+@checked_fields(accepts=SamplingOptions)
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy. `stop` strings and `stop_token_ids` end the answer and are not part
@@ -440,6 +568,28 @@ class SamplingParams:
     reasoning: bool = False
     reasoning_budget: int | None = None
 
+    def __post_init__(self) -> None:
+        alone = {
+            "stop": isinstance(self.stop, str),
+            "stop_token_ids": isinstance(self.stop_token_ids, int),
+        }
+        for name, is_alone in alone.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if is_alone else tuple(value))
+        pairs: Any = self.logit_bias
+        pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
+        object.__setattr__(self, "logit_bias", tuple(tuple(pair) for pair in pairs))
+
+    @classmethod
+    def of(
+        cls, sampling: "SamplingParams | Mapping[str, Any]", **options: Unpack[SamplingOptions]
+    ) -> "SamplingParams":
+        """Sampling parameters, or a dict of them, with `options` instead of their values."""
+        if isinstance(sampling, SamplingParams):
+            values: dict[str, Any] = dict(options)  # the constructor converts them
+            return replace(sampling, **values) if values else sampling
+        return cls(**{**sampling, **options})
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -463,14 +613,16 @@ class Delta:
     tokens: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@checked_fields
+@dataclass(frozen=True, repr=False)
 class Completion:
     """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
     the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further modalities have,
     by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
     cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
     first. `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop
-    string or the id of `stop_token_ids` that ended the answer, otherwise None."""
+    string or the id of `stop_token_ids` that ended the answer, otherwise None. `tool_calls`: the calls in `text` that
+    are complete, of an answer to a conversation with tools (`Phi`). Printed, an answer is its text."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -485,6 +637,24 @@ class Completion:
     others: tuple["Completion", ...] = ()
     reasoning_tokens: int = 0
     stop_reason: str | int | None = None
+    tool_calls: tuple[FunctionCall, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        values = {
+            "text": self.text
+            if len(self.text) <= 200
+            else self.text[:199] + "\N{HORIZONTAL ELLIPSIS}",
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "tool_calls": self.tool_calls,
+            "others": len(self.others),
+            "adapter": self.adapter,
+        }
+        parts = ", ".join(f"{name}={value!r}" for name, value in values.items() if value)
+        return f"Completion({parts}, {len(self.tokens)} tokens)"
 
     @property
     def image_tokens(self) -> int:
@@ -531,6 +701,7 @@ class Segment:
     silence: float | None = None
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Transcript:
     """The transcript of a recording; `translation` if requested. `warnings` name problems and their times in the
@@ -547,6 +718,9 @@ class Transcript:
     prompt_tokens: int = 0
     audio_tokens: int = 0
     answer_tokens: int = 0
+
+    def __str__(self) -> str:
+        return self.text if self.translation is None else self.translation
 
 
 class Answers(Protocol):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polyphi.arguments import checked_fields
+
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 # fmt: off
 RESERVED = frozenset((
@@ -32,6 +34,7 @@ class AdapterConfig:
     dropout: float = 0.0
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Cost:
     """What an item costs: its `tokens` in the language model, and, for plans, the FLOPs of a forward of its encoder and
@@ -41,6 +44,7 @@ class Cost:
     flops: float = 0.0
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class Modality:
     """A modality that a user adds to the model; everything about it is here.
@@ -74,20 +78,17 @@ class Modality:
 
     def __post_init__(self) -> None:
         name = self.name
-        if not (isinstance(name, str) and NAME.fullmatch(name)) or name in RESERVED:
+        if not NAME.fullmatch(name) or name in RESERVED:
             raise ValueError(
                 f"the name of a modality is of letters, digits and _, and none of {', '.join(sorted(RESERVED))}; found "
                 f"{name!r}"
             )
-        if not (isinstance(self.placeholder, str) and self.placeholder):
+        if not self.placeholder:
             raise ValueError(f"modality {name}: expected a text as placeholder, such as <|{name}|>")
-        if not (isinstance(self.config, type) and is_dataclass(self.config)):
+        if not is_dataclass(self.config):
             raise ValueError(
                 f"modality {name}: expected a dataclass as config, found {self.config!r:.80}"
             )
-        for what in ("read", "cost", "encoder", "projector"):
-            if not callable(value := getattr(self, what)):
-                raise ValueError(f"modality {name}: {what} is called, found {value!r:.80}")
 
     @property
     def routes(self) -> dict[frozenset[str], str]:

@@ -29,7 +29,6 @@ from polyphi.checkpoints.names import empty_model
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
-from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
@@ -43,6 +42,7 @@ from polyphi.runtime import distributed
 from polyphi.runtime.files import cache_folder, locked, sha256, whole_folder, write_json
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision
+from polyphi.tools import CALL, CALL_END
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
 from polyphi.train.options import Base, TrainOptions

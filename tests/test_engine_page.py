@@ -1,6 +1,7 @@
 """The Python of docs/engine.md runs as it stands, with a model that samples at random."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,16 @@ PAGE = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()
 
 
 class Babbler:
+    """An engine that answers at random, by the grammar if there is one."""
+
     tokenizer = Tokenizer.train(['{"city": "Rome", "sure": true}'], vocab_size=320)
 
-    def generate(self, messages: Any, *, sampling: SamplingParams) -> Completion:
+    def generate_many(
+        self, prompts: Iterable[Any], *, sampling: SamplingParams, adapter: str
+    ) -> list[Completion]:
+        return [self.completion(sampling) for _ in prompts]
+
+    def completion(self, sampling: SamplingParams) -> Completion:
         matcher = None
         if sampling.grammar is not None:
             matcher = compile_grammar(sampling.grammar, self.tokenizer).matcher()
@@ -45,7 +53,9 @@ class Babbler:
 
 
 def test_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polyphi, "load", lambda _: Babbler())
+    phi = polyphi.Phi.__new__(polyphi.Phi)
+    phi.engine = Babbler()  # type: ignore[assignment]
+    monkeypatch.setattr(polyphi, "load", lambda _: phi)
     names: dict[str, Any] = {}
     for block in re.findall(r"(?s)```python\n(.*?)```", PAGE):
         exec(block, names)

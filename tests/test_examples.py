@@ -214,3 +214,20 @@ def test_motion_in_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     values = modality.read(tmp_path / "a.parquet")
     assert values.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 0.0], [2.0] * 6]
+
+
+REFUSED = (
+    *('images="digit.png"', "max_new_tokens", "do_sample", "num_beams", "transcribe(samples)"),
+    *("language=", "embed(", "score(", "user(None)", "Image(3)", "load(None)", "torch_dtype"),
+)
+"""What stands in the first guesses that are refused."""
+
+
+def test_first_guesses_work_or_are_refused_in_one_line(source: Path) -> None:
+    phi = polyphi.load(source / "native", device="cpu")
+    results = run_file(EXAMPLES / "first_guesses_python.py").outcomes(phi)
+    assert len(results) >= 30
+    for guess, result in results:
+        is_refused = isinstance(result, ValueError)
+        assert is_refused == any(part in guess for part in REFUSED), (guess, result)
+        assert not is_refused or "\n" not in str(result)

@@ -58,7 +58,9 @@ def test_the_start_page_asks_about_the_picture_that_it_draws(
 
 def test_the_how_to_page(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(polyphi, "load", lambda model, quant: server.engine)
+    phi = polyphi.Phi.__new__(polyphi.Phi)
+    phi.engine = server.engine
+    monkeypatch.setattr(polyphi, "load", lambda model, quant: phi)
     for name in ("cat.png", "dog.png", "invoice.pdf"):
         Image.new("RGB", (60, 40), "red").save(name)
     names = run(HOWTO, server)

@@ -41,17 +41,14 @@ from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
 from polyphi.messages import (
-    CALL,
-    CALL_END,
     TRANSCRIBE,
+    Attachments,
     Audio,
     Image,
     Item,
     Message,
     Part,
     Text,
-    call_text,
-    tool_call,
     with_tools,
 )
 from polyphi.processing import media
@@ -60,6 +57,7 @@ from polyphi.processing.reader import Reader
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import inputs
+from polyphi.tools import CALL, CALL_END, call_text, tool_call
 
 MEDIA = ("image", "images", "audio", "audios")
 COMMON = ("id", "licence", "language", "rejected")
@@ -307,31 +305,11 @@ def _answer_text(value: Any) -> str:
 def _from_messages(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
     """Return chat messages with text, media, tools and tool calls."""
     raw_messages, omitted = with_reasoning(_list(row["messages"], "messages"))
-    media_parts = {modality: iter(_media(row, modality)) for modality in ("image", "audio")}
-
-    def part(value: Any) -> Part:
-        modality = value.get("type") if isinstance(value, Mapping) else None
-        if modality not in media_parts:
-            return Message.parse({"role": "user", "content": [value]}).parts[0]
-        if value.get(modality) is not None:
-            return _medium(modality, value[modality])
-        if (media_part := next(media_parts[modality], None)) is None:
-            raise ValueError(f"a part of type {modality} without {modality}, no {modality}s left")
-        return media_part
-
-    def message(value: Mapping[str, Any]) -> Message:
-        if value.get("role") == "developer":
-            value = {**value, "role": "system"}
-        if not isinstance(value.get("content"), list):
-            return Message.parse(value)
-        parts = tuple(map(part, value["content"]))
-        rest = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
-        return Message(rest.role, (*parts, *rest.parts), rest.tools)
-
-    messages = tuple(message(value) for value in _answers_in_order(raw_messages))
-    for modality, remaining in media_parts.items():
-        if next(remaining, None) is not None:
-            raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
+    attachments = Attachments(_media(row, "image"), _media(row, "audio"), _source)
+    messages = tuple(
+        Message.parse(value, attachments=attachments) for value in _answers_in_order(raw_messages)
+    )
+    attachments.check_empty()
     # Answers without their reasoning would train the model to answer without it.
     meta = {"supervise": "last answer"} if omitted else {}
     return with_tools(messages, row.get("tools")), meta
@@ -604,18 +582,12 @@ def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:
 
 
 def _check(messages: Sequence[Message]) -> None:
-    """Check roles, types and the last answer; raises ValueError for messages that can't be trained on."""
+    """Check roles and the last answer; raises ValueError for messages that can't be trained on."""
     for number, message in enumerate(messages, 1):
         if message.role not in (*ROLES, DOCUMENT):
             raise ValueError(
                 f"message {number}: unknown role {message.role!r}; expected one of {', '.join(ROLES)}"
             )
-        texts = [part.text for part in message.parts if isinstance(part, Text)]
-        for text in (*texts, message.tools or ""):
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"message {number}: expected text, found {type(text).__name__} {text!r:.80}"
-                )
         if message.role == "assistant":
             check_call_marks(number, message.text)
     last = messages[-1].role if messages else "nothing"

@@ -6,20 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyphi.data.formats import IMAGE, check_call_marks
-from polyphi.messages import (
-    CALL,
-    CALL_END,
-    Image,
-    Item,
-    Media,
-    Message,
-    Part,
-    Text,
-    Video,
-    functions,
-    tool_call,
-)
+from polyphi.messages import Image, Item, Media, Message, Part, Text, Video
 from polyphi.processing.file_types import sniff
+from polyphi.tools import CALL, CALL_END, functions, tool_call
 
 _FORMATS = {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
 

@@ -30,8 +30,9 @@ from typing import Any
 
 from polyphi.engine.json_schemas import depth, for_grammar, refuse_explosive
 from polyphi.engine.tools import FUNCTOOLS
-from polyphi.messages import CALL, CALL_END, Grammar, functions
+from polyphi.messages import Grammar
 from polyphi.runtime.installation import from_checkout
+from polyphi.tools import CALL, CALL_END, functions
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
 """Of a schema or a list of tools: characters and nested brackets; characters of a regular expression or a context-free

@@ -31,9 +31,10 @@ from polyphi.engine.grammars import (
     PROCESS_MEMORY,
     TOKEN_SECONDS,
 )
-from polyphi.messages import CALL, CALL_END, Grammar
+from polyphi.messages import Grammar
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import fork_server
+from polyphi.tools import CALL, CALL_END
 
 LENGTH, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<II", "<cI?I"))
 STATUS, MASK, ERROR = b"s", b"m", b"e"

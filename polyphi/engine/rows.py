@@ -7,22 +7,25 @@
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
+from polyphi.arguments import describe
 from polyphi.batch import Batch
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.request import GREEDY
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import compile_grammar
 from polyphi.messages import (
+    Attachments,
     Media,
     Message,
     Routes,
     SamplingParams,
+    as_media,
     modalities_of,
     normalize_adapter,
     route,
@@ -37,9 +40,14 @@ from polyphi.text.quantity import quantity
 PromptEnd = Literal["generation_prompt", "final_message", "end_of_text"]
 """The end of a conversation that the model continues: `<|assistant|>`, so that it answers; the text of the final
 message, which it continues; or `<|endoftext|>`, the end of the document."""
-Conversation = Sequence[Message | Mapping[str, Any]]
-"""`Message`s or OpenAI-style dicts."""
-Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt
+Conversation = Annotated[
+    Sequence[Message | Mapping[str, Any]] | Message | Mapping[str, Any] | str,
+    "a text or a list of messages",
+    "conversations",
+]
+"""`Message`s or OpenAI-style dicts; one of them, or a text, is the user's only message."""
+TokenIds = Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"]
+Prompt = Annotated[Conversation | TokenIds | TokensPrompt, "a prompt", "prompts"]
 """The input that the model continues."""
 
 
@@ -48,29 +56,45 @@ def parse_prompt(
 ) -> tuple[Message, ...] | TokensPrompt:
     """A prompt as messages, or as token ids with the `images` and `audios` of their placeholders.
 
-    Raises ValueError for an empty prompt, for text, for ids that are no whole numbers or have more than one dimension,
-    and for `images` or `audios` in addition to messages or a `TokensPrompt`, which have their own media.
+    `images` and `audios` beside a text come before it in the user's message; beside messages they fill the parts
+    {"type": "image"} and {"type": "audio"} without content, in order. Raises ValueError for an empty prompt, for ids
+    that are no whole numbers or have more than one dimension, for several prompts, for media that have no part, and for
+    `images` or `audios` in addition to a `TokensPrompt`, which has its own.
     """
     if isinstance(prompt, TokensPrompt):
         if images or audios:
             raise ValueError("images= and audios= go with ids; a TokensPrompt has its own")
         return replace(prompt, ids=token_ids(prompt.ids))
-    if isinstance(prompt, str | bytes | Mapping | Message) or not isinstance(prompt, Iterable):
+    if isinstance(prompt, str):
+        beside = [as_media("image", value) for value in images]
+        beside += [as_media("audio", value) for value in audios]
+        return (Message.user(*beside, prompt),)
+    if isinstance(prompt, Message | Mapping):
+        prompt = [prompt]
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise ValueError(
-            f"expected a list of messages or of token ids, found {type(prompt).__name__}; "
-            'write [Message.user("...")] for text'
+            f"messages: expected a text, a list of messages or token ids, found {describe(prompt)}"
         )
     items: Any = prompt if isinstance(prompt, Tensor) else list(prompt)
     if not len(items):
         raise ValueError("expected messages or token ids, found an empty list")
     first = items[0]
+    if isinstance(first, str | list | tuple | TokensPrompt):
+        raise ValueError(
+            f"messages: expected one prompt, found a list that begins with {describe(first)}; several go to "
+            "generate_many, score_many and logits_many, and the parts of one message into Message.user(...)"
+        )
     if not isinstance(first, Message | Mapping):
         return TokensPrompt(token_ids(items), tuple(images), tuple(audios))
-    if images or audios:
+    attachments = Attachments(images, audios)
+    messages = tuple(Message.parse(message, attachments=attachments) for message in items)
+    try:
+        attachments.check_empty()
+    except ValueError as error:
         raise ValueError(
-            "images and audio of messages belong into their parts; images= and audios= go with ids"
-        )
-    return tuple(Message.parse(message) for message in items)
+            f"{error}; write such a part where each belongs, or Image(...) and Audio(...) into Message.user(...)"
+        ) from None
+    return messages
 
 
 def token_ids(ids: Any) -> tuple[int, ...]:
@@ -82,6 +106,8 @@ def token_ids(ids: Any) -> tuple[int, ...]:
     try:
         return tuple(operator.index(value) for value in values)
     except TypeError:
+        if not isinstance(values, Iterable) or isinstance(values, str):
+            raise ValueError(f"ids: expected a list of token ids, found {describe(ids)}") from None
         wrong = next(v for v in values if not hasattr(v, "__index__"))
         raise ValueError(
             f"token ids are whole numbers, found {wrong!r:.80}; a prompt of messages has messages only"
@@ -134,7 +160,9 @@ class Rows:
         tokenized nor decoded."""
         parsed = parse_prompt(messages)
         if isinstance(parsed, TokensPrompt):
-            return self.ids_row(parsed.ids, parsed.parts, adapter=adapter, context=context)
+            return self.ids_row(
+                token_ids(parsed.ids), parsed.parts, adapter=adapter, context=context
+            )
         chosen = self._adapter(adapter, modalities_of(parsed))
         row = yield from self._processor.row_steps(
             parsed,

@@ -28,7 +28,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from polyphi.messages import CALL, CALL_END
+from polyphi.tools import CALL, CALL_END
 
 FUNCTOOLS = "functools["
 STARTS = (CALL, FUNCTOOLS)

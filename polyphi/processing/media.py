@@ -24,7 +24,7 @@ from PIL import Image as pil
 from PIL import ImageFile
 from PIL.Image import Image as Picture
 
-from polyphi.messages import MediaSource
+from polyphi.messages import AudioSource, MediaSource
 from polyphi.processing import media_decoder, mpg123
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
@@ -58,7 +58,6 @@ MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
 MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens of them
 MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
-AudioSource = MediaSource | tuple[np.ndarray, int]
 Reason = Literal["kind", "size", "content", "decoder"]
 
 

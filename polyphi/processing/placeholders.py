@@ -4,54 +4,64 @@ token ids."""
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import cast
 
-import numpy as np
-
-from polyphi.messages import Audio, Image, Item, Media, MediaSource, Part, Text
+from polyphi.arguments import checked, checked_fields
+from polyphi.media_sources import AnyAudio, Array, ImageSource
+from polyphi.messages import (
+    Audio,
+    Image,
+    Item,
+    Media,
+    Part,
+    Text,
+    as_media,
+)
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class TokensPrompt:
     """A prompt of token ids. `images`, `audios` and `items` of further modalities fill the placeholders among the ids,
-    in order: each has one placeholder, or as many as it has tokens. Images and audio are sources (a path, bytes,
-    (samples, rate)), or `Image`s and `Audio`s."""
+    in order: each has one placeholder, or as many as it has tokens. Images and audio are sources as of `Image` and
+    `Audio`, or these types."""
 
-    ids: Sequence[int]
-    images: Sequence[Image | MediaSource] = ()
-    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = ()
+    ids: Sequence[int] | Array
+    images: Sequence[Image | ImageSource] = ()
+    audios: Sequence[Audio | AnyAudio] = ()
     items: Sequence[Item] = ()
+
+    def __post_init__(self) -> None:
+        for name, modality in (("images", "image"), ("audios", "audio")):
+            media = tuple(as_media(modality, value) for value in getattr(self, name))
+            object.__setattr__(self, name, media)
 
     @property
     def parts(self) -> tuple[Media, ...]:
         """The images, audio and items as parts of messages."""
-        return (
-            *(i if isinstance(i, Image) else Image(i) for i in self.images),
-            *(a if isinstance(a, Audio) else Audio(a) for a in self.audios),
-            *self.items,
-        )
+        return cast(tuple[Media, ...], (*self.images, *self.audios, *self.items))
 
 
+@checked
 def parts(
     text: str,
-    images: Sequence[Image | MediaSource] = (),
-    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = (),
+    images: Sequence[Image | ImageSource] = (),
+    audios: Sequence[Audio | AnyAudio] = (),
 ) -> tuple[Part, ...]:
     """Return the parts of a message from text with the published placeholders.
 
     >>> Message.user(*parts("<|image_1|>What is shown in this image?", images=["cat.png"]))
 
     `<|image_1|>` stands for the first of `images`, `<|audio_2|>` for the second of `audios`; each image and each clip
-    has exactly one placeholder. `images` are paths, bytes or `Image`s; `audios` are paths, bytes, (samples, rate) pairs
-    or `Audio`s. The parts have the order of the text. Raises ValueError for a number without an image or clip, for a
-    number that occurs twice, and for an image or clip without a placeholder.
+    has exactly one placeholder. `images` and `audios` are sources of `Image` and `Audio`, or these types. The
+    parts have the order of the text. Raises ValueError for a number without an image or clip, for a number that occurs
+    twice, and for an image or clip without a placeholder.
     """
     sources: dict[str, list[Part]] = {
-        "image": [i if isinstance(i, Image) else Image(i) for i in _listed(images, "images")],
-        "audio": [a if isinstance(a, Audio) else Audio(a) for a in _listed(audios, "audios")],
+        "image": [as_media("image", image) for image in images],
+        "audio": [as_media("audio", audio) for audio in audios],
     }
     used: dict[str, set[int]] = {"image": set(), "audio": set()}
     result: list[Part] = []
@@ -80,10 +90,3 @@ def parts(
                 f"where that {what} belongs"
             )
     return tuple(part for part in result if part != Text(""))
-
-
-def _listed(values: Any, name: str) -> Sequence[Any]:
-    """Return media as a list. Raises ValueError for a single path or bytes, which are sequences, too."""
-    if isinstance(values, str | bytes | Path | Image | Audio):
-        raise ValueError(f"{name}= is a list, found {type(values).__name__}; write [...] around it")
-    return list(values)

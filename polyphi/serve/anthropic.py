@@ -9,6 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from polyphi.engine.forms import CallRules, with_rules
+from polyphi.engine.output import Output, OutputPart
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams
@@ -21,16 +23,13 @@ from polyphi.serve.anthropic_schema import (
 )
 from polyphi.serve.errors import STREAMED, ApiError, anthropic_body
 from polyphi.serve.generation import (
-    CallRules,
     Generation,
     answer,
     count_tokens,
     with_reasoning,
-    with_rules,
 )
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.output import Output, OutputPart
 from polyphi.serve.response_json import EncodedJson, extra_fields
 from polyphi.serve.schema import Tool, available_tools, selected_tools
 from polyphi.serve.server import Server

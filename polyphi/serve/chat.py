@@ -9,15 +9,16 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from polyphi.engine.forms import CallRules, with_rules
+from polyphi.engine.output import Output, OutputPart
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.conversation import chat_turns
 from polyphi.serve.errors import STREAMED
-from polyphi.serve.generation import CallRules, Generation, answer, with_reasoning, with_rules
+from polyphi.serve.generation import Generation, answer, with_reasoning
 from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.output import Output, OutputPart
 from polyphi.serve.prompt_logprobs import prompt_fields
 from polyphi.serve.response_json import base_fields, extra_fields, token_usage, usage
 from polyphi.serve.schema import ChatRequest, NamedTool, available_tools, prompt_end

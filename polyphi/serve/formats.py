@@ -4,13 +4,13 @@ OpenAI's is `response_format`. vLLM's are `structured_outputs` and, in older ver
 `regex`, `ebnf` and `json_schema`; llama.cpp's `grammar` and `json_schema`. A request may use one of them.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag
 
+from polyphi.engine.forms import JSON_OBJECT, json_grammar
 from polyphi.messages import Grammar
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fields import (
@@ -25,7 +25,6 @@ from polyphi.serve.fields import (
     one_of,
 )
 
-JSON_OBJECT = Grammar("json", '{"type": "object"}')
 Schema = Annotated[
     Annotated[AnyObject, Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
     one_of(json_type, "a JSON schema: an object, true or false"),
@@ -60,9 +59,9 @@ class ResponseFormat(Fields):
         if self.type == "text":
             return None
         if self.type == "json_object":
-            return JSON_OBJECT if self.schema_ is None else _json(self.schema_)
+            return JSON_OBJECT if self.schema_ is None else json_grammar(self.schema_)
         if self.type == "json_schema":
-            return _json(self._value("json_schema", self.json_schema).schema_)
+            return json_grammar(self._value("json_schema", self.json_schema).schema_)
         if self.type == "regex":
             pattern = self.pattern if self.regex is None else self.regex
             return Grammar("regex", self._value("regex", pattern))
@@ -135,7 +134,7 @@ class FormatFields(Fields):
             ("json_schema", self.json_schema),
         ):
             if schema is not None:
-                yield name, _json(schema)
+                yield name, json_grammar(schema)
         for name, pattern in (
             ("structured_outputs.regex", outputs.regex),
             ("guided_regex", self.guided_regex),
@@ -157,10 +156,6 @@ class FormatFields(Fields):
         ):
             if text is not None:
                 yield name, Grammar("ebnf", text)
-
-
-def _json(schema: dict[str, Any] | bool | str) -> Grammar:
-    return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema))
 
 
 def choices(texts: list[str], field: str) -> Grammar:

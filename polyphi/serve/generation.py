@@ -4,7 +4,6 @@ outputs of its job.
 >>> return await answer(server, request, generation, lambda job, sampling: ChatAnswer(...), stream=True)
 """
 
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from starlette.responses import Response
 
 from polyphi.batch import Batch
 from polyphi.engine.rows import PromptEnd
-from polyphi.messages import Grammar, SamplingParams, Tokens, with_tools
+from polyphi.messages import SamplingParams, Tokens, with_tools
 from polyphi.serve.conversation import InputTurn, conversation
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
@@ -46,34 +45,6 @@ class Answer(Protocol):
     def events(self) -> AsyncIterator[bytes]:
         """Server-sent events."""
         ...
-
-
-@dataclass(frozen=True)
-class CallRules:
-    """Which tool calls an answer may have: at least one if `required`, at most one if `single`."""
-
-    required: bool = False
-    single: bool = False
-
-
-def with_rules(
-    sampling: SamplingParams,
-    tools: Sequence[dict[str, Any]],
-    response: Grammar | None,
-    rules: CallRules,
-) -> SamplingParams:
-    """Sampling with the grammar of the answer: tool calls where they are required; otherwise the form `response`, with
-    tool calls as an alternative where tools are offered. No grammar for free text, which may also contain calls."""
-    if not tools or (response is None and not rules.required):
-        stop_at_call = bool(tools) and response is None and rules.single
-        return replace(sampling, grammar=response, stop_at_call=stop_at_call)
-    grammar = Grammar(
-        "tools",
-        json.dumps(tools),
-        max_calls=1 if rules.single else None,
-        alternative=None if rules.required else response,
-    )
-    return replace(sampling, grammar=grammar)
 
 
 def with_reasoning(

@@ -12,10 +12,10 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from polyphi.engine.output import OutputPart
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import TokenLogprob
-from polyphi.serve.output import OutputPart
 
 Event = dict[str, Any]
 TextItem = Literal["reasoning", "message"]

@@ -15,22 +15,21 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from polyphi.engine.forms import CallRules, with_rules
+from polyphi.engine.output import Output
 from polyphi.engine.request import Caller
 from polyphi.messages import SamplingParams, Text
 from polyphi.serve.conversation import InputTurn
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.fields import Fields
 from polyphi.serve.generation import (
-    CallRules,
     Generation,
     answer,
     count_tokens,
     with_reasoning,
-    with_rules,
 )
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.output import Output
 from polyphi.serve.response_items import Event, Items, new_id
 from polyphi.serve.response_json import EncodedJson, extra_fields, json_pieces, usage
 from polyphi.serve.responses_schema import (

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, Tag, model_validator
 
 from polyphi.engine.rows import PromptEnd
-from polyphi.messages import Grammar, SamplingParams, functions
+from polyphi.messages import Grammar, SamplingParams
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import Effort, Extensions, TemplateOptions
 from polyphi.serve.fields import (
@@ -32,6 +32,7 @@ from polyphi.serve.fields import (
     one_of,
     one_of_types,
 )
+from polyphi.tools import functions
 
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {

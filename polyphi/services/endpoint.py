@@ -36,11 +36,10 @@ from polyphi.messages import (
     SamplingParams,
     Text,
     Video,
-    call_text,
-    functions,
     normalize_adapter,
 )
 from polyphi.runtime.installation import pip_install
+from polyphi.tools import call_text, functions
 
 if TYPE_CHECKING:
     import httpx2

@@ -31,13 +31,14 @@ from polyphi.messages import (
     TRANSCRIBE_AND_TRANSLATE,
     TRANSLATE,
     Audio,
+    AudioSource,
     Completion,
     Message,
     SamplingParams,
     Transcript,
 )
 from polyphi.processing.audio import RATE, nbytes, resampled
-from polyphi.processing.media import AudioSource, AudioStream, MediaError
+from polyphi.processing.media import AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from polyphi.messages import call_text
 from polyphi.text.lexicon import COLOURS, LANGUAGES, NOUNS
+from polyphi.tools import call_text
 from polyphi_recipe.curate.text import in_split
 
 NO_TOOL = "None of the tools can do that."

@@ -11,6 +11,9 @@ PACKAGES = ("polyphi", "polyphi_eval", "polyphi_recipe")
 INPUTS = ("image_input", "audio_input", "item_input")
 LEVELS = (
     {
+        "arguments",
+        "media_sources",
+        "tools",
         "messages",
         "batch",
         "modality",
@@ -32,6 +35,9 @@ RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
 """Packages of polyphi_recipe; all else of it is above them."""
 LEVEL_0 = LEVELS[0]
 WITHIN_A_LEVEL = {
+    *((name, "arguments") for name in ("media_sources", "tools", "messages", "modality")),
+    ("messages", "media_sources"),
+    ("messages", "tools"),
     ("batch", "encoder_input"),
     *((name, "encoder_input") for name in INPUTS),
     ("checkpoints", "quantization"),
@@ -42,6 +48,9 @@ WITHIN_A_LEVEL = {
 }
 MODULES_BESIDE_PACKAGES = {
     "api",
+    "arguments",
+    "media_sources",
+    "tools",
     "messages",
     "batch",
     "modality",

@@ -213,7 +213,7 @@ def test_logits_of_messages_and_of_ids_agree(folder: Path, media: tuple[Path, Pa
     assert torch.equal(ids, expanded) and torch.equal(logits, again)
     with pytest.raises(ValueError, match="empty list"):
         phi.logits([])
-    with pytest.raises(ValueError, match="go with ids"):
+    with pytest.raises(ValueError, match="more images"):
         phi.logits(messages, images=[picture])
 
 

@@ -58,7 +58,7 @@ def test_bad_details_are_one_line(kind: str, beside: dict[str, Any], says: str) 
 
 @pytest.mark.parametrize("frames", [0, -1, 2.5, None, True])
 def test_a_video_has_at_least_one_frame(frames: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"at least one frame|Type-check"):
+    with pytest.raises((ValueError, TypeError), match=r"frames: |Type-check"):
         Message.parse(asking("video_url", frames=frames))
 
 

@@ -145,9 +145,10 @@ def test_tokenize_reads_headers_only(
     ("prompt", "match"),
     [
         ([], "empty list"),
-        ("fox", "found str"),
-        (3, "found int"),
-        ({"role": "user", "content": "fox"}, "found dict"),
+        (3, r"found 3 \(int\)"),
+        (None, "found None"),
+        (["fox", "dog"], "generate_many"),
+        ([[Message.user("fox")]], "generate_many"),
         (torch.zeros(2, 3, dtype=torch.long), r"\[2, 3\]"),
         ([1, 2.5], r"2\.5"),
         (torch.tensor([0.5]), r"0\.5"),
@@ -160,7 +161,7 @@ def test_prompts_that_are_none(prompt: object, match: str) -> None:
 
 
 def test_ids_and_media_must_fit(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="go with ids"):
+    with pytest.raises(ValueError, match="more images"):
         phi.generate([Message.user("fox")], [media[0]])
     with pytest.raises(ValueError, match="TokensPrompt"):
         phi.stream(TokensPrompt([1]), [media[0]])
@@ -403,7 +404,7 @@ def test_placeholders_become_parts() -> None:
         ("<|image_1|><|image_3|>", {"images": ["a", "b", "c"]}, r"no <\|image_2\|>"),
         ("<|image_1|>", {"audios": ["a"]}, r"image 1, found 0"),
         ("<|audio_1|>", {"audios": ["a", "b"]}, r"no <\|audio_2\|>"),
-        ("<|image_1|>", {"images": "a.png"}, "found str"),
+        ("<|image_1|>", {"images": "a.png"}, "found 'a.png'"),
     ],
 )
 def test_placeholders_and_media_must_match(text: str, media: dict, match: str) -> None:

@@ -18,9 +18,10 @@ from PIL import Image as PIL
 from polyphi.data import formats, other_formats, own
 from polyphi.data.formats import sample
 from polyphi.data.shards import Sample, Shards, write
-from polyphi.messages import Audio, Image, Message, Text, call_text
+from polyphi.messages import Audio, Image, Message, Text
 from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.tools import call_text
 
 
 def png(colour: str) -> bytes:
@@ -403,8 +404,8 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
         (chat(("user", "x"), ("assistant", " ")), "the answer is empty"),
         (chat(("user", "x"), ("robot", "y"), ("assistant", "z")), "message 2: unknown role 'robot'"),
         (chat(("user", 7), ("assistant", "y")), "must be text or a list of parts, found int"),
-        (chat(("user", [{"type": "video"}]), ("assistant", "y")), "unknown part type 'video'"),
-        (chat(("user", [{"type": "text", "text": 5}]), ("assistant", "y")), "expected text, found int 5"),
+        (chat(("user", [{"type": "video"}]), ("assistant", "y")), "without video"),
+        (chat(("user", [{"type": "text", "text": 5}]), ("assistant", "y")), "expected a text, found 5"),
         (with_image_url("https://x.org/a"), "remote media are not fetched"),
         (with_image_url("none.png"), "there is no file none.png"),
         (with_image_url("b.png"), "b.png: expected a PNG"),
@@ -420,7 +421,7 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
         ({"image": "red.png", "conversations": turns(("human", "x"), ("gpt", "y"))}, "found 1 for 0"),
         ({"image": 7, "conversations": turns(("human", "<image>"), ("gpt", "y"))}, "path or bytes as image, found int"),
         ({"instruction": "x", "output": None}, "found instruction"),
-        ({"instruction": "x", "output": 4}, "message 2: expected text, found int 4"),
+        ({"instruction": "x", "output": 4}, "expected a text, found 4"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_with_the_reason(row: Any, reason: str, root: Path) -> None:

@@ -301,11 +301,14 @@ INVALID: list[dict[str, Any]] = [
     *({"n": v} for v in (0, -3, 129, 10**9, 1.5)),
     *({"draft": v} for v in (-1, 17, 10**9, 0.5)),
     *({"rope": v} for v in ("short", None)),
-    *({"stop": v} for v in ("END", ("",), ("a", ""), (1,), ("x",) * 17, ("y" * 257,), None)),
+    *({"stop": v} for v in (3, ("",), ("a", ""), (1,), ("x",) * 17, ("y" * 257,), None)),
     *({"grammar": v} for v in ("json", {"type": "object"})),
     *({"min_tokens": v} for v in (-1, 1.5, None)),
-    *({"stop_token_ids": v} for v in (5, (-1,), (1.0,), "ab", (1,) * 17, None)),
-    *({"logit_bias": v} for v in ({1: 2.0}, ((1, 101.0),), ((-1, 1.0),), ((1, math.nan),), (1, 2))),
+    *({"stop_token_ids": v} for v in (-5, (-1,), (1.0,), "ab", (1,) * 17, None)),
+    *(
+        {"logit_bias": v}
+        for v in ({1: 101.0}, ((1, 101.0),), ((-1, 1.0),), ((1, math.nan),), (1, 2))
+    ),
     {"logit_bias": tuple((token, 1.0) for token in range(1025))},
 ]
 

@@ -18,8 +18,9 @@ from polyphi.engine.grammars import arguments_schema, compiled
 from polyphi.engine.sampling import Sampler, check
 from polyphi.engine.structured import Matcher, compile_grammar
 from polyphi.engine.tools import parse_calls
-from polyphi.messages import CALL, CALL_END, Grammar, Message, SamplingParams
+from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.tools import CALL, CALL_END
 
 TOKENIZER = Tokenizer.train(
     [
@@ -460,7 +461,7 @@ WRONG = [
     ("json", DEEP, "at most 64 deep"),
     ("json", "[" * 100_000, "at most 64 deep"),
     ("json", '"' + "x" * 300_000, "256000"),
-    ("json", {"type": "object"}, "grammar must be a Grammar of text"),
+    ("json", {"type": "object"}, "text: expected a text"),
     ("regex", "(", "unclosed"),
     ("regex", "(?=a)b", "look-a"),
     ("regex", r"(a)\1", "backreferences"),
@@ -477,7 +478,7 @@ WRONG = [
         "parameters of 'f'",
     ),
     ("tools", '{"name": "f"}', "list of tools"),
-    ("lark", "start: /x/", "'json', 'regex', 'ebnf' or 'tools'"),
+    ("lark", "start: /x/", "json, regex, ebnf or tools"),
     ("ebnf", "", "Empty grammar"),
     ("ebnf", "start: other", "other"),
     ("ebnf", "start: " + "(" * 5000, "too deeply nested"),
@@ -492,8 +493,8 @@ ONE_TOOL, WORD = '[{"name": "now"}]', Grammar("regex", "[a-z]+")
 WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
     ({"max_calls": 0}, "max_calls must be at least 1, found 0"),
     ({"max_calls": 17}, "max_calls must be at most 16, found 17"),
-    ({"max_calls": 1.5}, "max_calls must be a whole number"),
-    ({"alternative": "[a-z]+"}, "alternative must be a Grammar"),
+    ({"max_calls": 1.5}, "max_calls: expected a whole number"),
+    ({"alternative": "[a-z]+"}, "alternative: expected a Grammar"),
     ({"alternative": Grammar("tools", ONE_TOOL)}, "'json' or 'regex', found 'tools'"),
     ({"alternative": Grammar("ebnf", 'start: "a"')}, "'json' or 'regex', found 'ebnf'"),
     ({"alternative": Grammar("regex", "(")}, "unclosed"),

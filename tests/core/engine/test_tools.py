@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from polyphi.engine import tools
 from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser, parse_calls
-from polyphi.messages import CALL, CALL_END, call_text
+from polyphi.tools import CALL, CALL_END, call_text
 
 Parsed = tuple[str, list[ToolCall]]
 

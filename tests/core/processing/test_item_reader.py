@@ -65,7 +65,7 @@ def test_what_a_reader_may_not_return(read: Any, says: str) -> None:
     ("cost", "says"),
     [
         (lambda _: Cost(0), "at least one token"),
-        (lambda _: Cost(1.5), "at least one token"),
+        (lambda _: Cost(1.5), "whole number"),
         (lambda _: 3, "expected a Cost of at least one token, found 3"),
         (lambda x: x.nothing, "its cost can't be computed"),
     ],

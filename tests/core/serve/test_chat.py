@@ -17,7 +17,8 @@ from serve.conftest import Running
 from variants import few
 
 from polyphi.engine.sampling import Sampler
-from polyphi.messages import CALL, CALL_END, Message, SamplingParams
+from polyphi.messages import Message, SamplingParams
+from polyphi.tools import CALL, CALL_END
 
 
 @pytest.fixture
@@ -297,9 +298,9 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """With a scripted model output, streamed and whole answers are equal."""
+    from polyphi.engine.output import Output
     from polyphi.serve.chat import ChatMessage
     from polyphi.serve.jobs import OutputDelta
-    from polyphi.serve.output import Output
 
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):

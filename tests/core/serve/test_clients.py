@@ -24,8 +24,9 @@ from serve.test_chat import CONTENTS
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import logits_many
-from polyphi.messages import Calls, Message, SamplingParams, Text, call_text, with_tools
+from polyphi.messages import Calls, Message, SamplingParams, Text, with_tools
 from polyphi.serve.settings import Settings
+from polyphi.tools import call_text
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]
 

@@ -25,9 +25,9 @@ from serve.test_chat import audio_part, image_part
 import polyphi
 from polyphi.engine.engine import Engine
 from polyphi.engine.tools import ToolParser, parse_calls
-from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.tools import CALL, CALL_END
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]

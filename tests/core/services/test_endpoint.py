@@ -14,17 +14,9 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.messages import (
-    Audio,
-    Generate,
-    Image,
-    Message,
-    SamplingParams,
-    Text,
-    call_text,
-    with_tools,
-)
+from polyphi.messages import Audio, Generate, Image, Message, SamplingParams, Text, with_tools
 from polyphi.services.endpoint import MINUTE, Endpoint, Pace, RequestRejected
+from polyphi.tools import call_text
 
 PNG, WAV = b"\x89PNG picture", b"RIFF\0\0\0\0WAVE clip"
 HELLO = [Message.user("hello")]

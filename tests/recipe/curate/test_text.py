@@ -9,7 +9,6 @@ from random import Random
 
 import pytest
 
-from polyphi.messages import CALL, CALL_END
 from polyphi.text.lexicon import (
     COLOURS,
     LANGUAGES,
@@ -19,6 +18,7 @@ from polyphi.text.lexicon import (
     lexicon,
     number_words,
 )
+from polyphi.tools import CALL, CALL_END
 from polyphi_eval.scorers import refuses, tool_calls
 from polyphi_recipe.curate import safety, sources, text
 from polyphi_recipe.curate.corpus import Work

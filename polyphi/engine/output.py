@@ -1,21 +1,31 @@
 """An answer during generation: its text -> reasoning, content and tool calls, and its finish reason.
 
 >>> output = Output(sampling, tools=True)
->>> async for delta in job:
+>>> for delta in phi.stream("What is the weather in Rome?"):
 ...     for part in output.add(delta): ...       # Reasoning, str (content) or ToolCall, each one final
 
-All APIs format these parts (chat.py, responses.py, anthropic.py). Streamed and whole answers use the same code, so the
-joined deltas of a stream equal the whole answer.
+The server's APIs format these parts, and `Phi` takes an answer's calls from them. Streamed and whole answers use the
+same code, so the joined deltas of a stream equal the whole answer.
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
 from polyphi.messages import Grammar, SamplingParams
-from polyphi.serve.jobs import OutputDelta
 
 OutputPart = Reasoning | str | ToolCall
+
+
+class TextDelta(Protocol):
+    """More text of an answer; the last one has the engine's finish reason."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finish_reason(self) -> str | None: ...
 
 
 class Output:
@@ -42,7 +52,7 @@ class Output:
     def reasoning(self) -> str:
         return "".join(self._reasoning)
 
-    def add(self, delta: OutputDelta) -> list[OutputPart]:
+    def add(self, delta: TextDelta) -> list[OutputPart]:
         """The parts that are final with an output delta."""
         parts: list[OutputPart] = []
         for part in self._parsed(delta.text, last=delta.finish_reason is not None):
