@@ -1,7 +1,7 @@
-"""A LLaVA file of real images: scanned digits of scikit-learn, with the question whether each is odd or even.
+"""A LLaVA file of real images: scanned digits of scikit-learn, with the question whether each is even.
 
     python examples/digits.py digits
-    polyphi finetune vision --model runs/nano/model --data digits/train.json --eval-data digits/test.json --out runs/odd
+    polyphi finetune vision --model runs/nano/model --data digits/train.json --eval-data digits/test.json --out runs/even
 
 Writes train.json (600 rows), test.json (200 other digits) and the images beside them. The digits are from the UCI
 repository, 8 x 8 pixels of 17 shades, here enlarged to 112 x 112.
@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 ROWS = {"train": 600, "test": 200}
 SIDE = 112
-QUESTION = "Is this digit odd or even?"
+QUESTION = "Is this digit even?"
 
 
 def main(folder: Path) -> None:
@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
             Image.fromarray(shades).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(
                 folder / name
             )
-            answer = "odd" if digits.target[index] % 2 else "even"
+            answer = "no" if digits.target[index] % 2 else "yes"
             turns = [
                 {"from": "human", "value": f"<image>\n{QUESTION}"},
                 {"from": "gpt", "value": answer},

@@ -59,7 +59,8 @@ def card(
     run, manifest = _run(folder), _manifest(folder)
     manifests = [manifest] if manifest else list(run["stages"].values()) if run else []
     base = _base(source, manifest) or (run or {}).get("base")
-    title = (run or {}).get("title") or (manifest or {}).get("stage") or folder.name
+    name = repository.rpartition("/")[2] if repository else (manifest or {}).get("stage")
+    title = (run or {}).get("title") or name or folder.name
     config = read_config(folder)
     adapters = {n: a for n, a in config.adapters.items() if n != merged}
     adapters = {} if layout == "mini" and run else adapters

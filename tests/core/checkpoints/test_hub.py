@@ -72,7 +72,7 @@ def test_a_trained_model_is_pushed(
     assert len(server.storage) == 3, "the weights and two adapters"
     card = files["README.md"].decode()
     assert "secret-folder" not in card and str(tmp_path) not in card
-    assert "# calls" in card and "in 2 steps" in card and "were trained on calls" in card
+    assert "# calls" in card and "in 2 steps" in card and "were trained on rows" in card
     assert "| speech | 5 | 10 | yes |" in card and "| vision | 4 | 8 | no |" in card
     evaluation = json.loads((out / "manifest.json").read_text())["evaluation"]
     assert f"{evaluation['best']['loss']:.3f}" in card

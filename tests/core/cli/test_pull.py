@@ -101,8 +101,15 @@ def test_stages_of_a_first_load(server: Hub) -> None:
     ],
 )
 def test_errors_are_one_line(
-    server: Hub, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    server: Hub,
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", [0.0] * 8000, 16000)
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     lines = capsys.readouterr().err.strip().splitlines()

@@ -47,7 +47,7 @@ def test_the_hubs_archives_are_read(data: Data, tmp_path: Path) -> None:
     assert from_archive == from_folder and len(from_archive) == 2
     with tarfile.open(folder / "test.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "elsewhere/0.wav", "test/0.wav")
-    with pytest.raises(Missing, match=r"lacks 1 clips that test\.tsv names, such as 1\.wav"):
+    with pytest.raises(Missing, match=r"lacks 1 clip that test\.tsv names, such as 1\.wav"):
         list(fleurs.clips(data, "de"))
 
 
