@@ -73,9 +73,11 @@ def export(
     from polyphi.api import as_dtype
     from polyphi.checkpoints import gguf, hub, modalities, model_card
     from polyphi.checkpoints.processor import make_processor
-    from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
+    from polyphi.checkpoints.read import files_beside, load_checkpoint, locate, read_config
     from polyphi.checkpoints.write import save_checkpoint
-    from polyphi.model.adapters import merge_adapter
+    from polyphi.data import calibration
+    from polyphi.data.shards import Shards
+    from polyphi.model.adapters import check_mergeable, merge_adapter
     from polyphi.processing.tokenizer import Tokenizer
 
     target = hub.target(push_to_hub, public)
@@ -106,6 +108,9 @@ def export(
     folder = locate(model)
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out} is the folder of the model itself; use another one")
+    if merge:
+        check_mergeable(modalities.with_modalities(read_config(folder), modality, folder), merge)
+    sources = [Shards(source) for source in calibrate]
     cards, beside = {}, []
     if not to_gguf:
         text = model_card.card(
@@ -139,10 +144,7 @@ def export(
         return
     rows = []
     if calibrate:
-        from polyphi.data import calibration
-        from polyphi.data.shards import Shards
-
-        rows = calibration.rows(processor, [Shards(source) for source in calibrate])
+        rows = calibration.rows(processor, sources)
     with tempfile.TemporaryDirectory() as temporary:
         for name, card in cards.items():
             (Path(temporary) / name).write_text(card, encoding="utf-8")

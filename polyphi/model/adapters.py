@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from polyphi.model.config import AdapterConfig
+from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.initialise import generator
 from polyphi.model.lora import Factors, LoraLinear, LowRank, is_adapter_name
 from polyphi.model.multimodal import PhiModel
@@ -79,6 +79,14 @@ def remove_adapter(model: PhiModel, name: str) -> None:
     _use_adapters(model, adapters)
 
 
+def check_mergeable(config: ModelConfig, name: str) -> None:
+    """Raise ValueError if a model has no adapter of this name."""
+    if name not in config.adapters:
+        raise ValueError(
+            f"there is no adapter {name!r} to merge; this model has: {', '.join(config.adapters) or 'none'}"
+        )
+
+
 @torch.no_grad()
 def merge_adapter(model: PhiModel, name: str) -> None:
     """Merge an adapter into the base weights, W + alpha / rank * B A, and remove it: the base model then gives its
@@ -86,11 +94,8 @@ def merge_adapter(model: PhiModel, name: str) -> None:
     stay the same. Sums are in float32; weights in bfloat16 are rounded once, so cast the model first where that
     matters. Raises ValueError for an unknown adapter."""
     _check_unquantized(model)
+    check_mergeable(model.config, name)
     others = dict(model.config.adapters)
-    if name not in others:
-        raise ValueError(
-            f"there is no adapter {name!r} to merge; this model has: {', '.join(others) or 'none'}"
-        )
     merged = others.pop(name)
     for _, linear in _lora_linears(model):
         if name not in linear.lora:

@@ -70,6 +70,10 @@ def not_loaded(*_: Any, **__: Any) -> None:
         ("transcribe model empty.wav", "empty"),
         ("transcribe model notes.txt", "expected a WAV"),
         ("inspect model --logits none.json --out x", "none.json"),
+        ("export model --out x --merge medical", "no adapter 'medical'"),
+        ("export model --out x --layout onnx", "found 'onnx'"),
+        ("export model --out x --quant int4 --calibrate none", "none"),
+        ("export model --out x.gguf --merge medical", "no adapter 'medical'"),
         ("eval model --suite table99 --mini", "table99"),
         ("eval model --suite mmlu --data .", "mmlu"),
         ("eval model --suite mini --judge nonsense", "nonsense"),
@@ -84,6 +88,7 @@ def test_an_invalid_input_is_refused_before_the_weights_are_read(
 ) -> None:
     monkeypatch.chdir(files)
     monkeypatch.setattr("polyphi.api.load_checkpoint", not_loaded)
+    monkeypatch.setattr("polyphi.checkpoints.read.load_checkpoint", not_loaded)
     code, _, error = run_command(*words.split())
     assert code in (1, 2) and says in error
     lines = [
