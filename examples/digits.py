@@ -1,7 +1,7 @@
 """A LLaVA file of real images: scanned digits of scikit-learn, with the question whether each is even.
 
     python examples/digits.py digits
-    polyphi finetune vision --model runs/nano/model --data digits/train.json --eval-data digits/test.json --out runs/even
+    polyphi finetune vision --model runs/nano/model --data digits/train.json --lr-factor 20 --out runs/even
 
 Writes train.json (600 rows), test.json (200 other digits) and the images beside them. The digits are from the UCI
 repository, 8 x 8 pixels of 17 shades, here enlarged to 112 x 112.
