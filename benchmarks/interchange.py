@@ -338,6 +338,12 @@ def language_requests(phi: polyphi.Phi) -> list[Request]:
     return results
 
 
+def _has_logits(phi: polyphi.Phi, request: Request) -> bool:
+    """Whether a request is of text alone, and a random model didn't answer with a placeholder."""
+    placeholders = {phi.tokenizer.image_id, phi.tokenizer.audio_id}
+    return request.kind in ("text", "long") and not placeholders & set(request.answer)
+
+
 def answer_logits(phi: polyphi.Phi, request: Request) -> torch.Tensor:
     """The logits [T V] that the tokens of our answer, and its end if it has one, were chosen from."""
     ids = request.ids + request.answer[: TOKENS - 1]
@@ -367,7 +373,7 @@ def prepare(name: str, run: Path, folder: Path) -> None:
         "requests": [asdict(r) for r in cases],
     }
     save_file(
-        {r.name: answer_logits(phi, r) for r in cases if r.kind in ("text", "long")},
+        {r.name: answer_logits(phi, r) for r in cases if _has_logits(phi, r)},
         folder / "logits.safetensors",
     )
     (folder / "requests.json").write_text(json.dumps(values))

@@ -19,7 +19,7 @@ from polyphi.data.shards import Shards
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text()
-TRAININGS = 7
+TRAININGS = 6
 """Commands of the page that train."""
 TINY = "--steps 2 --batch-tokens 600 --lr-factor 100 --model"
 
@@ -104,7 +104,7 @@ def test_the_page_runs(
     assert "Decontamination: total" in output["curate show desk --out runs/desk"]
     (sum_,) = Shards("runs/sums/data/scans/train")
     assert sum_.answer.startswith("<think>") and sum_.answer.endswith("</think>\n\n43")
-    one, two = Shards("runs/pairs/data/pairs/train")
+    one, two = Shards("runs/pairs/data/rows/train")
     assert (one.messages, one.meta) == (two.messages, two.meta)
     for name in ("calls", "adapter", "medical", "pairs", "sums"):
         assert read_layout(Path("runs") / name / "model") == "native"
@@ -116,26 +116,16 @@ def test_a_changed_file_is_a_new_corpus(desk: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(desk)
     manifest = Path("runs/desk/data/desk/train/manifest.json")
     curate = ["curate", "examples/curate_own.py", "--out", "runs/desk"]
+    finetune = ["finetune", "both", "--data", "runs/desk/data/desk", "--out", "runs/before"]
+    finetune += [*TINY.split(), "phi"]
     cli.main(curate)
     before = manifest.stat().st_mtime_ns
     cli.main(curate)
     assert manifest.stat().st_mtime_ns == before
+    cli.main(finetune)
     rows = Path("receipts.jsonl").read_text().splitlines(keepends=True)
-    Path("receipts.jsonl").write_text("".join(rows[:-1]))
+    Path("receipts.jsonl").write_text("".join(rows[:-2]))
     cli.main(curate)
     assert manifest.stat().st_mtime_ns > before and not Path("bad_rows.txt").read_text()
     with pytest.raises(SystemExit):
-        cli.main(
-            [
-                *[
-                    "finetune",
-                    "both",
-                    "--data",
-                    "runs/desk/data/desk",
-                    "--out",
-                    "runs/desk",
-                ],
-                *TINY.split(),
-                "phi",
-            ]
-        )
+        cli.main(finetune)

@@ -51,6 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, checkout / name, ignore=fallow)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, checkout)
+    shutil.copy(ROOT / "polyphi_command.py", checkout)
     with tarfile.open(built("sdist", checkout, folder / "out")) as archive:
         archive.extractall(folder, filter="data")
     (unpacked,) = (p for p in folder.glob("polyphi-*") if p.is_dir())

@@ -46,7 +46,7 @@ def test_transformers_and_peft_answer_the_same(
     script.prepare("run", tiny_run, folder)
     phi = polyphi.load(folder / "source", dtype="float32", device="cpu", cache_gb=0.1)
     requests = script.read_requests(folder)
-    assert {r.kind for r in requests} == {"text", "image", "audio"}
+    assert {"text", "image", "audio"} <= {r.kind for r in requests}
     assert {r.adapter for r in requests} == {"", "third", "vision", "speech"}
     first = requests[0]
     sampling = SamplingParams(max_tokens=script.TOKENS)

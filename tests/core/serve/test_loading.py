@@ -222,9 +222,7 @@ def test_a_failing_load_is_reported_as_before(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "polyphi.cli", "serve", str(tmp_path), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith(
-        f"polyphi: {tmp_path}: expected a tokenizer.json"
-    )
+    assert done.stderr.splitlines()[-1].startswith(f"polyphi: {tmp_path} has no config.json")
     assert "Traceback" not in done.stderr
 
 
