@@ -643,10 +643,9 @@ class Completion:
         return self.text
 
     def __repr__(self) -> str:
+        is_long = len(self.text) > 200
         values = {
-            "text": self.text
-            if len(self.text) <= 200
-            else self.text[:199] + "\N{HORIZONTAL ELLIPSIS}",
+            "text": f"{self.text[:199]}\N{HORIZONTAL ELLIPSIS}" if is_long else self.text,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "tool_calls": self.tool_calls,
@@ -654,7 +653,8 @@ class Completion:
             "adapter": self.adapter,
         }
         parts = ", ".join(f"{name}={value!r}" for name, value in values.items() if value)
-        return f"Completion({parts}, {len(self.tokens)} tokens)"
+        tokens = f"{len(self.tokens)} token{'s' * (len(self.tokens) != 1)}"
+        return f"Completion({parts}, {tokens})"
 
     @property
     def image_tokens(self) -> int:

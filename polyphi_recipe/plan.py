@@ -21,7 +21,7 @@ from polyphi.planning.devices import DEVICES, Device, cluster
 from polyphi.planning.example_rows import Row, example_rows, longest_row
 from polyphi.planning.fit import advice, context_shardable, fitting, flags, shardable
 from polyphi.planning.load import Load
-from polyphi.planning.options import UTILISATION, Hardware
+from polyphi.planning.options import Hardware
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
@@ -141,20 +141,15 @@ def load_of(target: StageModel, recipe: Recipe) -> Load:
 def plan(
     name: str,
     recipe: Recipe,
-    devices: str = "64xH100",
+    hardware: Hardware = Hardware(),  # noqa: B008 - frozen
     on: Switches = Switches(),  # noqa: B008 - frozen
     *,
-    utilisation: float = UTILISATION,
-    price: float | None = None,
-    memory: float | None = None,
     fit: bool = False,
 ) -> Plan:
-    """The plan of a stage of a recipe. `price` is that of a device's hour, `memory` its GB where not the table's.
-    `fit`: with a fast setting that fits, where there is one. Frozen weights of parts stay in bf16. Raises ValueError
-    for an unknown stage or device, and for shards or context that the number of devices or the stage doesn't allow."""
+    """The plan of a stage of a recipe. `fit`: with a fast setting that fits, where there is one. Frozen weights of
+    parts stay in bf16. Raises ValueError for an unknown stage or device, and for shards or context that the number of
+    devices or the stage doesn't allow."""
     target, on = stage_model(name, recipe), as_trained(recipe, on)
-    _check(target, on, devices, utilisation)
-    hardware = Hardware(devices, memory, utilisation, price)
     return plan_of(load_of(target, recipe), hardware, on, size=recipe.name, fit=fit)
 
 

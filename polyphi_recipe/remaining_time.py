@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from polyphi.planning.options import Hardware
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.state import MANIFEST, METRICS
 from polyphi_eval.heldout import TASKS
@@ -54,7 +55,7 @@ def expected(recipe: Recipe) -> dict[str, float]:
     """Expected seconds of each stage: measured for nano, else from the FLOPs of its plan."""
     if recipe.is_built_in and recipe.name == "nano":
         return dict(NANO_SECONDS)
-    return {name: plan(name, recipe, "1xcpu").seconds for name in recipe.order}
+    return {name: plan(name, recipe, Hardware("1xcpu")).seconds for name in recipe.order}
 
 
 def seconds_left(recipe: Recipe, out: Path) -> float:

@@ -159,9 +159,7 @@ def main(arguments: list[str] | None = None, application: App | None = None) -> 
     if words[:1] in (["help"], ["version"]):
         words = [*words[1:], f"--{words[0]}"]
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(
-            line_buffering=True
-        )  # redirected lines, too, are written as they come
+        sys.stdout.reconfigure(line_buffering=True)  # also where it is redirected
     try:
         (application or app)(words)
         sys.stdout.flush()

@@ -284,8 +284,7 @@ def _fitting_switches(draft: Draft, load: Load, rate: float) -> Switches:
     change the result or the machine, and are only suggested."""
     on, device, world = _switches(draft), _device(), distributed.world()
     name, cards = _this_machine(device, rate)
-    room = cards[name].memory - memory_in_use(device)
-    cards[name] = replace(cards[name], memory=room)
+    cards[name] = replace(cards[name], memory=cards[name].memory - memory_in_use(device))
     chosen = fitting(load, on, world, name, 1.0, cards)
     same = replace(chosen, micro_tokens=on.micro_tokens, activations=on.activations) == on
     return chosen if same else on

@@ -12,6 +12,8 @@ from polyphi.train.loss import NextToken
 
 SUGGESTED = ("L4", "RTX5090", "A100", "H100", "H200", "B200")
 """Devices that are named where a stage doesn't fit."""
+MAX_SHARDS, MAX_CONTEXT = 512, 64
+QUANTIZED: list[Literal["int8", "int4"]] = ["int8", "int4"]
 
 
 def fitting(
@@ -26,12 +28,12 @@ def fitting(
     none fits. Frozen weights are quantized only where nothing else fits."""
     others = changes(load.target, on, world, device, devices)
     settings = [on, *(other for _, other, n, card in others if (n, card) == (world, device))]
-    room, cpu = devices[device].memory, device == "cpu"
+    capacity, cpu = devices[device].memory, device == "cpu"
     for base in dict.fromkeys(s.base for s in settings):
         seconds = {
             s: load.time(s, world, devices[device], utilisation).seconds
             for s in settings
-            if s.base == base and load.fullest(s, world, cpu)[0]["peak"] <= room
+            if s.base == base and load.fullest(s, world, cpu)[0]["peak"] <= capacity
         }
         if seconds:
             fast = [s for s, n in seconds.items() if n <= 1.05 * min(seconds.values())]
@@ -129,7 +131,3 @@ def _weight(options: str) -> int:
 def _doubled(start: int, limit: int) -> list[int]:
     """`start` and its doubles up to `limit`."""
     return [start, *(start << n for n in range(1, 10) if start << n <= limit)]
-
-
-MAX_SHARDS, MAX_CONTEXT = 512, 64
-QUANTIZED: list[Literal["int8", "int4"]] = ["int8", "int4"]

@@ -48,30 +48,20 @@ SPEECH = Stage(
     steps=500,
 )
 
-BOTH = Stage(
+BOTH = replace(
+    VISION,
     name="both",
-    start={},
     # a row with an image uses the vision adapter, one with audio alone the speech adapter
     trainable={**VISION.trainable, **SPEECH.trainable},
-    data=Mix({ROWS: 1}),
-    objective=NextToken(max_crops=16),
-    schedule=Schedule(warmup=0.05, decay="linear"),
-    context=8192,
-    batch_tokens=32_768,
     steps=1000,
 )
 
-TEXT_STAGE = Stage(
+TEXT_STAGE = replace(
+    SPEECH,
     name="text",
-    start={},
     adapters={TEXT: TEXT_ADAPTER},
     trainable={f"decoder.*.lora.{TEXT}.*": "auto"},  # type: ignore[dict-item]
     data=Mix({ROWS: 1}, adapter={ROWS: TEXT}),
-    objective=NextToken(),
-    schedule=Schedule(warmup=0.05, decay="linear"),
-    context=4096,
-    batch_tokens=16_384,
-    steps=500,
 )
 
 PREFERENCES = Stage(

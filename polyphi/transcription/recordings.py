@@ -119,9 +119,7 @@ def select(
                 if state in ("current", "edited") and not force:
                     continue
                 recording = replace(recording, content=sha256(recording.path))
-            next(
-                iter(stream)
-            )  # raises for an empty one, and for one that is damaged where it begins
+            next(iter(stream))  # raises for an empty one, and where the beginning is damaged
         except (ValueError, OSError) as error:
             failed += 1
             log(f"failed: {error}")

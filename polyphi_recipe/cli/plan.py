@@ -83,19 +83,7 @@ def plan(
             )
             console.print(text, highlight=False)
         return
-    plans = [
-        planning.plan(
-            name,
-            recipe,
-            hardware.devices,
-            switches,
-            utilisation=hardware.utilisation,
-            price=hardware.price,
-            memory=hardware.memory,
-            fit=fit,
-        )
-        for name in chosen
-    ]
+    plans = [planning.plan(name, recipe, hardware, switches, fit=fit) for name in chosen]
     real = recipe.file is not None or recipe.size.name in REAL_SIZES
     if real and not as_json and not any(name for name in stages if name not in files):
         console.print(planning.sources_table(recipe))

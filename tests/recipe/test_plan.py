@@ -8,6 +8,7 @@ import pytest
 from polyphi import cli
 from polyphi.planning import fit
 from polyphi.planning.cost import Switches
+from polyphi.planning.options import Hardware
 from polyphi_recipe import find_recipe, plan
 
 FULL = find_recipe.of("full")
@@ -15,46 +16,46 @@ FULL = find_recipe.of("full")
 
 def test_text_1_takes_as_long_as_published() -> None:
     """The card of Phi-4-mini-instruct: 5T tokens on 512 A100 in 21 days. At the utilisation that we assume, 22.7."""
-    result = plan.plan("text_1_pretrain", FULL, "512xA100", Switches(fsdp=8))
+    result = plan.plan("text_1_pretrain", FULL, Hardware("512xA100"), Switches(fsdp=8))
     assert result.fits
     assert result.seconds * result.steps / 86400 == pytest.approx(21, rel=0.15)
 
 
 def test_advice_holds() -> None:
-    result = plan.plan("text_3_post", FULL, "64xH100")
+    result = plan.plan("text_3_post", FULL, Hardware("64xH100"))
     assert not result.fits
     assert "--fsdp 2" in result.advice
-    assert plan.plan("text_3_post", FULL, "64xH100", Switches(fsdp=2)).fits
+    assert plan.plan("text_3_post", FULL, Hardware("64xH100"), Switches(fsdp=2)).fits
     assert "--activations recompute" in result.advice
     on = Switches(activations="recompute")
-    assert plan.plan("text_3_post", FULL, "64xH100", on).fits
+    assert plan.plan("text_3_post", FULL, Hardware("64xH100"), on).fits
 
 
 def test_long_rows_are_shared() -> None:
     """Rows of 131,072 tokens fit only if devices share them."""
-    result = plan.plan("text_2_long", FULL, "64xH100")
+    result = plan.plan("text_2_long", FULL, Hardware("64xH100"))
     assert not result.fits and "--context-parallel 16 --activations recompute" in result.advice
     on = Switches(activations="recompute", context_parallel=16)
-    shared = plan.plan("text_2_long", FULL, "64xH100", on)
+    shared = plan.plan("text_2_long", FULL, Hardware("64xH100"), on)
     assert shared.fits and shared.traffic["context"] > 0
     assert shared.memory["activations"] < result.memory["activations"] / 16
 
 
 def test_samples_that_are_compared_are_divided() -> None:
     """Over packs, which take a second pass, and over devices."""
-    one, more = (plan.plan("vision_0_encoder", FULL, f"{n}xH100") for n in (64, 512))
+    one, more = (plan.plan("vision_0_encoder", FULL, Hardware(f"{n}xH100")) for n in (64, 512))
     assert one.fits and more.fits and "first pass" in one.flops
     assert more.seconds < one.seconds / 6
-    smaller = plan.plan("vision_0_encoder", FULL, "64xH100", Switches(micro_tokens=4096))
+    smaller = plan.plan("vision_0_encoder", FULL, Hardware("64xH100"), Switches(micro_tokens=4096))
     assert smaller.memory["activations"] == pytest.approx(one.memory["activations"] / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["text_2_long", "vision_4_multiframe", "joint_1_vision_speech"])
 def test_a_fitting_setting_is_fast(name: str) -> None:
-    plain, fitting = (plan.plan(name, FULL, "64xA100", fit=fit) for fit in (False, True))
+    plain, fitting = (plan.plan(name, FULL, Hardware("64xA100"), fit=fit) for fit in (False, True))
     assert fitting.fits
     for on in (Switches(activations="recompute", context_parallel=16), Switches(micro_tokens=1024)):
-        other = plan.plan(name, FULL, "64xA100", on)
+        other = plan.plan(name, FULL, Hardware("64xA100"), on)
         assert not other.fits or fitting.seconds <= 1.05 * other.seconds
     assert plain.fits or plain.switches != fitting.switches
 
@@ -64,8 +65,8 @@ def test_frozen_weights_are_quantized_where_nothing_else_fits(tmp_path: Path) ->
     file = tmp_path / "lab.toml"
     file.write_text('size = "full"\n[stages.vision_3_generative]\ncontext = 4096\n')
     lab, on = find_recipe.of(file), Switches(base="bf16")
-    assert plan.plan("vision_2_joint", lab, "1xL4", on, fit=True).switches.base == "bf16"
-    fitting = plan.plan("vision_3_generative", lab, "1xL4", on, fit=True)
+    assert plan.plan("vision_2_joint", lab, Hardware("1xL4"), on, fit=True).switches.base == "bf16"
+    fitting = plan.plan("vision_3_generative", lab, Hardware("1xL4"), on, fit=True)
     assert fitting.fits and fitting.switches.base in ("int8", "int4")
     others = [
         s for _, s, *_ in fit.changes(plan.stage_model("vision_3_generative", lab), on, 8, "L4")
@@ -80,7 +81,8 @@ def test_frozen_shards_take_their_share_in_their_dtype() -> None:
     layers = target.size(target.sharded)
     for base, size in (("fp32", 4), ("bf16", 2)):
         whole, part = (
-            plan.plan("vision_1_align", FULL, "8xH100", Switches(fsdp=n, base=base)) for n in (1, 8)
+            plan.plan("vision_1_align", FULL, Hardware("8xH100"), Switches(fsdp=n, base=base))
+            for n in (1, 8)
         )
         less = whole.memory["weights, frozen"] - part.memory["weights, frozen"]
         assert less == pytest.approx(size * layers * 7 / 8)
@@ -94,7 +96,7 @@ def test_options_are_readable_in_a_narrow_terminal(capsys: pytest.CaptureFixture
 
 
 def test_more_devices_are_faster_and_send_more() -> None:
-    few, many = (plan.plan("vision_2_joint", FULL, d) for d in ("16xH100", "64xH100"))
+    few, many = (plan.plan("vision_2_joint", FULL, Hardware(d)) for d in ("16xH100", "64xH100"))
     assert many.seconds < few.seconds
     assert many.traffic["gradients"] > few.traffic["gradients"]
 
