@@ -66,7 +66,7 @@ from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.report import finetune as page
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.state import METRICS, TRAINED, choose_precision
+from polyphi.train.state import METRICS, TRAINED, choose_precision, earlier_model
 from polyphi.train.trainer import Caller, Report, train
 
 
@@ -249,6 +249,7 @@ def finetune(
         del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, stored, folder, out / "model")
+        shutil.rmtree(earlier_model(out / "model"), ignore_errors=True)
         report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     if first:
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))

@@ -143,6 +143,11 @@ def with_steps(identity: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {**identity, "budget": {**identity["budget"], "steps": steps}}
 
 
+def earlier_model(exported: Path) -> Path:
+    """Where the exported model of a run is kept while the run gets more steps."""
+    return exported.with_name(f"{exported.name}-before")
+
+
 def earlier_steps(identity: Mapping[str, Any], before: Mapping[str, Any]) -> int | None:
     """The number of steps of the run with the identity `before`, where this one is the same with more; else None."""
     steps: int = before["budget"]["steps"]

@@ -74,6 +74,7 @@ from polyphi.train.state import (
     checkpoint_tensors,
     choose_precision,
     code_revision,
+    earlier_model,
     earlier_steps,
     finished,
     identity_of,
@@ -100,8 +101,8 @@ class Caller:
     in trackers, by default the stage's. `watch(model)` is evaluated every `watch_every` steps. `flops(pack)` counts
     the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
     utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `exported` is the folder of the model that
-    a user's run is exported to: such a run may get more steps later, so its last checkpoint stays, and the folder is
-    removed when it does. `rows_reach_trainable`: the data are known to have rows for all that is trained, if not in the
+    a user's run is exported to: such a run may get more steps later, so its last checkpoint stays, and the model is
+    kept beside it until these are done. `rows_reach_trainable`: the data are known to have rows for all that is trained, if not in the
     first step. `report` prints messages of the first process.
     """
 
@@ -350,8 +351,8 @@ class Trainer:
         return None if self.caller.exported is None else earlier_steps(self.identity, identity)
 
     def extends(self) -> bool:
-        """Whether the run in the folder is finished and gets more steps now; its manifest and model are then removed.
-        Raises ValueError where it has no checkpoint to continue from."""
+        """Whether the run in the folder is finished and gets more steps now; its manifest is then removed, and its model
+        renamed (`earlier_model`). Raises ValueError where it has no checkpoint to continue from."""
         steps = self._steps_before(json.loads((self.out / MANIFEST).read_text()))
         if steps is None:
             return False
@@ -363,7 +364,11 @@ class Trainer:
         distributed.wait()  # all processes must have read the manifest
         if distributed.rank() == 0:
             assert self.caller.exported is not None
-            shutil.rmtree(self.caller.exported, ignore_errors=True)
+            if self.caller.exported.exists():
+                earlier = earlier_model(self.caller.exported)
+                shutil.rmtree(earlier, ignore_errors=True)
+                self.caller.exported.rename(earlier)
+                self.caller.report(f"  the model of {steps} steps is in {earlier} until then")
             (self.out / MANIFEST).unlink()
         distributed.wait()
         return True

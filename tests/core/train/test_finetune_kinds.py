@@ -151,6 +151,22 @@ def test_a_run_gets_more_steps(finished: bool, run: Callable[..., Path]) -> None
         run("text", "run", steps=4, **options)
 
 
+def test_the_model_of_a_finished_run_stays_until_its_further_steps_are_done(
+    run: Callable[..., Path],
+) -> None:
+    options = {"batch_tokens": 100, "lr_factor": 100}
+    stage = for_rows(STAGES["text"], (), ())
+    out = run(stage, "run", steps=2, **options)
+    model = load_file(out / "model/text-lora/adapter_model.safetensors")
+    stops = Fails(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(stage, objective=stops), "run", steps=4, **options)
+    assert not (out / "model").exists()
+    assert same_bits(model, load_file(out / "model-before/text-lora/adapter_model.safetensors"))
+    run(stage, "run", steps=4, **options)
+    assert (out / "model").exists() and not (out / "model-before").exists()
+
+
 def test_a_finished_run_without_its_checkpoint_names_its_model(run: Callable[..., Path]) -> None:
     out = run("text", "run", steps=1)
     for file in sorted((out / "checkpoints").rglob("*"), reverse=True):
