@@ -355,8 +355,9 @@ class Phi:
         max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
         """The transcript of a recording: a path, bytes, (samples, rate), samples with their `sample_rate` in Hz, or an
-        `Audio`. `to` (a code such as "de", or a language's name): translate into this language; with `cot` the model first writes the transcript and then
-        translates it, which is better and returns both (report 2.2.2); otherwise the transcript is empty.
+        `Audio`. `to` (a code such as "de", or a language's name): translate into this language; with `cot` the model
+        first writes the transcript and then translates it, which is better and returns both (report 2.2.2); otherwise
+        the transcript is empty.
 
         Up to 30 minutes (`max_audio_seconds`), or what fits the context, are processed at once; longer recordings are
         cut at quiet points (transcription/longform.py). `window`: maximum seconds of a segment; shorter segments have

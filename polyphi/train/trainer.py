@@ -102,9 +102,8 @@ class Caller:
     the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
     utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `exported` is the folder of the model that
     a user's run is exported to: such a run may get more steps later, so its last checkpoint stays, and the model is
-    kept beside it until these are done. `rows_reach_trainable`: the data are known to have rows for all that is trained, if not in the
-    first step. `report` prints messages of the first process.
-    """
+    kept beside it until these are done. `rows_reach_trainable`: the data are known to have rows for all that is
+    trained, if not in the first step. `report` prints messages of the first process."""
 
     precision: Choice | None = None
     fresh: Mapping[str, Fresh] = field(default_factory=dict)
@@ -351,8 +350,8 @@ class Trainer:
         return None if self.caller.exported is None else earlier_steps(self.identity, identity)
 
     def extends(self) -> bool:
-        """Whether the run in the folder is finished and gets more steps now; its manifest is then removed, and its model
-        renamed (`earlier_model`). Raises ValueError where it has no checkpoint to continue from."""
+        """Whether the run in the folder is finished and gets more steps now: its manifest is removed, its model renamed
+        (`earlier_model`). Raises ValueError where it has no checkpoint to continue from."""
         steps = self._steps_before(json.loads((self.out / MANIFEST).read_text()))
         if steps is None:
             return False
