@@ -15,14 +15,17 @@ from contextlib import contextmanager
 _NOISE = re.compile(rb"\[[^\]]*mpg123|Note: |Warning: |\s*$")
 """The beginnings of its lines: a source file with a line, "Note:" and "Warning:"; and the blank ones around them."""
 _STDERR = 2
-_lock = threading.Lock()
 
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Leave out what libmpg123 prints meanwhile. Lines of others wait for the end and are printed then. The file
-    descriptor is the process's, so that one thread at a time decodes MP3."""
-    with _lock, tempfile.TemporaryFile() as file:
+    """Leave out what libmpg123 prints meanwhile, in the main thread, where the command line decodes. Lines of others
+    wait for the end and are printed then. The file descriptor is the process's, and the threads of a server decode side
+    by side, so that theirs is left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
         _flush()
         try:
             original = os.dup(_STDERR)

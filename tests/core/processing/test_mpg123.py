@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -38,3 +39,14 @@ def test_other_lines_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
         os.write(2, b"[src/libmpg123/layer3.c:do():1] error: x\nNote: y\n\nours\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "ours\nafter\n"
+
+
+def test_threads_of_a_server_keep_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def decode() -> None:
+        with mpg123.without_messages():
+            os.write(2, b"Note: y\n")
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    thread.join()
+    assert capfd.readouterr().err == "Note: y\n"
