@@ -509,7 +509,7 @@ class SamplingOptions(TypedDict, total=False):
     draft: int | Literal["auto"]
     rope: Literal["dynamic", "bound"]
     prompt_logprobs: int | None
-    stop_at_call: bool
+    stop_at_calls: str | Sequence[str]
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: int | Sequence[int]
@@ -524,8 +524,8 @@ class SamplingOptions(TypedDict, total=False):
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy. `stop` strings and `stop_token_ids` end the answer and are not part
-    of it, unless `include_stop` is set; with `stop_at_call` the first complete tool call ends it too (engine/tools.py)
-    and is part of it. `min_tokens`: neither an end token nor a stop string ends the answer before. `ignore_eos`: end
+    of it, unless `include_stop` is set; the first complete call of one of the tools `stop_at_calls` ends it too and
+    is part of it (engine/tools.py). `min_tokens`: neither an end token nor a stop string ends the answer before. `ignore_eos`: end
     tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar does.
 
     `min_p` drops tokens below this fraction of the highest probability. `repetition_penalty` divides (logits above 0)
@@ -558,7 +558,7 @@ class SamplingParams:
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
-    stop_at_call: bool = False
+    stop_at_calls: tuple[str, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
@@ -571,6 +571,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         alone = {
             "stop": isinstance(self.stop, str),
+            "stop_at_calls": isinstance(self.stop_at_calls, str),
             "stop_token_ids": isinstance(self.stop_token_ids, int),
         }
         for name, is_alone in alone.items():

@@ -20,7 +20,7 @@ from polyphi.engine.prompt_lookup import PromptLookup
 from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.structured import Matcher
-from polyphi.engine.tools import ToolCall, ToolParser
+from polyphi.engine.tools import CallDelta, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.reasoning import CLOSING
 from polyphi.processing.tokenizer import Tokenizer
@@ -193,7 +193,8 @@ class Request:
             never = {*tokenizer.controls.values(), *tokenizer.placeholders.values()}
             self.lookup = PromptLookup(self.ids, never=never)
         self._text = AnswerText(self.tokenizer, self.sampling)
-        self._calls = ToolParser() if self.sampling.stop_at_call else None
+        names = self.sampling.stop_at_calls
+        self._calls = ToolParser(names) if names else None
         self._reasoning: ReasoningParser | None = None
         self._counter: ReasoningCounter | None = None
         if self.sampling.reasoning:
@@ -336,7 +337,7 @@ class Request:
         """Whether a call is complete with a text delta; text in the reasoning is no call."""
         parts = self._reasoning.add(delta) if self._reasoning else [delta]
         content = "".join(part for part in parts if isinstance(part, str))
-        return any(isinstance(part, ToolCall) for part in parser.add(content))
+        return any(isinstance(part, CallDelta) and part.complete for part in parser.add(content))
 
     @property
     def end_logprobs(self) -> tuple[TokenLogprob, ...]:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from polyphi.engine.forms import CallRules, with_rules
 from polyphi.engine.output import Output, OutputPart
 from polyphi.engine.reasoning import Reasoning
-from polyphi.engine.tools import ToolCall
+from polyphi.engine.tools import CallDelta, ToolCall
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.conversation import chat_turns
 from polyphi.serve.errors import STREAMED
@@ -35,11 +35,11 @@ def routes(server: Server) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
         generation = chat_generation(server, body)
-        offered = bool(generation.tools)
+        tools = generation.tools
 
         def formatted(job: Job, sampling: SamplingParams) -> ChatAnswer:
             body.messages = []
-            return ChatAnswer(server, request, body, job, sampling, offered)
+            return ChatAnswer(server, request, body, job, sampling, tools)
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -73,20 +73,28 @@ class ChatMessage:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self._calls: list[dict[str, Any]] = []
+        self._ids: list[str] = []  # of the calls
 
     def add(self, delta: OutputDelta) -> list[dict[str, Any]]:
         """The chat deltas of one output delta."""
-        return [self._delta(part) for part in self.output.add(delta)]
+        return [d for part in self.output.add(delta) if (d := self._delta(part))]
 
     def _delta(self, part: OutputPart) -> dict[str, Any]:
         if isinstance(part, str):
             return {"content": part}
         if isinstance(part, Reasoning):
             return _reasoning(part.text)
-        call = _call(part)
-        self._calls.append(call)
-        return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+        call = self._call(part)
+        return {"tool_calls": [call]} if call else {}
+
+    def _call(self, part: CallDelta) -> dict[str, Any]:
+        """The delta of a call: the first one has its id and name."""
+        if part.name is None:  # the last delta may be empty
+            more = {"index": len(self._ids) - 1, "function": {"arguments": part.arguments}}
+            return more if part.arguments else {}
+        self._ids.append(f"call_{secrets.token_hex(12)}")
+        call = ToolCall(part.name, part.arguments)
+        return {"index": len(self._ids) - 1, **_call(self._ids[-1], call)}
 
     @property
     def no_content(self) -> str | None:
@@ -95,7 +103,8 @@ class ChatMessage:
 
     @property
     def whole(self) -> dict[str, Any]:
-        reasoning, calls = self.output.reasoning, self._calls
+        reasoning = self.output.reasoning
+        calls = [_call(*pair) for pair in zip(self._ids, self.output.calls, strict=True)]
         content = self.output.content or (None if calls or reasoning else self.no_content)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if reasoning:
@@ -108,16 +117,13 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def _call(id: str, call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": id, "type": "function", "function": function}
 
 
 class ChatAnswer:
-    """A job's answers in OpenAI's format. `tools`: whether tools are offered."""
+    """A job's answers in OpenAI's format. `tools`: the functions that are offered."""
 
     def __init__(
         self,
@@ -126,7 +132,7 @@ class ChatAnswer:
         body: ChatRequest,
         job: Job,
         sampling: SamplingParams,
-        tools: bool,
+        tools: Sequence[dict[str, Any]],
     ) -> None:
         self._server, self._request, self._body, self._job = server, request, body, job
         self._messages = [ChatMessage(Output(sampling, tools=tools)) for _ in job.requests]

@@ -84,7 +84,7 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
             items = None  # only the store refers to them, and may drop them
             head = _head(server, body, tools, sampling, record)
             return ResponsesAnswer(
-                server, request, head, job, Output(sampling, tools=bool(tools)), record
+                server, request, head, job, Output(sampling, tools=tools), record
             )
 
         return await answer(server, request, generation, formatted, stream=body.stream)

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,13 +132,12 @@ def test_structured_output_and_tools(client: OpenAI) -> None:
     whole = client.chat.completions.create(**params).choices[0]
     assert whole.finish_reason == "tool_calls"
     assert json.loads(whole.message.tool_calls[0].function.arguments) == {"city": "Rome"}
-    streamed: list[dict] = []
+    calls: list[dict] = []
     for chunk in client.chat.completions.create(**params, stream=True):
-        for call in chunk.choices[0].delta.tool_calls or ():
-            streamed.append({"name": call.function.name, "arguments": call.function.arguments})
+        add_calls(calls, chunk.choices[0].delta.model_dump()["tool_calls"])
         reason = chunk.choices[0].finish_reason
     assert reason == "tool_calls"
-    assert streamed == [
+    assert [call["function"] for call in calls] == [
         {"name": c.function.name, "arguments": c.function.arguments}
         for c in whole.message.tool_calls
     ]
@@ -305,8 +304,8 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
         for size in (1, 7, len(text)):
-            sampling = SamplingParams(stop_at_call=not parallel)
-            answer = ChatMessage(Output(sampling, tools=True))
+            sampling = SamplingParams(stop_at_calls=() if parallel else ("a", "b"))
+            answer = ChatMessage(Output(sampling, tools=[{"name": "a"}, {"name": "b"}]))
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
                 last = "stop" if number == len(pieces) - 1 else None
@@ -377,17 +376,28 @@ def outcome(choice: dict) -> tuple[str | None, list[tuple[str, str]], str]:
     return message["content"] or None, called, choice["finish_reason"]
 
 
+def add_calls(calls: list[dict], deltas: Sequence[dict] | None) -> None:
+    """Adds the call deltas of a chunk to the calls so far. A call begins with its id and name; its arguments follow."""
+    for delta in deltas or ():
+        if delta["index"] == len(calls):
+            assert delta["id"] and delta["type"] == "function" and delta["function"]["name"]
+            calls.append({**delta, "function": dict(delta["function"])})
+        else:
+            assert delta["index"] == len(calls) - 1 and delta.get("id") is None
+            assert delta["function"]["arguments"] and not delta["function"].get("name")
+            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+
+
 def joined(chunks: list[dict]) -> tuple[str | None, list[tuple[str, str]], str]:
     """`outcome` of a stream."""
-    content, calls, reasons = "", list[tuple[str, str]](), []
+    content, calls, reasons = "", list[dict](), []
     for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
         content += choice["delta"].get("content") or ""
-        for call in choice["delta"].get("tool_calls", ()):
-            assert call["index"] == len(calls), "a call comes in one delta"
-            calls.append((call["function"]["name"], call["function"]["arguments"]))
+        add_calls(calls, choice["delta"].get("tool_calls"))
         reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
     (reason,) = reasons
-    return content or None, calls, reason
+    called = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    return content or None, called, reason
 
 
 @pytest.fixture
@@ -445,7 +455,8 @@ def test_a_required_call_has_no_content(model: Model, logprobs: bool) -> None:
     chunks = [json.loads(e.removeprefix("data: ")) for e in text.split("\n\n")[:-2]]
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     assert [delta["content"] for delta in deltas if "content" in delta] == [None]
-    assert sum("tool_calls" in delta for delta in deltas) == 2
+    numbers = [call["index"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert sorted(set(numbers)) == [0, 1] and len(numbers) > 2, "arguments come in pieces"
     entries = [
         entry
         for chunk in chunks

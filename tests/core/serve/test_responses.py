@@ -63,7 +63,7 @@ def test_the_clients_helpers(model: Model, client: OpenAI) -> None:  # noqa: F81
         final = stream.get_final_response()
     assert "".join(deltas) == final.output_text == "two"
     model.text = CALLS
-    tools = [{**function, "strict": True} for function in FUNCTIONS[:1]]
+    tools = [{**function, "strict": True} for function in FUNCTIONS]
     with client.responses.stream(model="tiny", input="hi", tools=tools, temperature=0.1) as stream:
         done = [e for e in stream if e.type == "response.function_call_arguments.done"]
         assert [json.loads(e.arguments) for e in done] == [{"city": "Rome"}, {}]
