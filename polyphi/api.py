@@ -545,7 +545,11 @@ def _calls_at_end(
     """The deltas of an answer, the last one's completion with its tool calls."""
     for delta in deltas:
         whole = delta.completion
-        yield delta if whole is None else replace(delta, completion=_with_calls(whole, sampling, tools))
+        yield (
+            delta
+            if whole is None
+            else replace(delta, completion=_with_calls(whole, sampling, tools))
+        )
 
 
 @checked

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
-from polyphi.engine.tools import CallDelta, Calls, GrammarToolParser, ToolParser
+from polyphi.engine.tools import CallDelta, CallList, GrammarToolParser, ToolParser
 from polyphi.messages import Grammar, SamplingParams
 
 OutputPart = Reasoning | str | CallDelta
@@ -33,12 +33,16 @@ class Output:
     first call is dropped. `required`: the answer is calls without content. `finish_reason`: of the ended answer,
     "tool_calls" if it stopped with complete calls, otherwise the engine's."""
 
-    def __init__(self, sampling: SamplingParams, *, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, sampling: SamplingParams, *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         grammar = sampling.grammar if tools else None
         self.required = grammar is not None and grammar.alternative is None
-        self.calls = Calls()
+        self.calls = CallList()
         self.finish_reason: str | None = None
-        self._tool_parser = _tool_parser(grammar, [tool["name"] for tool in tools]) if tools else None
+        self._tool_parser = (
+            _tool_parser(grammar, [tool["name"] for tool in tools]) if tools else None
+        )
         self._reasoning_parser = ReasoningParser() if sampling.reasoning else None
         self._parallel = not sampling.stop_at_calls
         self._content: list[str] = []
@@ -87,9 +91,7 @@ class Output:
         return [*parts, *self._reasoning_parser.finish()] if last else parts
 
 
-def _tool_parser(
-    grammar: Grammar | None, names: Sequence[str]
-) -> ToolParser | GrammarToolParser:
+def _tool_parser(grammar: Grammar | None, names: Sequence[str]) -> ToolParser | GrammarToolParser:
     """The parser of an answer that may call tools: of free text, or of a tool grammar's output."""
     if grammar is None:
         return ToolParser(names)

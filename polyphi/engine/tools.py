@@ -94,7 +94,7 @@ class CallDelta:
     complete: bool | None = None
 
 
-class Calls(list[ToolCall]):
+class CallList(list[ToolCall]):
     """The calls of an answer, from their deltas. The last one may still grow: until its last delta it is incomplete."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Calls(list[ToolCall]):
 def parse_calls(text: str, names: Container[str]) -> tuple[str, list[ToolCall]]:
     """A whole answer's content and its calls of the tools with these names; the same as from a `ToolParser`, however
     the text is cut."""
-    parser, calls, content = ToolParser(names), Calls(), ""
+    parser, calls, content = ToolParser(names), CallList(), ""
     for part in (*parser.add(text), *parser.finish()):
         if isinstance(part, CallDelta):
             calls.add(part)
@@ -219,8 +219,10 @@ class GrammarToolParser:
     """Parses a streamed answer of a grammar of tools; `add` and `finish` return the same as `ToolParser`'s.
 
     >>> parser = GrammarToolParser()
-    >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U'), parser.finish()
-    ([CallDelta(name='now', arguments='{"zone": "U', complete=None)], [CallDelta(name=None, arguments='', complete=False)])
+    >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U')
+    [CallDelta(name='now', arguments='{"zone": "U', complete=None)]
+    >>> parser.finish()
+    [CallDelta(name=None, arguments='', complete=False)]
 
     The whole answer is calls. With an `alternative` it may be an answer of that form instead: then all of it is
     content, even text that looks like a call. If the answer ends within a call whose name is complete, `finish` returns
@@ -234,7 +236,9 @@ class GrammarToolParser:
         self._at = 0  # the next character of `_text` to read
         self._depth = 0  # open braces
         self._in_string = False
-        self._is_open = False  # arguments of the open call were returned, which `_text` no longer has
+        self._is_open = (
+            False  # arguments of the open call were returned, which `_text` no longer has
+        )
 
     def add(self, text: str) -> list[str | CallDelta]:
         pending, self._text = self._text, ""

@@ -158,9 +158,7 @@ class Blocks:
             events += [*self.close(), self._start("tool_use", id=id, name=part.name, input={})]
         if part.arguments:
             self._texts.append(part.arguments)
-            events.append(
-                self._delta({"type": "input_json_delta", "partial_json": part.arguments})
-            )
+            events.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}))
         if part.complete is False:
             self._texts = [_complete_members("".join(self._texts))]
         return events if part.complete is None else [*events, *self.close()]
@@ -186,7 +184,7 @@ class MessagesAnswer:
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
-            "model": body.model or server.settings.name,
+            "model": server.adapters.model_name(body.model),
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -232,10 +230,11 @@ class MessagesAnswer:
 
 
 def _usage(completion: Completion) -> dict[str, Any]:
+    """The counts of tokens; those that were cached aren't among the input tokens."""
     return {
-        "input_tokens": completion.prompt_tokens,
+        "input_tokens": completion.prompt_tokens - completion.cached,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": completion.cached,
         "output_tokens": len(completion.tokens),
         "output_tokens_details": {"thinking_tokens": completion.reasoning_tokens},
     }

@@ -9,7 +9,7 @@ Adjacent text is one item; a call ends a message, so text after it begins anothe
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from polyphi.engine.output import OutputPart
@@ -22,6 +22,8 @@ TextItem = Literal["reasoning", "message"]
 ItemType = Literal["reasoning", "message", "function_call"]
 PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 PART_TYPES = {"reasoning": "reasoning_text", "message": "output_text"}
+TEXTS = {"output_text": ("text", "logprobs"), "reasoning_text": ("text",)}
+"""The types of parts with a text, and their fields at its end."""
 
 
 def new_id(prefix: str) -> str:
@@ -133,3 +135,35 @@ class Items:
             self._event("function_call_arguments.done", **of_item),
             self._event("output_item.done", item=self.items[-1]),
         ]
+
+
+def stored_events(response: dict[str, Any]) -> Iterator[Event]:
+    """The events of a response that has ended: each text and each call's arguments are one delta."""
+    start = {**response, "status": "in_progress", "output": [], "usage": None}
+    for type_ in ("created", "in_progress"):
+        yield {"type": f"response.{type_}", "response": start}
+    for index, item in enumerate(response["output"]):
+        for event in _item_events(item):
+            yield {**event, "type": f"response.{event['type']}", "output_index": index}
+    yield {"type": f"response.{response['status']}", "response": response}
+
+
+def _item_events(item: dict[str, Any]) -> Iterator[Event]:
+    is_call = item["type"] == "function_call"
+    empty: dict[str, Any] = {"arguments": ""} if is_call else {"content": []}
+    yield {"type": "output_item.added", "item": {**item, "status": "in_progress", **empty}}
+    if is_call:
+        name, of_item = "function_call_arguments", {"item_id": item["id"]}
+        yield {"type": f"{name}.delta", **of_item, "delta": item["arguments"]}
+        of_item |= {"name": item["name"], "arguments": item["arguments"]}
+        yield {"type": f"{name}.done", **of_item}
+    for number, part in enumerate(() if is_call else item["content"]):
+        of_part = {"item_id": item["id"], "content_index": number}
+        fields = {key: part[key] for key in TEXTS[part["type"]]}
+        lists: dict[str, Any] = {key: [] for key in fields if key != "text"}
+        yield {"type": "content_part.added", **of_part, "part": {**part, "text": "", **lists}}
+        delta = {"delta": part["text"], **{key: part[key] for key in lists}}
+        yield {"type": f"{part['type']}.delta", **of_part, **delta}
+        yield {"type": f"{part['type']}.done", **of_part, **fields}
+        yield {"type": "content_part.done", **of_part, "part": part}
+    yield {"type": "output_item.done", "item": item}

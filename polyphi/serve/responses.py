@@ -336,7 +336,7 @@ def _head(
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "model": body.model or server.settings.name,
+        "model": server.adapters.model_name(body.model),
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,

@@ -98,7 +98,9 @@ def test_stop_at_calls_draws_no_token_after_the_first_call(engine: Engine, draft
     assert first.finish_reason == "stop"
     assert first.tokens == whole.tokens[: len(first.tokens)]
     before_last = engine.processor.tokenizer.decode(first.tokens[:-1])
-    ends = [part.complete for part in ToolParser(["a"]).add(before_last) if not isinstance(part, str)]
+    ends = [
+        part.complete for part in ToolParser(["a"]).add(before_last) if not isinstance(part, str)
+    ]
     assert True not in ends
     other = engine.generate(messages, sampling=replace(stopping, stop_at_calls="b"))
     assert other.text == text, "no tool of that name is offered"

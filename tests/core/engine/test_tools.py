@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.engine import tools
-from polyphi.engine.tools import CallDelta, Calls, GrammarToolParser, ToolCall, ToolParser
+from polyphi.engine.tools import CallDelta, CallList, GrammarToolParser, ToolCall, ToolParser
 from polyphi.tools import CALL, CALL_END, call_text
 
 Parsed = tuple[str, list[ToolCall]]
@@ -141,7 +141,7 @@ LENIENT: dict[str, Parsed] = {
 def parsed(
     pieces: Iterable[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = Parser
 ) -> Parsed:
-    parser, calls = parser_class(), Calls()
+    parser, calls = parser_class(), CallList()
     parts = [part for piece in pieces for part in parser.add(piece)] + parser.finish()
     for part in parts:
         assert part, "no part is an empty string"

@@ -97,7 +97,7 @@ def test_an_adapter_by_its_name(client: OpenAI) -> None:
         )
         assert none.model_extra["adapter"] is None
     with pytest.raises(NotFoundError) as caught:
-        client.chat.completions.create(model="gpt-4", messages=messages)
+        client.chat.completions.create(model="mini", messages=messages)
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
 
 
@@ -530,3 +530,53 @@ def test_a_stop_string_within_a_call_leaves_it_incomplete(model: Model) -> None:
     model.text = CALLS
     result = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
     assert result == (None, [("weather", '{"city": "R')], "stop")
+
+
+def test_a_tool_that_is_not_offered_is_content(model: Model) -> None:
+    model.text = CALLS
+    weather = TOOLS[:1]
+    content, calls, reason = outcome(model.answer(tools=weather)[0])
+    assert (calls, reason) == (BOTH_CALLS[:1], "tool_calls")
+    assert content is not None and NOW in content
+    others = [{"type": "function", "function": {"name": "other"}}]
+    assert outcome(model.answer(tools=others)[0]) == (CALLS, [], "stop")
+
+
+def test_the_old_form_of_tools(model: Model, client: OpenAI) -> None:
+    """At most one call, as `function_call`; its result comes back with the role `function`."""
+    functions = [tool["function"] for tool in TOOLS]
+    options: dict[str, Any] = {"model": "tiny", "max_tokens": 300, "temperature": 0.1}
+    model.text = f"So: {CALLS}"
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    create = client.chat.completions.create
+    (choice,) = create(messages=messages, functions=functions, **options).choices
+    assert choice.finish_reason == "function_call" and choice.message.content == "So: "
+    call = choice.message.function_call
+    assert (call.name, call.arguments) == BOTH_CALLS[0] and choice.message.tool_calls is None
+    streamed = create(messages=messages, functions=functions, stream=True, **options)
+    choices = [chunk.choices[0] for chunk in streamed]
+    deltas = [c.delta.function_call for c in choices if c.delta.function_call]
+    assert [d.name for d in deltas if d.name] == ["weather"] and len(deltas) > 1
+    assert "".join(d.arguments for d in deltas) == call.arguments
+    assert choices[-1].finish_reason == "function_call"
+    messages += [
+        {"role": "assistant", "content": "So: ", "function_call": call.model_dump()},
+        {"role": "function", "name": "weather", "content": "sunny"},
+    ]
+    old = create(messages=messages, functions=functions, **options).usage.prompt_tokens
+    tool_call = {"id": "1", "type": "function", "function": call.model_dump()}
+    new = [
+        messages[0],
+        {"role": "assistant", "content": "So: ", "tool_calls": [tool_call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+    assert create(messages=new, tools=TOOLS, **options).usage.prompt_tokens == old
+    model.text = CALLS
+    named = create(
+        messages=messages[:1], functions=functions, function_call={"name": "now"}, **options
+    )
+    assert named.choices[0].message.function_call.name == "now"
+    none = create(messages=messages[:1], functions=functions, function_call="none", **options)
+    assert none.choices[0].message.function_call is None
+    with pytest.raises(BadRequestError, match="one of the two forms"):
+        create(messages=messages[:1], functions=functions, tools=TOOLS, **options)

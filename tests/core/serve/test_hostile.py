@@ -24,7 +24,7 @@ from serve.test_chat import audio_part, image_part
 
 import polyphi
 from polyphi.engine.engine import Engine
-from polyphi.engine.tools import CallDelta, Calls, ToolParser, parse_calls
+from polyphi.engine.tools import CallDelta, CallList, ToolParser, parse_calls
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.tools import CALL, CALL_END
@@ -488,7 +488,7 @@ TOOL_TEXTS = {
 def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
     text = TOOL_TEXTS[name][: MB // 20]
     content, calls = parse_calls(text, ["f"])
-    parser, own = ToolParser(["f"]), Calls()
+    parser, own = ToolParser(["f"]), CallList()
     parsed = [part for at in range(0, len(text), 7000) for part in parser.add(text[at : at + 7000])]
     parsed += parser.finish()
     for part in parsed:

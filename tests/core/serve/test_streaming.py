@@ -373,7 +373,7 @@ def messages_answer(body: dict[str, Any]) -> Answer:
         text("thinking"),
         tuple((block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"),
         body["stop_reason"],
-        usage["input_tokens"],
+        usage["input_tokens"] + usage["cache_read_input_tokens"],
         usage["output_tokens"],
         usage["output_tokens_details"]["thinking_tokens"],
     )
