@@ -143,8 +143,8 @@ def _missing(request: HttpRequest, status: int) -> str:
         message = "there is no route at this address"
     if reason := unserved(path):
         return f"{message}: {reason}"
-    if _routed(request, path=(meant := other_base(path))):
-        return f"{message}: expected {meant}; change the base URL of the client"
+    if _routed(request, path=(other := other_base(path))):
+        return f"{message}: expected {other}; change the base URL of the client"
     return message
 
 

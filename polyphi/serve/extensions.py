@@ -3,7 +3,7 @@
 docs/fields.md says of each what it does here.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -63,6 +63,7 @@ REFUSED: Refused = {
 }
 
 
+REPETITION = {"repeat_penalty": "repetition_penalty"}
 NOT_ALL = refuse(-1, "the log-probabilities of all tokens aren't returned, at most those of 20")
 """vLLM's value for the whole vocabulary."""
 
@@ -113,6 +114,14 @@ class Extensions(FormatFields):
     return_tokens_as_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, value: Any) -> Any:
+        """The name of llama.cpp and Ollama, which chat pages send."""
+        if not isinstance(value, dict) or "repeat_penalty" not in value:
+            return value
+        return {REPETITION.get(name, name): inner for name, inner in value.items()}
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:

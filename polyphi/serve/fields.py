@@ -85,12 +85,12 @@ def _count_json_text(text: str, info: ValidationInfo) -> str:
 def refuse(value: Any, reason: str) -> BeforeValidator:
     """Refuses a value that other servers have."""
 
-    def check(found: Any) -> Any:
-        if found == value and not isinstance(found, bool):
+    def check(other: Any) -> Any:
+        if other == value and not isinstance(other, bool):
             raise PydanticCustomError(
                 "refused_value", "expected another value: {reason}", {"reason": reason}
             )
-        return found
+        return other
 
     return BeforeValidator(check)
 

@@ -50,7 +50,8 @@ def comparable(message: dict) -> dict:
 
 
 def test_a_call_that_is_cut_off_has_the_complete_members_of_its_input(
-    model: Model, http: httpx2.Client
+    model: Model,  # noqa: F811
+    http: httpx2.Client,
 ) -> None:
     model.text = CALLS
     body = {"messages": HI, "tools": FUNCTIONS, "tool_choice": {"type": "any"}}
