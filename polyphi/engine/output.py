@@ -70,8 +70,8 @@ class Output:
                 self.calls.add(part)
             parts.append(part)
         if delta.finish_reason is not None:
-            has_calls = self.calls and self.calls[-1].complete
-            stopped = delta.finish_reason == "stop" and has_calls
+            are_complete = self.calls and all(call.complete for call in self.calls)
+            stopped = delta.finish_reason == "stop" and are_complete
             self.finish_reason = "tool_calls" if stopped else delta.finish_reason
         return parts
 
