@@ -8,11 +8,11 @@ import base64
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import Field, Tag
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -20,10 +20,10 @@ from polyphi.messages import SamplingParams
 from polyphi.serve.completions import text_rows
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import unless_disconnected
-from polyphi.serve.fields import MAX_TEXT, STRING, Fields, Refused, one_of
+from polyphi.serve.fields import Fields, Refused
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.schema import STRINGS, TOKEN_LISTS, TOKENS, Ids, prompt_type
+from polyphi.serve.schema import Prompts
 from polyphi.serve.server import Server, release_body
 
 MAX_INPUTS = 2048
@@ -37,13 +37,7 @@ class EmbeddingRequest(Fields):
     refused: ClassVar[Refused] = {"truncate_prompt_tokens": (), "messages": ()}
 
     model: str | None = Field(default=None, max_length=512)
-    input: Annotated[
-        Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-        | Annotated[list[str], Field(max_length=MAX_INPUTS, fail_fast=True), Tag(STRINGS)]
-        | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
-        | Annotated[list[Ids], Field(max_length=MAX_INPUTS, fail_fast=True), Tag(TOKEN_LISTS)],
-        one_of(prompt_type, "a text, a list of texts, token ids or lists of token ids"),
-    ]
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
         default=None, ge=1, description="Fewer: the first ones, scaled to length 1 again."

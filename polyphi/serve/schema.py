@@ -52,8 +52,7 @@ def _item_tag(value: Mapping[str, Any]) -> str | None:
     return ITEM if isinstance(inner, dict) and "data" in inner else None
 
 
-def prompt_type(value: Any) -> str | None:
-    """The member of a union for texts or token ids."""
+def _prompt_type(value: Any) -> str | None:
     if not isinstance(value, list):
         return json_type(value)
     first = type(value[0]) if value else str
@@ -469,18 +468,19 @@ def selected_tools(
 
 
 Ids = Annotated[list[int], FAST]
+Prompts = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
+    | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
+    | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
+    | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
+    one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
+]
 
 
 class CompletionRequest(Sampling):
     ignored = Sampling.ignored | {"include_reasoning", "reasoning_effort", "thinking_token_budget"}
 
-    prompt: Annotated[
-        Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-        | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
-        | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
-        | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
-        one_of(prompt_type, "a text, a list of texts, token ids or lists of token ids"),
-    ] = ""
+    prompt: Prompts = ""
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
