@@ -4,9 +4,13 @@
 // a node "root"; the path of chosen children is shown and sent.
 
 const FILE_FORMAT = "polyphi-conversations";
-const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]; // every server and browser
 const CONTAINER_TYPES = ["audio/webm", "audio/mp4", "audio/aac", "audio/amr"]; // accepted with `props.containers`
-const AUDIO_TYPES = ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", ...CONTAINER_TYPES];
+const TYPES = {
+  image: [...IMAGE_TYPES, "image/avif", "image/heic", "image/tiff"], // the last ones: if in `props.image_formats`
+  audio: ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", ...CONTAINER_TYPES],
+  file: ["application/pdf", "text/plain"],
+};
 
 let database = null;
 
@@ -59,21 +63,19 @@ async function loadMedia(id) {
   return media ?? null;
 }
 
-/** Deletes a conversation and its media; returns the media, for undo. */
-async function removeConversation(conversation) {
-  const media = [];
-  for (const id of mediaIds(conversation)) {
-    const one = await loadMedia(id);
-    if (one) media.push(one);
+function remove(name, ids) {
+  for (const id of ids) cache[name].delete(id);
+  const store = database?.transaction(name, "readwrite").objectStore(name);
+  for (const id of ids) store?.delete(id);
+}
+
+/** The JSON value in localStorage under `key`; null where there is none or it is invalid. */
+function storedValue(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key));
+  } catch {
+    return null;
   }
-  cache.conversations.delete(conversation.id);
-  for (const { id } of media) cache.media.delete(id);
-  if (database) {
-    const transaction = database.transaction(["conversations", "media"], "readwrite");
-    transaction.objectStore("conversations").delete(conversation.id);
-    for (const { id } of media) transaction.objectStore("media").delete(id);
-  }
-  return media;
 }
 
 const mediaIds = (conversation) => [...new Set(Object.values(conversation.nodes).flatMap((node) => node.media ?? []))];
@@ -152,6 +154,9 @@ async function exportText(conversations) {
   return JSON.stringify({ format: FILE_FORMAT, version: 1, exported: new Date().toISOString(), conversations, media });
 }
 
+/** Whether a file is an export, by its beginning. */
+const isExport = async (file) => /^\s*\{\s*"format":\s*"polyphi-conversations"/.test(await file.slice(0, 200).text());
+
 /**
  * Imports an exported file and returns its conversations. Files are untrusted: every field is checked and copied under
  * new ids, and invalid ones are dropped. Throws an Error with a message for the user where nothing is valid.
@@ -172,7 +177,7 @@ async function importText(source) {
 
   const mediaById = new Map();
   for (const one of list(file.media)) {
-    const types = one?.kind === "image" ? IMAGE_TYPES : one?.kind === "audio" ? AUDIO_TYPES : [];
+    const types = Object.hasOwn(TYPES, one?.kind) ? TYPES[one.kind] : [];
     if (!types.includes(one?.type) || typeof one.id !== "string") continue;
     let bytes;
     try {
@@ -237,7 +242,7 @@ async function importText(source) {
 function statsOf(value) {
   if (!value || typeof value !== "object") return null;
   const stats = {};
-  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed"]) {
+  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed", "temperature"]) {
     if (Number.isFinite(value[name])) stats[name] = value[name];
   }
   if (typeof value.adapter === "string") stats.adapter = value.adapter.slice(0, 100);
