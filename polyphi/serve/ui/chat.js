@@ -4,8 +4,8 @@ let conversations = [];
 let current = newConversation();
 let attachments = []; // ids of the media of the message being written
 let editing = null; // the id of the node that the text being written replaces
-const running = new Map(); // conversation id -> {controller, node}
-const mediaUrls = new Map(); // media id -> its blob: URL, while the conversation is open
+const running = new Map(); // conversation id -> {conversation, controller, node}
+const mediaUrls = new WeakMap(); // media -> its blob: URL; both stay as long as the page
 const CURRENT_KEY = "polyphi.current";
 const ANOTHER_TEMPERATURE = 0.8; // of another answer where the settings would repeat the first one [ours]
 
@@ -33,8 +33,6 @@ function openConversation(conversation) {
   localStorage.setItem(CURRENT_KEY, current.id);
   $("system").value = current.system;
   renderPresets();
-  for (const url of mediaUrls.values()) URL.revokeObjectURL(url);
-  mediaUrls.clear();
   renderConversation();
   renderHistory();
   setDraft(draftOf(current));
@@ -48,13 +46,9 @@ function startConversation() {
   $("draft").focus();
 }
 
-async function mediaUrl(id) {
-  if (!mediaUrls.has(id)) {
-    const media = await loadMedia(id);
-    if (!media) return null;
-    if (!mediaUrls.has(id)) mediaUrls.set(id, URL.createObjectURL(media.blob));
-  }
-  return mediaUrls.get(id);
+function mediaUrl(media) {
+  if (!mediaUrls.has(media)) mediaUrls.set(media, URL.createObjectURL(media.blob));
+  return mediaUrls.get(media);
 }
 
 // ---------------------------------------------------------------- messages
@@ -134,12 +128,12 @@ function noteElement(node) {
 /** A picture, a player or a chip for the medium `id`, in an element of its own that is filled when it is loaded. */
 function mediaElement(id, tag = "div") {
   const holder = h(tag, { class: "medium" });
-  loadMedia(id).then(async (media) => {
+  loadMedia(id).then((media) => {
     if (!media) return holder.prepend(h("span", { class: "chip" }, "No longer stored"));
     const { kind, name, width, height, seconds } = media;
     holder.classList.add(kind);
-    const src = await mediaUrl(id);
     if (kind === "file") return holder.prepend(chipElement(media));
+    const src = mediaUrl(media);
     const label = h("span", { class: "name", title: name }, seconds ? `${name} · ${clock(seconds)}` : name);
     if (kind === "audio")
       return holder.prepend(h("audio", { controls: true, preload: "metadata", src, "aria-label": name }), label);
@@ -196,7 +190,8 @@ function footerElement(node) {
     siblings.length > 1 && versions,
     node.text && iconButton("copy", "Copy", ({ currentTarget }) => copyText(node.text, currentTarget)),
     (own || node.text) && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
-    canContinue(node) && iconButton("continue", "Continue", () => generate(current, node), { disabled: busy }),
+    !own && node.text && !node.children.length &&
+      iconButton("continue", "Continue", () => generate(current, node), { disabled: busy }),
     (own ? !node.children.length : !node.error) &&
       iconButton("again", own ? "Answer this" : "Regenerate", retry, { disabled: busy }),
     iconButton("trash", "Delete this and what follows", () => deleteNode(node), { disabled: busy }),
@@ -255,14 +250,13 @@ const sentNodes = (conversation, path) => [
   ...(conversation.system.trim() ? [{ role: "system", text: conversation.system }] : []),
   ...path.filter(({ role, text }) => role === "user" || text),
 ];
-const mediaOf = async (node) => (await Promise.all((node.media ?? []).map(loadMedia))).filter(Boolean);
 
 /** OpenAI's messages for a path of nodes; media as base64 before the text of their message. */
 const messagesOf = (conversation, path) =>
   Promise.all(sentNodes(conversation, path).map(async (node) => ({ role: node.role, content: await contentOf(node) })));
 
 async function contentOf(node) {
-  const parts = await Promise.all((await mediaOf(node)).map(partOf));
+  const parts = await Promise.all((await loadAll(node.media ?? [])).map(partOf));
   if (!parts.length) return node.text;
   return node.text ? [...parts, { type: "text", text: node.text }] : parts;
 }
@@ -290,7 +284,7 @@ async function subjectOf(param, conversation, path) {
   const turn = sent.slice(0, Number(message) + 1).filter(({ role }) => role === "user").length;
   const own = turn <= ORDINALS.length ? `your ${ORDINALS[turn - 1]} message` : `your message ${turn}`;
   if (node.role === "assistant") return `the answer to ${own}`;
-  const media = (await mediaOf(node))[part];
+  const media = (await loadAll(node.media))[part];
   return media ? `the ${NOUNS[media.kind]} ${media.name} in ${own}` : own;
 }
 
@@ -315,10 +309,8 @@ function regenerate(node) {
 }
 
 function answer(conversation, parent) {
-  return generate(conversation, addNode(conversation, parent, { role: "assistant", end: null, stats: null, error: null }));
+  return generate(conversation, addNode(conversation, parent, { role: "assistant" }));
 }
-
-const canContinue = (node) => node.role === "assistant" && node.text && !node.children.length;
 
 /** Generates the text of an answer; one that has text is continued. */
 async function generate(conversation, node) {
@@ -326,10 +318,9 @@ async function generate(conversation, node) {
   let tokens = 0;
   Object.assign(node, { end: null, error: null });
   const controller = new AbortController();
-  running.set(conversation.id, { controller, node });
+  running.set(conversation.id, { conversation, controller, node });
   const isShown = () => conversation === current;
   renderConversation();
-  renderHistory();
   follow(true);
   announce("Answering");
   const startedAt = performance.now();
@@ -339,6 +330,7 @@ async function generate(conversation, node) {
   let saved = startedAt;
   try {
     await save(conversation);
+    renderHistory();
     const json = {
       model: model ?? props.model,
       messages: await messagesOf(conversation, path),
@@ -392,7 +384,7 @@ async function generate(conversation, node) {
   }
   if (before.text && node.text === before.text && node.end === "stop") toast("The model adds nothing to this answer.");
   running.delete(conversation.id);
-  await save(conversation);
+  if (conversations.includes(conversation)) await save(conversation); // it may have been deleted
   renderHistory();
   if (!isShown()) return;
   const focused = document.activeElement === $("stop");
@@ -439,9 +431,7 @@ function finishOnPage(node) {
   renderButtons();
 }
 
-function stopAnswer() {
-  running.get(current.id)?.controller.abort();
-}
+const stopAnswer = () => running.get(current.id)?.controller.abort();
 
 let following = true;
 let lastScrollTop = 0;
@@ -496,11 +486,10 @@ function renderDraft() {
 function attachmentElement(id) {
   const element = mediaElement(id, "li");
   const onclick = () => {
-    setDraft({ text: $("draft").value, media: attachments.filter((other) => other !== id), editing });
-    discard([id]);
+    replaceDraft({ text: $("draft").value, media: attachments.filter((other) => other !== id), editing });
     $("draft").focus();
   };
-  element.append(iconButton("close", `Remove ${cache.media.get(id)?.name ?? "this file"}`, onclick));
+  loadMedia(id).then((media) => element.append(iconButton("close", `Remove ${media?.name ?? "this file"}`, onclick)));
   return element;
 }
 
@@ -530,35 +519,22 @@ async function attach(files) {
 }
 
 function startEditing(node) {
-  setDraft({ text: node.text, media: node.media, editing: node.id });
+  replaceDraft({ text: node.text, media: node.media, editing: node.id });
   $("draft").focus();
 }
 
-function cancelEditing() {
-  const media = attachments;
-  setDraft(NO_DRAFT);
-  discard(media);
-}
-
-/** Deletes media that no message of the conversation has. */
-function discard(ids) {
-  const used = mediaIds(current);
-  remove("media", ids.filter((id) => !used.includes(id)));
-}
+const cancelEditing = () => replaceDraft(NO_DRAFT);
 
 async function send() {
   const text = $("draft").value.trim();
   if ((!text && !attachments.length) || running.has(current.id)) return;
   const conversation = current;
-  const parent =
-    editing && conversation.nodes[editing]
-      ? conversation.nodes[editing].parent
-      : (pathOf(conversation).at(-1)?.id ?? "root");
+  const parent = conversation.nodes[editing]?.parent ?? pathOf(conversation).at(-1)?.id ?? "root";
   // A conversation without text gets the name of its first file.
   if (!text && parent === "root" && !conversation.title)
     conversation.title = cache.media.get(attachments[0])?.name.replace(/\.\w+$/, "") ?? "";
   const role = editsAnswer() ? "assistant" : "user";
-  const node = { role, text, media: attachments, ...(role === "assistant" && { end: "stop", stats: null, error: null }) };
+  const node = { role, text, media: attachments, ...(role === "assistant" && { end: "stop" }) };
   setDraft(NO_DRAFT);
   const { id } = addNode(conversation, parent, node);
   if (role === "user") return answer(conversation, id);
@@ -607,11 +583,18 @@ function setDraft(draft) {
   renderDraft();
 }
 
+/** The same, and deletes the media of the draft before that are in no message. */
+function replaceDraft(draft) {
+  const used = [...draft.media, ...mediaIds(current)];
+  remove("media", attachments.filter((id) => !used.includes(id)));
+  setDraft(draft);
+}
+
 // ---------------------------------------------------------------- counting
 
 let countTimer = 0;
 let counting = null;
-let cachedCount = { key: null, tokens: null }; // the count of the part that doesn't change while the user types
+let cachedCount = { key: null, tokens: null }; // the count of what doesn't change while the user types
 
 function countSoon() {
   clearTimeout(countTimer);
@@ -628,22 +611,16 @@ async function count() {
   counting = new AbortController();
   const { signal } = counting;
   const text = $("draft").value.trim();
-  const path = editing ? pathOf(current, current.nodes[editing].parent) : pathOf(current);
-  const role = editsAnswer() ? "assistant" : "user";
+  const path = pathOf(current, current.nodes[editing]?.parent);
+  const nodes = [...path, { role: "user", text: "", media: attachments }];
   const tokenize = async (json) => (await request("/tokenize", { json, signal })).json();
   try {
-    let result;
-    if (!attachments.length && !path.some(({ media }) => media?.length)) {
-      result = await tokenize({ messages: await messagesOf(current, [...path, { role, text }]) });
-    } else {
-      const key = JSON.stringify([current.id, current.system, path.map(({ id }) => id), attachments]);
-      if (cachedCount.key !== key) {
-        const last = attachments.length ? [{ role, text: "", media: attachments }] : [];
-        cachedCount = { key, tokens: await tokenize({ messages: await messagesOf(current, [...path, ...last]) }) };
-      }
-      result = { ...cachedCount.tokens };
-      if (text) result.count += (await tokenize({ prompt: text })).count;
-    }
+    const texts = path.map(({ id, text }) => [id, text.length]);
+    const key = JSON.stringify([current.id, current.system, texts, attachments]);
+    if (cachedCount.key !== key)
+      cachedCount = { key, tokens: await tokenize({ messages: await messagesOf(current, nodes) }) };
+    const result = { ...cachedCount.tokens };
+    if (text) result.count += (await tokenize({ prompt: text })).count;
     const limit = result.max_model_len;
     const over = result.count >= limit;
     $("count").classList.toggle("over", over);
@@ -654,7 +631,9 @@ async function count() {
     if (!over) $("count").append(h("span", { class: "of" }, media));
     $("count").title = `Of the whole conversation with this message; the model reads up to ${number.format(limit)}.`;
   } catch (error) {
-    if (!signal.aborted) $("count").textContent = error instanceof ServerError ? error.message : "";
+    const subject = await subjectOf(error.param, current, nodes);
+    const [line] = error instanceof ServerError ? ServerError.lines(error, subject) : [""];
+    if (!signal.aborted) $("count").textContent = line;
   }
 }
 

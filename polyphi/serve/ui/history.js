@@ -6,11 +6,7 @@ function renderHistory() {
     .filter((conversation) => conversation.nodes.root.children.length)
     .filter((conversation) => !query || matches(conversation, query))
     .sort((a, b) => b.updated - a.updated);
-  const groups = new Map();
-  for (const conversation of matching) {
-    const age = dayOf(conversation.updated);
-    groups.set(age, [...(groups.get(age) ?? []), conversation]);
-  }
+  const groups = Map.groupBy(matching, ({ updated }) => dayOf(updated));
   $("history").replaceChildren(
     ...[...groups].flatMap(([age, group]) => [h("h3", null, age), h("ul", null, group.map(historyItem))]),
   );
@@ -86,7 +82,7 @@ async function removeWithUndo(conversation) {
   if (conversation === current) openConversation(newConversation());
   renderHistory();
   const draft = draftOf(conversation);
-  const media = await mediaOf({ media: [...mediaIds(conversation), ...draft.media] });
+  const media = await loadAll([...mediaIds(conversation), ...draft.media]);
   saveDraft(conversation, NO_DRAFT);
   remove("conversations", [conversation.id]);
   remove("media", media.map(({ id }) => id));
@@ -110,7 +106,7 @@ async function exportMarkdown(conversation) {
   const paragraphs = [`# ${title}`];
   for (const node of sentNodes(conversation, pathOf(conversation))) {
     paragraphs.push(`## ${{ system: "Instructions", user: "You", assistant: "Answer" }[node.role]}`);
-    for (const { name } of await mediaOf(node)) paragraphs.push(`Attached: \`${name.replaceAll("`", "'")}\``);
+    for (const { name } of await loadAll(node.media ?? [])) paragraphs.push(`Attached: \`${name.replaceAll("`", "'")}\``);
     if (node.text) paragraphs.push(node.text.trim());
   }
   const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);

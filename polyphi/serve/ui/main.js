@@ -27,7 +27,7 @@ function showTab(name) {
   }
   for (const id of ["settings-open", "model"]) $(id).hidden = name !== "chat";
   renderTitle();
-  if (name !== "chat") closeSettings();
+  if (name !== "chat") setSettings(false);
 }
 
 // ---------------------------------------------------------------- drawer and panel
@@ -49,10 +49,6 @@ function setSettings(open) {
   $("settings-open").setAttribute("aria-expanded", String(open));
   // On a phone, focus on the text field would open the keyboard.
   if (open) (narrow.matches ? $("settings-close") : $("system")).focus();
-}
-
-function closeSettings() {
-  if (!$("settings").hidden) setSettings(false);
 }
 
 // ---------------------------------------------------------------- keys and drops
@@ -159,12 +155,7 @@ function listenPage() {
   addEventListener("keydown", onKey);
   addEventListener("visibilitychange", refresh);
   // Unfinished answers are saved as they are.
-  addEventListener("pagehide", () =>
-    running.forEach(({ node }, id) => {
-      const conversation = conversations.find((one) => one.id === id);
-      if (conversation && node) put("conversations", conversation);
-    }),
-  );
+  addEventListener("pagehide", () => running.forEach(({ conversation }) => put("conversations", conversation)));
 }
 
 /** Renders the start screen according to the model's modalities. */

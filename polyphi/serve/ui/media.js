@@ -60,7 +60,7 @@ async function readFile(file, longest) {
     if (samples) return readAudio(wav(samples), name.replace(/\.\w+$/, "") + ".wav", "audio/wav", longest);
   }
   throw new Error(
-    `${name} can't be read: use PNG, JPEG, WebP, GIF or BMP for pictures, WAV, FLAC, OGG or MP3 for audio, PDF or UTF-8 text.`,
+    `${name} can't be read: use pictures (PNG, JPEG, WebP, GIF, BMP), audio (WAV, FLAC, OGG, MP3), PDF or UTF-8 text.`,
   );
 }
 
@@ -85,17 +85,10 @@ async function readImage(file, name, type) {
   const { max_image_bytes: maxBytes, max_image_pixels: maxPixels } = props.limits;
   if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
   const blob = new Blob([file], { type });
-  const image = new Image();
-  image.src = URL.createObjectURL(blob);
-  try {
-    await image.decode();
-  } catch {
-    // The server may decode what this browser doesn't.
-    if (common) throw new Error(`${name} is damaged: it can't be decoded.`);
-  } finally {
-    URL.revokeObjectURL(image.src);
-  }
-  const { naturalWidth: width, naturalHeight: height } = image;
+  const bitmap = await createImageBitmap(blob).catch(() => null);
+  if (!bitmap && common) throw new Error(`${name} is damaged: it can't be decoded.`);
+  const { width, height } = bitmap ?? { width: null, height: null }; // the server may decode what this browser doesn't
+  bitmap?.close();
   if (width * height > maxPixels) {
     throw new Error(
       `${name} has ${number.format(width * height)} pixels; the server accepts up to ${number.format(maxPixels)}.`,
@@ -116,18 +109,14 @@ async function readAudio(file, name, type, longest) {
 }
 
 /** The duration of an audio blob in seconds; null where it is unknown. */
-function lengthOf(blob) {
-  return new Promise((resolve) => {
-    const player = new Audio();
-    const finish = (seconds) => {
-      URL.revokeObjectURL(player.src);
-      resolve(Number.isFinite(seconds) ? seconds : null);
-    };
-    player.preload = "metadata";
-    player.onloadedmetadata = () => finish(player.duration);
-    player.onerror = () => finish(NaN);
-    player.src = URL.createObjectURL(blob);
-  });
+async function lengthOf(blob) {
+  const player = new Audio();
+  const ready = new Promise((resolve) => (player.onloadedmetadata = player.onerror = resolve));
+  player.preload = "metadata";
+  player.src = URL.createObjectURL(blob);
+  await ready;
+  URL.revokeObjectURL(player.src);
+  return Number.isFinite(player.duration) ? player.duration : null;
 }
 
 /** Mono samples at `WAV_RATE` of any audio that the browser can decode. */
@@ -300,8 +289,7 @@ class Recorder {
  */
 async function record(name, longest) {
   const panel = $(`${name}-recording`);
-  let resolveDecision;
-  const decision = new Promise((resolve) => (resolveDecision = resolve));
+  const { promise: decision, resolve: resolveDecision } = Promise.withResolvers();
   const recorder = new Recorder(
     (level, seconds) => {
       $(`${name}-level`).style.width = `${Math.round(100 * level)}%`;

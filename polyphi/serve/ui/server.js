@@ -96,13 +96,12 @@ async function request(path, { json, form, signal } = {}) {
 
 /** The parsed events of a stream; null for "[DONE]". Characters split between network packets are decoded correctly. */
 async function* events(response) {
-  const reader = response.body.getReader();
-  const decoder = new TextDecoder();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
-      rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
+      rest += value ?? "";
       // A CR at the end may be the first half of a CR LF.
       const lines = rest.split(/\r\n|\n|\r(?=[^])/);
       rest = done ? "" : lines.pop();

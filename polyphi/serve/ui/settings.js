@@ -1,5 +1,5 @@
-// The menu of models and adapters, and the settings panel: presets, instructions and sampling. The server's defaults apply
-// to empty fields.
+// The menu of models and adapters, and the settings panel: presets, instructions and sampling. Empty fields have the
+// server's defaults.
 
 const SAMPLING = [
   // name, label, hint, min, max, step (1: an integer, without a slider), the server's default

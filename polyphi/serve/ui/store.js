@@ -49,9 +49,7 @@ async function loadConversations() {
   if (database) {
     cache.conversations.clear();
     const stored = database.transaction("conversations").objectStore("conversations").getAll();
-    for (const conversation of await requestResult(stored)) {
-      cache.conversations.set(conversation.id, conversation);
-    }
+    for (const conversation of await requestResult(stored)) cache.conversations.set(conversation.id, conversation);
   }
   return [...cache.conversations.values()];
 }
@@ -62,6 +60,9 @@ async function loadMedia(id) {
   if (media) cache.media.set(id, media);
   return media ?? null;
 }
+
+/** The media with these ids that are stored. */
+const loadAll = async (ids) => (await Promise.all(ids.map(loadMedia))).filter(Boolean);
 
 function remove(name, ids) {
   for (const id of ids) cache[name].delete(id);
@@ -104,16 +105,10 @@ function addNode(conversation, parent, values) {
 
 /** The nodes of the visible path, from the first message to the last; or the path to the node `last`. */
 function pathOf(conversation, last = null) {
+  let node = conversation.nodes[last ?? "root"];
+  while (!last && node.chosen) node = conversation.nodes[node.chosen];
   const path = [];
-  if (last) {
-    for (let node = conversation.nodes[last]; node && node.role !== "root"; node = conversation.nodes[node.parent])
-      path.unshift(node);
-    return path;
-  }
-  for (let node = conversation.nodes.root; node.chosen;) {
-    node = conversation.nodes[node.chosen];
-    path.push(node);
-  }
+  for (; node && node.role !== "root"; node = conversation.nodes[node.parent]) path.unshift(node);
   return path;
 }
 
@@ -133,24 +128,12 @@ function removeNode(conversation, id) {
 
 // ---------------------------------------------------------------- files
 
-function base64Of(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(blob);
-  });
-}
+const base64Of = async (blob) => new Uint8Array(await blob.arrayBuffer()).toBase64();
 
 async function exportText(conversations) {
-  const media = [];
-  for (const id of new Set(conversations.flatMap(mediaIds))) {
-    const entry = await loadMedia(id);
-    if (entry) {
-      const { blob, ...fields } = entry;
-      media.push({ ...fields, data: await base64Of(blob) });
-    }
-  }
+  const entries = await loadAll([...new Set(conversations.flatMap(mediaIds))]);
+  const withData = async ({ blob, ...fields }) => ({ ...fields, data: await base64Of(blob) });
+  const media = await Promise.all(entries.map(withData));
   return JSON.stringify({ format: FILE_FORMAT, version: 1, exported: new Date().toISOString(), conversations, media });
 }
 
@@ -181,7 +164,7 @@ async function importText(source) {
     if (!types.includes(one?.type) || typeof one.id !== "string") continue;
     let bytes;
     try {
-      bytes = Uint8Array.from(atob(text(one.data)), (character) => character.charCodeAt(0));
+      bytes = Uint8Array.fromBase64(text(one.data));
     } catch {
       continue; // invalid base64
     }
@@ -242,9 +225,8 @@ async function importText(source) {
 function statsOf(value) {
   if (!value || typeof value !== "object") return null;
   const stats = {};
-  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed", "temperature"]) {
+  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed", "temperature"])
     if (Number.isFinite(value[name])) stats[name] = value[name];
-  }
   if (typeof value.adapter === "string") stats.adapter = value.adapter.slice(0, 100);
   return stats;
 }
