@@ -148,8 +148,8 @@ function mediaElement(id, tag = "div") {
 
 function chipElement(media) {
   const { name, type, blob } = media;
-  const size = h("span", { class: "size" }, megabytes(blob.size));
-  const parts = [icon("file"), h("span", { class: "name", title: name }, name), size];
+  const label = h("span", { class: "name", title: name }, name);
+  const parts = [icon("file"), label, h("span", { class: "size" }, megabytes(blob.size))];
   if (type !== "text/plain") return h("span", { class: "chip" }, parts);
   return h("button", { class: "chip", "aria-label": `Show ${name}`, onclick: () => enlarge(media) }, parts);
 }
@@ -200,10 +200,8 @@ function footerElement(node) {
 }
 
 function focusAction(id, label) {
-  const foot = document.querySelector(`[data-id="${id}"] .foot`);
-  (
-    foot?.querySelector(`[aria-label="${label}"]:not(:disabled)`) ?? foot?.querySelector("button:not(:disabled)")
-  )?.focus();
+  const buttons = [...document.querySelectorAll(`[data-id="${id}"] .foot button:not(:disabled)`)];
+  (buttons.find(({ ariaLabel }) => ariaLabel === label) ?? buttons[0])?.focus();
 }
 
 /** " (1,093 image, 25 audio)", or nothing. */
@@ -288,13 +286,13 @@ async function subjectOf(param, conversation, path) {
   return media ? `the ${NOUNS[media.kind]} ${media.name} in ${own}` : own;
 }
 
-/** The sampling of a request. Another answer to a message is sampled with another seed: it isn't the first one again. */
-function samplingOf(conversation, node) {
+/** The sampling of a request. `another` answer to a message is sampled with another seed: it isn't the first one again. */
+function samplingOf(conversation, node, another) {
   const seed = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
   const fields = { seed, ...sampling };
   const siblings = conversation.nodes[node.parent].children.map((id) => conversation.nodes[id]);
   const earlier = siblings.slice(0, siblings.indexOf(node));
-  if (!earlier.some(({ text, end }) => text && end !== "error")) return fields;
+  if (!another && !earlier.some(({ text, end }) => text && end !== "error")) return fields;
   const greedy = !((fields.temperature ?? props.sampling?.temperature) > 0);
   return { ...fields, seed, ...(greedy && { temperature: ANOTHER_TEMPERATURE }) };
 }
@@ -305,15 +303,15 @@ function regenerate(node) {
     return toast("With a top k of 1 in the settings, every answer is the same.");
   // An empty answer isn't kept as a version.
   if (!node.text && !node.children.length) removeNode(current, node.id);
-  answer(current, node.parent);
+  answer(current, node.parent, node.end === "stop");
 }
 
-function answer(conversation, parent) {
-  return generate(conversation, addNode(conversation, parent, { role: "assistant" }));
+function answer(conversation, parent, another = false) {
+  return generate(conversation, addNode(conversation, parent, { role: "assistant" }), another);
 }
 
 /** Generates the text of an answer; one that has text is continued. */
-async function generate(conversation, node) {
+async function generate(conversation, node, another) {
   const before = { text: node.text, tokens: node.stats?.completion ?? 0 };
   let tokens = 0;
   Object.assign(node, { end: null, error: null });
@@ -324,7 +322,7 @@ async function generate(conversation, node) {
   follow(true);
   announce("Answering");
   const startedAt = performance.now();
-  const fields = samplingOf(conversation, node);
+  const fields = samplingOf(conversation, node, another);
   const path = pathOf(conversation, node.id);
   const timing = { first: null, last: null };
   let saved = startedAt;
@@ -393,15 +391,12 @@ async function generate(conversation, node) {
   announce(node.error ? "No answer" : node.text ? `Answer: ${node.text.slice(0, 4000)}` : "Stopped");
 }
 
-function usageOf(usage) {
-  const details = usage.prompt_tokens_details ?? {};
-  return {
-    prompt: usage.prompt_tokens,
-    image: details.image_tokens ?? 0,
-    audio: details.audio_tokens ?? 0,
-    cached: details.cached_tokens ?? 0,
-  };
-}
+const usageOf = ({ prompt_tokens: prompt, prompt_tokens_details: details }) => ({
+  prompt,
+  image: details?.image_tokens ?? 0,
+  audio: details?.audio_tokens ?? 0,
+  cached: details?.cached_tokens ?? 0,
+});
 
 let paintTimer = 0;
 let paintMs = 0; // ms that the last rendering took

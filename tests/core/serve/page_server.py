@@ -221,6 +221,8 @@ class PageServer:
         )
         if body.get("continue_final_message"):
             answer = "" if "complete" in prompt else " And more."
+        elif prompt == "nothing" and not body.get("temperature"):
+            answer = ""
         usage = {
             "prompt_tokens": counts["count"],
             "completion_tokens": len(answer) // 4,

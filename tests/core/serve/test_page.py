@@ -625,10 +625,13 @@ def test_another_answer_differs(page: Page, server: PageServer) -> None:
     page.say("and then")
     again()
     assert (chats(server)[2]["temperature"], chats(server)[3]["temperature"]) == (0, 0.8)
+    assert page.say("nothing") == "" and page.texts(".message .note")
+    again()
+    assert page.texts(".markdown")[-1] == "You said: nothing 🙂é", "an empty answer isn't repeated"
     page.find("#set-top_k").send_keys("1")
     page.run("[...document.querySelectorAll('button[aria-label=Regenerate]')].at(-1).click()")
     assert page.toast() == "With a top k of 1 in the settings, every answer is the same."
-    assert len(chats(server)) == 4
+    assert len(chats(server)) == 6
 
 
 def test_answers_are_continued_and_edited(page: Page, server: PageServer) -> None:
