@@ -71,7 +71,15 @@ PROPS: dict[str, Any] = {
     "modalities": {"image": True, "audio": True, "video": True},
     "containers": True,
     "documents": True,
-    "image_formats": ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif", "image/heic"],
+    "image_formats": [
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/avif",
+        "image/heic",
+    ],
     "adapters": ["vision", "speech"],
     "context": 131072,
     "languages": {"de": "German", "en": "English", "fr": "French", "ja": "Japanese"},
@@ -205,7 +213,10 @@ class PageServer:
             texts += [part["text"] for part in parts if part["type"] == "text"]
             images += sum(part["type"] == "image_url" for part in parts)
             audios += sum(part["type"] == "input_audio" for part in parts)
-            images += sum(part["type"] == "file" and "application/pdf" in part["file"]["file_data"] for part in parts)
+            images += sum(
+                part["type"] == "file" and "application/pdf" in part["file"]["file_data"]
+                for part in parts
+            )
         words = sum(len(text.split()) for text in texts)
         count = {"text_tokens": words, "image_tokens": 1093 * images, "audio_tokens": 25 * audios}
         return {**count, "count": sum(count.values()), "max_model_len": self.props["context"]}

@@ -595,7 +595,9 @@ def test_errors_are_told_with_their_message_and_param(page: Page, server: PageSe
             page.say(f"refuse {prompt}")
         assert page.texts(".message:last-child .note.error p") == [subject + refused]
         if prompt and not prompt.startswith("messages[3]"):
-            page.run("[...document.querySelectorAll('.user [aria-label^=\"Delete this\"]')].at(-1).click()")
+            page.run(
+                "[...document.querySelectorAll('.user [aria-label^=\"Delete this\"]')].at(-1).click()"
+            )
     page.say("break in the middle")
     assert page.texts(".message .note.error p")[-1] == "out of memory"
     assert page.texts(".markdown")[-1] == "You sa", "what had come is kept"
@@ -798,9 +800,10 @@ def test_the_menu_of_models_by_keyboard(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     server.props["adapters"].append("medical")  # loaded after the page
     page.run("document.getElementById('model').focus()")
-    assert page.find("#model").text == "Model\nphi-mock" and page.find("#model").aria_role == "button"
-    keys = webdriver.ActionChains(page.driver)
-    keys.send_keys(Keys.ENTER).perform()
+    assert (
+        page.find("#model").text == "Model\nphi-mock" and page.find("#model").aria_role == "button"
+    )
+    webdriver.ActionChains(page.driver).send_keys(Keys.ENTER).perform()
     menu = page.until(lambda: page.find("#model-menu"), "the menu")
     assert (menu.aria_role, menu.accessible_name) == ("dialog", "Model and adapter")
     page.until(lambda: len(page.all("#model-menu input")) == 7, "the models of the server now")
@@ -811,7 +814,8 @@ def test_the_menu_of_models_by_keyboard(page: Page, server: PageServer) -> None:
     checked = [one.accessible_name for one in page.all("#model-menu :checked")]
     assert checked == ["phi-mock", "Chosen by content"]
     assert page.run("return document.activeElement.name") == "Model"
-    webdriver.ActionChains(page.driver).send_keys(Keys.ARROW_DOWN, Keys.TAB, Keys.ARROW_UP, Keys.ESCAPE).perform()  # fmt: skip
+    pressed = (Keys.ARROW_DOWN, Keys.TAB, Keys.ARROW_UP, Keys.ESCAPE)
+    webdriver.ActionChains(page.driver).send_keys(*pressed).perform()
     page.until(lambda: not page.find("#model-menu").is_displayed(), "the menu to close")
     assert page.run("return document.activeElement.id") == "model"
     assert page.texts("#model-name") == ["phi-alias · medical"]
@@ -1529,6 +1533,10 @@ def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_p
         assert page.send()
         assert not page.all(".message .note.error")
         assert "12 out" in page.texts(".stats")[0] and "vision adapter" in page.texts(".stats")[0]
+        before = page.texts(".markdown")[0]
+        page.click("button[aria-label=Continue]")
+        page.until(lambda: "24 out" in page.texts(".stats")[0], "twelve more tokens")
+        assert page.answer().startswith(before) and not page.all(".message .note.error")
         page.write("and then, at length?")
         page.find("#set-max_tokens").clear()
         page.find("#set-max_tokens").send_keys("1500")
