@@ -562,12 +562,7 @@ function saveDraft(conversation, draft) {
   const key = draftKey(conversation);
   drafts.set(key, draft);
   localStorage.removeItem(key);
-  if (!draft.text && !draft.media.length && !draft.editing) return;
-  try {
-    localStorage.setItem(key, JSON.stringify(draft));
-  } catch {
-    // The storage is full: the draft lasts until the page is closed.
-  }
+  if (draft.text || draft.media.length || draft.editing) storeValue(key, draft);
 }
 
 /** Shows and stores a draft of the open conversation. */

@@ -42,7 +42,7 @@ function loadSettings() {
 }
 
 function saveSampling() {
-  localStorage.setItem(SAMPLING_KEY, JSON.stringify({ ...sampling, adapter }));
+  storeValue(SAMPLING_KEY, { ...sampling, adapter });
   $("settings-changed").hidden = !Object.keys(sampling).length;
   renderPresets();
 }
@@ -73,7 +73,7 @@ function choosePreset({ system, sampling: values }) {
 
 function savePresets(own) {
   presets = [...PRESETS, ...own];
-  localStorage.setItem(PRESETS_KEY, JSON.stringify(own));
+  storeValue(PRESETS_KEY, own);
   renderPresets();
 }
 
@@ -107,7 +107,7 @@ function renderModelMenu(models) {
   $("model-menu").replaceChildren(
     choices("Model", models.map((name) => [name, name]), model ?? props.model, (value) => (model = value)),
     choices("Adapter", adapters, adapter, (value) => (adapter = value)),
-    h("p", { class: "hint" }, "By content: vision for pictures, speech for audio, none for text."),
+    h("p", { class: "hint" }, "By content: vision for pictures and PDF, speech for audio, none for text."),
   );
   $("model-menu").querySelector(":checked")?.focus();
 }

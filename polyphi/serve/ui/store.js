@@ -79,6 +79,14 @@ function storedValue(key) {
   }
 }
 
+function storeValue(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+  } catch {
+    // The storage is full: the value lasts until the page is closed.
+  }
+}
+
 const mediaIds = (conversation) => [...new Set(Object.values(conversation.nodes).flatMap((node) => node.media ?? []))];
 
 // ---------------------------------------------------------------- the tree

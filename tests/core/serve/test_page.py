@@ -93,7 +93,8 @@ class Page:
         self.click("#model")
         path = f"//*[@id='model-menu']//fieldset[2]//label[.='{label}']"
         self.until(lambda: len(self.all("#model-menu input")) == 6, "the server's models")
-        self.driver.find_element("xpath", path).click()
+        # The menu is built again when the server has answered.
+        self.until(lambda: self.driver.find_element("xpath", path).click() or True, label)
         self.click("#model")
         self.until(lambda: not self.find("#model-menu").is_displayed(), "the menu to close")
 
@@ -156,6 +157,18 @@ class Page:
             name,
             base64.b64encode(data).decode(),
             kind,
+        )
+
+    def paste(self, name: str, data: bytes) -> None:
+        """Paste a file into the message."""
+        self.run(
+            """const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([bytes], arguments[0]));
+            const event = new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true});
+            document.getElementById("draft").dispatchEvent(event);""",
+            name,
+            base64.b64encode(data).decode(),
         )
 
     def attached(self, number: int) -> None:
@@ -315,7 +328,7 @@ def test_documents_and_pictures_that_the_server_decodes(
     page.attached(1)
     page.find("#files").send_keys(str(tmp_path / "code.bmp"))
     page.attached(2)
-    page.drop("photo.jpg", HEIC)
+    page.paste("photo.jpg", HEIC)
     page.attached(3)
     page.drop("sky.png", avif())
     page.attached(4)
@@ -709,6 +722,10 @@ def test_drafts_survive_a_reload(page: Page, server: PageServer) -> None:
     assert chats(server)[1]["messages"][0]["content"][0]["type"] == "image_url"
     page.open(server.url).ready()
     assert page.of("#draft", "value") == "" and len(keys()) == 1
+    page.write("x")
+    assert len(keys()) == 2
+    page.find("#draft").send_keys(Keys.BACKSPACE)
+    assert len(keys()) == 1, "an emptied draft is gone"
     page.click(".message.user button[aria-label=Edit]")
     page.find("#draft").send_keys(", edited")
     page.open(server.url).ready()
