@@ -128,7 +128,7 @@ function noteElement(node) {
 /** A picture, a player or a chip for the medium `id`, in an element of its own that is filled when it is loaded. */
 function mediaElement(id, tag = "div") {
   const holder = h(tag, { class: "medium" });
-  loadMedia(id).then((media) => {
+  const fill = (media) => {
     if (!media) return holder.prepend(h("span", { class: "chip" }, "No longer stored"));
     const { kind, name, width, height, seconds } = media;
     holder.classList.add(kind);
@@ -142,7 +142,9 @@ function mediaElement(id, tag = "div") {
     const onclick = () => enlarge(media, src);
     const picture = h("button", { class: "thumb", "aria-label": `Show ${name} large`, onclick }, image);
     holder.prepend(picture, label);
-  });
+  };
+  if (cache.media.has(id)) fill(cache.media.get(id)); // at once, so that a page rendered again keeps its place
+  else loadMedia(id).then(fill);
   return holder;
 }
 
@@ -433,7 +435,7 @@ let lastScrollTop = 0;
 
 /** Scrolls to the end, unless the reader has scrolled away from it. */
 function follow(always) {
-  if (always) following = true;
+  if (always) [following, lastScrollTop] = [true, 0];
   if (following) $("messages").scrollTop = $("messages").scrollHeight;
 }
 

@@ -35,10 +35,8 @@ function loadSettings() {
   sampling = validSampling(stored);
   if (stored?.adapter === null || props.adapters.includes(stored?.adapter)) adapter = stored.adapter;
   const own = [storedValue(PRESETS_KEY)].flat().filter((one) => typeof one?.name === "string");
-  presets = [
-    ...PRESETS,
-    ...own.map((one) => ({ name: one.name, system: String(one.system ?? ""), sampling: validSampling(one.sampling) })),
-  ];
+  const copy = ({ name, system, sampling }) => ({ name, system: String(system ?? ""), sampling: validSampling(sampling) });
+  presets = [...PRESETS, ...own.map(copy)];
 }
 
 function saveSampling() {

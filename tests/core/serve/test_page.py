@@ -769,6 +769,19 @@ def test_a_reloaded_conversation_is_at_its_end(page: Page, server: PageServer) -
     page.write("a")
     assert short() > 100, "who reads above stays there"
 
+    server.pace = 0.001
+    page.click("#new")
+    page.say("rich")
+    page.until(lambda: short() < 2, "the end of a longer conversation")
+    page.click("#history li:last-child .open")
+    page.until(lambda: page.all(".thumb img"), "the conversation")
+    page.until(lambda: short() < 2, "its end")
+    page.run("[...document.querySelectorAll('button[aria-label=Regenerate]')].at(-1).click()")
+    page.answer()
+    page.click("button[aria-label='Earlier version']")
+    time.sleep(0.1)
+    assert short() < 2, "the other version is at its end"
+
 
 def test_presets(page: Page, server: PageServer) -> None:
     def preset() -> str:
