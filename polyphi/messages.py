@@ -69,9 +69,9 @@ Detail = Literal["auto", "low", "high"]
 @checked_fields
 @dataclass(frozen=True, init=False, repr=False)
 class Image:
-    """An image: a path, the encoded bytes of a PNG, JPEG, WebP or GIF file, a PIL image, or an array or tensor of
-    pixels (media_sources.py has the shapes). A PIL image or an array becomes the bytes of its PNG file here, which lose
-    nothing and don't change with it.
+    """An image: a path, the encoded bytes of a file (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC), a PIL image, or an
+    array or tensor of pixels (media_sources.py has the shapes). A PIL image or an array becomes the bytes of its PNG
+    file here, which lose nothing and don't change with it.
 
     `detail` is OpenAI's: "low" uses one crop and the global view, which need few tokens; "high" and "auto" use
     as many crops as the image needs, up to the model's maximum. `max_crops` sets another maximum; above the model's it

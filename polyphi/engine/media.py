@@ -15,7 +15,13 @@ from polyphi.processing.file_types import (
     VIDEO_FORMATS,
     sniff,
 )
-from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError, check_audio_seconds
+from polyphi.processing.media import (
+    MAX_FRAME_PIXELS,
+    Caps,
+    MediaError,
+    check_audio_seconds,
+    image_types,
+)
 from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
 from polyphi.processing.media_decoder import unavailable as isolation_missing
 
@@ -25,6 +31,7 @@ __all__ = [
     "DecoderError",
     "MediaError",
     "check_audio_seconds",
+    "image_types",
     "is_audio",
     "is_image",
     "is_isolated",
@@ -35,7 +42,7 @@ __all__ = [
 
 
 def is_image(data: bytes) -> bool:
-    """Whether the first bytes are those of a PNG, JPEG, WebP, GIF or BMP file."""
+    """Whether the first bytes are those of an image in one of `IMAGE_FORMATS`."""
     return sniff(data) in IMAGE_FORMATS
 
 

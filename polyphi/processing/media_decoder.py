@@ -41,6 +41,7 @@ from jaxtyping import Float
 from PIL import Image as pil
 from PIL.Image import Image as Picture
 
+from polyphi.processing.file_types import sniff
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop, is_stopped
@@ -234,7 +235,12 @@ def start_decoders() -> ForkServer:
     job = json.dumps({"task": "fork", "packages": packages})
     decoders = ForkServer(
         [sys.executable, "-I", "-S", "-B", str(CHILD), job],
-        environment={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # only one thread forks
+        # Only one thread forks. A further arena of memory would count as 64 MiB.
+        environment={
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+        },
     )
     try:
         _probe(decoders)
@@ -374,7 +380,12 @@ def image(data: bytes, *, max_pixels: int, decoders: ForkServer) -> Picture:
 def _image(data: bytes, max_pixels: int, decoders: ForkServer, *, header: bool) -> DecoderProcess:
     return DecoderProcess(
         data,
-        {"task": "image", "header": header, "max_pixels": max_pixels},
+        {
+            "task": "image",
+            "header": header,
+            "max_pixels": max_pixels,
+            "threads": sniff(data) == "HEIC",
+        },
         memory_bytes=IMAGE_MEMORY + 2 * len(data) + PIXEL_MEMORY * max_pixels,
         cpu_seconds=CPU_SECONDS + (0 if header else math.ceil(max_pixels / IMAGE_SPEED)),
         max_bytes=max(MAX_BLOCK, 3 * max_pixels),  # a row may be long

@@ -60,10 +60,16 @@ _CALLS = (
     *("sched_yield", "futex", "clock_gettime", "getrandom", "exit", "exit_group"),
 )
 """Allowed system calls."""
+_THREAD_FLAGS = (
+    0x3D0F00,
+    0x7D0F00,
+)  # of `clone`, by glibc and musl: a thread of this process and nothing else
 _DUMPABLE = 4  # of prctl
-_install_filter = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))[
-    "install"
-]  # polyphi isn't a package here
+_filters = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))
+_install_filter, _Argument = (
+    _filters["install"],
+    _filters["Argument"],
+)  # polyphi isn't a package here
 
 
 class FileRejected(Exception):
@@ -98,14 +104,17 @@ def _import_ffmpeg() -> None:
 
 def _fork() -> None:
     """Import all decoders, then fork a process for each job."""
-    from PIL import Image
+    from PIL import AvifImagePlugin, Image
 
-    from polyphi.processing import media  # noqa: F401
+    from polyphi.processing import file_types, media
     from polyphi.runtime.fork_server import fork_on_request
 
     with suppress(ImportError):
         _import_ffmpeg()
     Image.init()  # all formats: some import those of others late
+    for file_type in file_types.IMAGE_FORMATS:
+        media.missing_image_decoder(file_type)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a process can't start any
     fork_on_request(_run_forked)
 
 
@@ -124,7 +133,7 @@ def _run(job: dict[str, Any]) -> None:
         os.nice(5)  # steps of the engine come first
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # without memory, the kernel ends this process and no other
-    sealed = seal(job["memory_bytes"], job["cpu_seconds"])
+    sealed = seal(job["memory_bytes"], job["cpu_seconds"], threads=job.get("threads", False))
     if job["task"] == "probe":
         _send({"sealed": sealed, "isolated": sealed and _is_isolated(job["memory_bytes"])})
         return
@@ -146,23 +155,28 @@ def _run(job: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------ isolation
 
 
-def seal(memory_bytes: int, cpu_seconds: int) -> bool:
+def seal(memory_bytes: int, cpu_seconds: int, *, threads: bool = False) -> bool:
     """Set the limits of this process, with `memory_bytes` more than it has now, and filter its system calls. Returns
-    whether the filter is in place: only on Linux, on x86-64 and AArch64."""
+    whether the filter is in place: only on Linux, on x86-64 and AArch64. With `threads` it may start threads, to which
+    limits and filter apply too: libde265 decodes HEIC in one."""
+    calls: dict[str, tuple[Any, ...]] = dict.fromkeys(_CALLS, ())
+    if threads:
+        calls |= {"clone": (_Argument(0, _THREAD_FLAGS),), "rseq": (), "set_robust_list": ()}
     for kind, limit in (
         (resource.RLIMIT_AS, _address_space() + memory_bytes),
         (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU, and a second later SIGKILL
         (resource.RLIMIT_NOFILE, 0),
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
+        *([] if threads else [(resource.RLIMIT_NPROC, 0)]),  # it counts threads
     ):
         with suppress(ValueError, OSError):  # some systems don't have them all
             resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
     try:
         if ctypes.CDLL(None).prctl(_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))):
             return False
-        _install_filter(dict.fromkeys(_CALLS, ()), refused=errno.EPERM)
+        # glibc calls `clone` where `clone3`, whose flags a filter can't read, doesn't exist.
+        _install_filter(calls, refused=errno.ENOSYS if threads else errno.EPERM)
     except (OSError, AttributeError):  # of systems without prctl
         return False
     return True

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.media import image_types
 from polyphi.messages import LANGUAGES, SamplingParams
 from polyphi.serve import (
     anthropic,
@@ -263,6 +264,7 @@ def _about(server: Server) -> APIRouter:
                 "video": "image" in towers and server.media.containers,
             },
             "containers": server.media.containers,
+            "image_formats": image_types() if "image" in towers else [],
             "adapters": list(server.adapters),
             "context": engine.longest,
             "languages": dict(LANGUAGES),

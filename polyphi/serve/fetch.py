@@ -51,7 +51,7 @@ from polyphi.serve.threads import Threads
 log = logging.getLogger("polyphi.serve")
 Modality = Literal["image", "audio", "video"]
 EXPECTED: dict[str, str] = {
-    "image": "a PNG, JPEG, WebP, GIF or BMP image",
+    "image": "a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC image",
     "audio": "a WAV, FLAC, OGG or MP3 audio file",
     "video": "an MP4, WebM, Matroska or AVI video",
 }
