@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
-from polyphi.messages import Message, Part, Text, Video, media_part
+from polyphi.messages import Document, Message, Part, Text, Video, media_part
 from polyphi.processing.file_types import IMAGE_FORMATS, sniff
 from polyphi.runtime.files import sha256, whole_folder
 from polyphi.runtime.installation import pip_install
@@ -66,9 +66,10 @@ def to_row(sample: Sample) -> dict[str, Any]:
     def part(p: Part) -> dict[str, Any]:
         if isinstance(p, Text):
             return {"type": "text", "text": p.text, "media": None}
-        if isinstance(p, Video):
+        if isinstance(p, Video | Document):
             raise ValueError(
-                f"sample {sample.id}: shards hold pictures, found a video; take frames of it as Images"
+                f"sample {sample.id}: shards hold pictures, found a {type(p).__name__.lower()}; take frames or pages of "
+                "it as Images"
             )
         if not isinstance(p.source, bytes):
             raise ValueError(

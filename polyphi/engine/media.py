@@ -4,8 +4,8 @@
 (True, False, False)
 
 Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
-other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None
-(processing/media_decoder.py).
+other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None, and PDFs need PDFium,
+in one that is where `pdf_isolation_missing` does (processing/media_decoder.py).
 """
 
 from polyphi.processing.file_types import (
@@ -13,6 +13,7 @@ from polyphi.processing.file_types import (
     CONTAINER_FORMATS,
     IMAGE_FORMATS,
     VIDEO_FORMATS,
+    is_pdf,
     sniff,
 )
 from polyphi.processing.media import (
@@ -23,6 +24,7 @@ from polyphi.processing.media import (
     image_types,
 )
 from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
+from polyphi.processing.media_decoder import pdfs_unavailable as pdf_isolation_missing
 from polyphi.processing.media_decoder import unavailable as isolation_missing
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "is_audio",
     "is_image",
     "is_isolated",
+    "is_pdf",
     "is_video",
     "isolation_missing",
+    "pdf_isolation_missing",
     "start_decoders",
 ]
 

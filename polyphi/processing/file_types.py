@@ -4,6 +4,7 @@
 'FLAC'
 """
 
+PDF_BYTES = 1024
 SNIFF_BYTES = 512  # that determine the type of a file
 # our name -> Pillow's format
 IMAGE_FORMATS = {
@@ -32,6 +33,11 @@ CONTAINER_FORMATS = {
     "AMR": "amr",
 }
 VIDEO_FORMATS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
+
+
+def is_pdf(data: bytes) -> bool:
+    """Whether a file is a PDF: its mark is within the first 1,024 bytes, as readers accept."""
+    return b"%PDF-" in data[:PDF_BYTES]
 
 
 def sniff(data: bytes) -> str:

@@ -65,16 +65,19 @@ MAX_VIDEO_BYTES = 512 << 20
 MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
 MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
 MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens of them
+MAX_DOCUMENT_BYTES = 64 << 20
+MAX_DOCUMENT_PAGES = 1000  # [ours]; at 1,791 tokens a page, a context of 131,072 tokens holds 73
+MAX_DOCUMENT_CHARACTERS = 4_000_000  # [ours] of its text; as many as a text of a request may have
 MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
 Reason = Literal["kind", "size", "content", "decoder"]
 
 
 class MediaError(ValueError):
-    """An image, audio or video that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, a
-    damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
-    conversation `part` is its type ("image", "audio", "video") and `number` its index among these, from 0 (set by
-    processor.py)."""
+    """An image, audio, video or document that can't be used. `reason`: an unknown "kind" of file, a "size" above a
+    limit, a damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
+    conversation `part` is its type ("image", "audio", "video", "document") and `number` its index among these, from 0
+    (set by processor.py and expansion.py)."""
 
     def __init__(self, message: str, reason: Reason = "content") -> None:
         super().__init__(message)
@@ -85,8 +88,8 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits of an image, audio or video: encoded bytes, pixels, seconds, frames. `video_pixels` are those of all
-    selected frames of a video."""
+    """Limits of an image, audio, video or document: encoded bytes, pixels, seconds, frames, pages, characters.
+    `video_pixels` are those of all selected frames of a video."""
 
     image_bytes: int = MAX_IMAGE_BYTES
     image_pixels: int = MAX_IMAGE_PIXELS
@@ -97,6 +100,9 @@ class Caps:
     video_frames: int = MAX_FRAMES
     video_pixels: int = MAX_VIDEO_PIXELS
     frame_pixels: int = MAX_FRAME_PIXELS
+    document_bytes: int = MAX_DOCUMENT_BYTES
+    document_pages: int = MAX_DOCUMENT_PAGES
+    document_characters: int = MAX_DOCUMENT_CHARACTERS
 
     @classmethod
     def for_audio(cls, seconds: float) -> "Caps":
@@ -118,6 +124,19 @@ def check_audio_seconds(seconds: float) -> None:
 
 
 CAPS = Caps()
+
+
+class DecodedBytes(bytes):
+    """BMP bytes of a frame or a page, written here: unlike the bytes of an image, they are not a stranger's."""
+
+
+def bmp(width: int, height: int, rows: bytes | bytearray) -> DecodedBytes:
+    """Return the BMP bytes of RGB rows: the fastest lossless format to write and read."""
+    out = io.BytesIO()
+    pil.frombytes("RGB", (width, height), rows).save(out, "BMP")
+    return DecodedBytes(out.getvalue())
+
+
 _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 # Of Pillow's decoders about damaged images.
 _PILLOW_ERRORS = (

@@ -115,6 +115,8 @@ class Fields(BaseModel):
     """Fields that can't change the answer."""
     refused: ClassVar[Refused] = {}
     """May name fields of a base class that a route doesn't have."""
+    reasons: ClassVar[Mapping[str, str]] = {}
+    """Of refused fields: what to send in their place."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,9 +134,8 @@ class Fields(BaseModel):
             if name in cls.refused:
                 if inner is None or inner in cls.refused[name]:
                     continue
-                raise PydanticCustomError(
-                    "unsupported_field", "isn't supported; leave it out", {"field": name}
-                )
+                reason = cls.reasons.get(name, "isn't supported; leave it out")
+                raise PydanticCustomError("unsupported_field", reason, {"field": name})
             if name in known or name in cls.ignored:
                 continue
             ignored = inner is None or cls.ignores_unknown(value)
@@ -170,6 +171,9 @@ def _is_misspelling(name: str, known: str) -> bool:
 STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 """Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
 
+
+FileName = Annotated[str, Field(max_length=512)]
+NO_FILES = "this server stores no files; send file_data"
 
 MAX_DEPTH = 64
 """Maximum nested objects and lists in JSON that becomes part of a prompt or a response."""

@@ -20,10 +20,12 @@ from polyphi.serve.fields import (
     FAST,
     LIST,
     MAX_TEXT,
+    NO_FILES,
     OBJECT,
     STRING,
     AnyObject,
     Fields,
+    FileName,
     JsonText,
     MediaText,
     Refused,
@@ -37,7 +39,7 @@ from polyphi.tools import functions
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
     type_: f"<{type_}>"
-    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
+    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "file", "refusal")
 }
 
 
@@ -114,6 +116,19 @@ class VideoPart(PartFields):
     video_url: VideoUrl
 
 
+class FileData(Fields):
+    refused: ClassVar[Refused] = {"file_id": ()}
+    reasons: ClassVar[dict[str, str]] = {"file_id": NO_FILES}
+
+    file_data: MediaText = Field(description="A data URL, or base64 alone.")
+    filename: FileName | None = None
+
+
+class FilePart(PartFields):
+    type: Literal["file"]
+    file: FileData
+
+
 class ItemData(Fields):
     data: MediaText
     format: str | None = Field(
@@ -147,6 +162,7 @@ Part = Annotated[
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
+    | Annotated[FilePart, Tag(PARTS["file"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])]
     | Annotated[ItemPart, Tag(ITEM)],
     one_of_types(PARTS, "a part", other=_item_tag),

@@ -36,6 +36,7 @@ from polyphi.serve import decoders
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
+from polyphi.serve.expansion import caps
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
@@ -48,7 +49,6 @@ from polyphi.serve.shares import FairSlots, Full, Reservation, Shares, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import RequestTokens
-from polyphi.serve.videos import caps
 from polyphi.steps import Steps, result_of
 
 log = logging.getLogger("polyphi.serve")
