@@ -148,6 +148,7 @@ class Document:
     source: MediaSource
     name: str = ""
     detail: Detail = "auto"
+    modality: ClassVar[str] = "document"
 
     def __post_init__(self) -> None:
         _check_detail(self.detail, None)
@@ -290,13 +291,14 @@ class Message:
         """The `Message` of an OpenAI-style dict; a `Message` is returned unchanged.
 
         Parts may be texts, OpenAI's `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's
-        `max_crops`), `input_audio` (base64 `data`, or `path`), `file` (base64 `file_data`), and vLLM's `audio_url` and `video_url` (with polyphi's
-        `frames`). Transformers' {"type": "image"}, and "audio" and "video", have their content under this name (a path,
-        a data URL, bytes, for images also a PIL image or an array), "url", "path" or "base64"; images and audio without
-        content take the next one of `attachments`. Of a further modality a part has its name (an object of that name
-        has base64 `data`, or `path`). Relative paths are resolved against `root`. Remote URLs raise ValueError: only
-        the server fetches media. `tool_calls` are appended to the text in the model's format; a tool's response to one
-        (role "tool" with a `tool_call_id`) gets the model's role "tool_response", and "developer" is "system"."""
+        `max_crops`), `input_audio` (base64 `data`, or `path`), `file` (base64 `file_data`), and vLLM's `audio_url` and
+        `video_url` (with polyphi's `frames`). Transformers' {"type": "image"}, and "audio" and "video", have their
+        content under this name (a path, a data URL, bytes, for images also a PIL image or an array), "url", "path" or
+        "base64"; images and audio without content take the next one of `attachments`. Of a further modality a part has
+        its name (an object of that name has base64 `data`, or `path`). Relative paths are resolved against `root`.
+        Remote URLs raise ValueError: only the server fetches media. `tool_calls` are appended to the text in the
+        model's format; a tool's response to one (role "tool" with a `tool_call_id`) gets the model's role
+        "tool_response", and "developer" is "system"."""
         if isinstance(value, Message):
             return value
         role, content = value.get("role"), value.get("content")
@@ -362,10 +364,10 @@ def _parse_part(part: Mapping[str, Any], root: Path | None, attachments: Attachm
         return Video(source, url.get("frames", Video.frames), **options)
     if part_type == "file":
         file = part.get("file")
-        data = file.get("file_data") if isinstance(file, Mapping) else None
-        if not isinstance(data, str):
+        if not (isinstance(file, Mapping) and isinstance(file.get("file_data"), str)):
             raise ValueError(f"file: expected an object with file_data, found {describe(file)}")
-        return Document(_decoded("file_data", data.rpartition(",")[2]), file.get("filename") or "")
+        data = _decoded("file_data", file["file_data"].rpartition(",")[2])
+        return Document(data, file.get("filename") or "")
     if part_type == "input_audio":
         return Audio(_parse_data(part_type, part.get(part_type), root))
     if part_type in ("image", "audio", "video"):

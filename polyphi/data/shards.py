@@ -68,8 +68,8 @@ def to_row(sample: Sample) -> dict[str, Any]:
             return {"type": "text", "text": p.text, "media": None}
         if isinstance(p, Video | Document):
             raise ValueError(
-                f"sample {sample.id}: shards hold pictures, found a {type(p).__name__.lower()}; take frames or pages of "
-                "it as Images"
+                f"sample {sample.id}: shards hold pictures, found a {type(p).__name__.lower()}; take frames or pages "
+                "of it as Images"
             )
         if not isinstance(p.source, bytes):
             raise ValueError(

@@ -4,8 +4,8 @@
 (True, False, False)
 
 Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
-other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None, and PDFs need PDFium,
-in one that is where `pdf_isolation_missing` does (processing/media_decoder.py).
+other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None, and PDFs need
+PDFium, in one that is where `pdf_isolation_missing` does (processing/media_decoder.py).
 """
 
 from polyphi.processing.file_types import (

@@ -18,6 +18,7 @@ or pypdfium2. With the job "fork" it imports all decoders and forks a process fo
 (polyphi/runtime/fork_server.py).
 """
 
+import codecs
 import ctypes
 import errno
 import io
@@ -108,6 +109,8 @@ def _import_ffmpeg() -> None:
 
 def _import_pdfium() -> None:
     import pypdfium2  # noqa: F401
+
+    codecs.lookup("utf-16-le")  # Python opens its file at the first use
 
 
 def _fork() -> None:

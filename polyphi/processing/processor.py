@@ -320,8 +320,8 @@ class Processor:
         self, messages: Sequence[Message], *, max_crops: int | None = None
     ) -> Steps[tuple[int, int]]:
         """Return (bytes of what the encoders read, pixels of the images) of a conversation's row, without videos and
-        documents, with a step for each part; from the headers of images and audio, for MP3 approximate. Raises `MediaError` for an
-        unreadable part."""
+        documents, with a step for each part; from the headers of images and audio, for MP3 approximate. Raises
+        `MediaError` for an unreadable part."""
         total, pixels = 0, 0
         parts = [part for message in messages for part in message.parts]
         for reader in self.readers.values():

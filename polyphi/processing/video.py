@@ -22,7 +22,7 @@ from polyphi.steps import Stop
 def frame_images(
     video: Video, caps: Caps, stop: Stop | None = None, decoders: ForkServer | None = None
 ) -> Iterator[tuple[Image]]:
-    """Yield the parts that show a video to the model: each frame, in order. Raises `MediaError` as `decode_video` does."""
+    """Yield the parts that show a video to the model: each frame. Raises `MediaError` as `decode_video` does."""
     for frame in _decoded(video.source, video.frames, caps, stop, decoders):
         yield (Image(bmp(*frame), video.detail, video.max_crops),)
 

@@ -41,7 +41,8 @@ ROLES = {"developer": "system", "tool": "tool_response"}
 @dataclass(frozen=True)
 class MediaPart:
     """An image, audio clip, video, document or item of a further modality that isn't loaded yet: a URL, or with
-    `encoded` base64. `path`: the part's path in the request, for errors. `frames`: of a video; `name`: of a document."""
+    `encoded` base64. `path`: the part's path in the request, for errors. `frames`: of a video. `name`: of a
+    document."""
 
     modality: str
     url: str

@@ -1,5 +1,5 @@
-"""The videos and documents of a conversation: the images and texts that show them, and errors about these as errors about
-the video or document."""
+"""The videos and documents of a conversation: the images and texts that show them, and errors about these as errors
+about the video or document."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -61,8 +61,8 @@ def _prepare(
     size, pixels = yield from engine.processor.media_size(messages)
     if pixels > (limit := server.settings.max_request_pixels):
         raise MediaError(
-            f"the images, frames and pages of a request may have {limit:,} pixels in all, found {pixels:,}; shrink them, or "
-            "send fewer",
+            f"the images, frames and pages of a request may have {limit:,} pixels in all, found {pixels:,}; shrink "
+            "them, or send fewer",
             "size",
         )
     # Before media are decoded: 64 rows of many images would exceed the machine's memory.

@@ -110,7 +110,7 @@ class Settings:
     max_image_bytes: Internal[int] = 20 * MIB
     max_image_pixels: Internal[int] = 89_478_485
     max_request_pixels: Internal[int] = 512_000_000
-    """Of all images of a request, the frames of its videos and the pages of its documents: 42 photos of 12 megapixels."""
+    """Of all images, frames of videos and pages of documents of a request: 42 photos of 12 megapixels."""
     max_audio_bytes: Internal[int] = 64 * MIB
     max_audio_seconds: Annotated[float, Parameter(group=LOAD)] = 1800.0
     """Longest audio clip of a prompt, and longest piece of a recording that is transcribed at once: up to 10080 (2.8
