@@ -7,6 +7,7 @@ The content decides what a file is, not its name. PDFium reads PDFs in a separat
 errors are as in media.py.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 
@@ -88,7 +89,7 @@ def _plain_text(data: bytes, source: str, caps: Caps) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if not text or "\0" in text:
-        kind = sniff(data)
+        kind = "UTF-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else sniff(data)
         if kind in ("text", "unknown data"):
             kind = "data that are no UTF-8 text"
         raise MediaError(f"{source}: expected a PDF or a text in UTF-8, found {kind}", "kind")
