@@ -350,7 +350,7 @@ class Shares:
             )
         )
         self.videos = FairSlots(
-            Share("videos that are being decoded", "videos", 1, 2, "waits for a turn")
+            Share("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
         )
         self.fetches = FairSlots(
             Share(

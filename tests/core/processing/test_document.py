@@ -62,7 +62,7 @@ def test_a_page_is_its_number_its_image_and_its_text() -> None:
     grey = pixels(image).mean(axis=2)
     assert grey.shape == (1268, 896) and grey.max() == 255
     rows, columns = np.nonzero(grey < 128)
-    assert 40 < rows.min() < 60 and rows.max() < 120 and 85 < columns.min() < 100
+    assert 105 < rows.min() < 120 and 175 < rows.max() < 195 and 85 < columns.min() < 100
 
 
 def test_a_page_without_text_has_none() -> None:
