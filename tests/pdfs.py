@@ -41,10 +41,10 @@ def pages(contents: list[bytes], box: bytes = b"0 0 595 842", resources: bytes =
 
 def text_pdf(*texts: str, box: bytes = b"0 0 595 842") -> bytes:
     """A PDF with a page for each text, line by line in Helvetica."""
-    return pages([stream(_shown(text)) for text in texts], box)
+    return pages([stream(_content(text)) for text in texts], box)
 
 
-def _shown(text: str) -> bytes:
+def _content(text: str) -> bytes:
     lines = b" ".join(b"(%b) '" % line.encode("latin-1") for line in text.splitlines())
     return b"BT /F 24 Tf 30 TL 60 780 Td %b ET" % lines
 

@@ -46,7 +46,7 @@ async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Mess
     steps = expand(server.engine, server.settings, messages, ticket.reserve, stop)
     if not (media(messages, Video) or media(messages, Document)):
         return result_of(steps)
-    return await server.video_threads.run_steps(ticket.caller.client, steps)
+    return await server.expansion_threads.run_steps(ticket.caller.client, steps)
 
 
 def _prepare(

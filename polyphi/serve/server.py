@@ -171,7 +171,7 @@ class Server:
         self._small = Threads(self.shares.small, "prepare")
         self._large = Threads(self.shares.large, "prepare large")
         self._grammars = Threads(self.shares.grammars, "compile grammars")
-        self.video_threads = Threads(self.shares.videos, "decode videos")
+        self.expansion_threads = Threads(self.shares.expansions, "decode videos and documents")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
@@ -196,7 +196,7 @@ class Server:
         self._stop.set()
         self.engine.wake()
         self._thread.join()
-        for threads in (self._small, self._large, self.video_threads):
+        for threads in (self._small, self._large, self.expansion_threads):
             threads.close()
         self._grammars.close(wait=False)
         self._abort_pool.shutdown()

@@ -349,7 +349,7 @@ class Shares:
                 "waits for a turn; after each image and audio clip it is another client's",
             )
         )
-        self.videos = FairSlots(
+        self.expansions = FairSlots(
             Share("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
         )
         self.fetches = FairSlots(

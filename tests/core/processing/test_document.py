@@ -32,8 +32,8 @@ def parts(
     box: tuple[int, int] | None = BOX,
     decoders: ForkServer | None = None,
 ) -> list[Text | Image]:
-    found = document_parts(Document(data, name), caps, box, decoders=decoders)
-    return [part for page in found for part in page]
+    pages_of = document_parts(Document(data, name), caps, box, decoders=decoders)
+    return [part for page in pages_of for part in page]
 
 
 def texts(data: bytes, **options: object) -> list[str]:

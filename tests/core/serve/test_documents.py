@@ -43,7 +43,7 @@ def chat_file(
     return {"type": "file", "file": file}
 
 
-def shown(engine: Engine, data: bytes, name: str = "a.pdf") -> list[Text | Image]:
+def by_hand(engine: Engine, data: bytes, name: str = "a.pdf") -> list[Text | Image]:
     """The parts that stand for a document, decoded here."""
     expanded = engine.processor.expanded(Document(data, name))
     return [part for page in expanded for part in page]
@@ -127,7 +127,7 @@ def error_of(response: httpx2.Response, status: int) -> tuple[str | None, str]:
 def test_a_document_is_its_pages_in_all_apis(
     running: Running, data: bytes, children: Children
 ) -> None:
-    separate = [chat_part(part) for part in shown(running.engine, data)]
+    separate = [chat_part(part) for part in by_hand(running.engine, data)]
     block = {
         "type": "document",
         "source": {"type": "base64", "media_type": "application/pdf", "data": base64_of(data)},
@@ -185,7 +185,7 @@ def test_a_stored_conversation_has_its_document(running: Running) -> None:
 
 
 def test_documents_of_tool_results(running: Running) -> None:
-    separate = [chat_part(part) for part in shown(running.engine, NOTES, "n.txt")]
+    separate = [chat_part(part) for part in by_hand(running.engine, NOTES, "n.txt")]
     source = {"type": "base64", "data": base64_of(NOTES)}
     block = {"type": "document", "source": source, "title": "n.txt"}
 
@@ -391,7 +391,7 @@ def test_a_model_without_images_reads_the_text(
 ) -> None:
     config = replace(fitted(tiny_config, tokenizer, max_position_embeddings=2048), vision=None)
     engine = make_engine(config, tokenizer)
-    texts = [chat_part(part) for part in shown(engine, LETTER)]
+    texts = [chat_part(part) for part in by_hand(engine, LETTER)]
     assert [part["type"] for part in texts] == ["text"] * 4
     with serving(engine, Settings("tiny")) as server, server.client() as client:
         assert outcome(chat(client, chat_file(LETTER))) == outcome(chat(client, *texts))
