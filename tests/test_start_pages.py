@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 from engine.conftest import tokenizer  # noqa: F401
-from PIL import Image
 from pdfs import text_pdf
+from PIL import Image
 from serve.conftest import Running, serving, tiny_engine
 
 import polyphi
