@@ -142,7 +142,7 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
 
 def file_data(data: str, name: str, path: str, detail: Detail = "auto") -> MediaPart:
     """The document of a data URL or base64."""
-    encoded = not data.startswith("data:")
+    encoded = data[:5].lower() != "data:"
     return MediaPart("document", data, path, encoded=encoded, name=name, detail=detail)
 
 

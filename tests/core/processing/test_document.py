@@ -25,15 +25,28 @@ BOX = 896, 1344
 LETTER = text_pdf("Dear Ann,\nthe total is 12.50.", "Yours\nBob")
 
 
+STARTED: list[ForkServer] = []
+"""Forks the processes of this module's tests in milliseconds."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoders() -> Iterator[None]:
+    STARTED.append(media_decoder.start_decoders())
+    yield
+    STARTED.pop().close()
+
+
 def parts(
     data: bytes,
     name: str = "a.pdf",
     caps: Caps = CAPS,
     box: tuple[int, int] | None = BOX,
-    decoders: ForkServer | None = None,
+    *,
+    forked: bool = True,
 ) -> list[Text | Image]:
-    pages_of = document_parts(Document(data, name), caps, box, decoders=decoders)
-    return [part for page in pages_of for part in page]
+    decoders = STARTED[0] if forked else None
+    pages = document_parts(Document(data, name), caps, box, decoders=decoders)
+    return [part for page in pages for part in page]
 
 
 def texts(data: bytes, **options: object) -> list[str]:
@@ -43,13 +56,6 @@ def texts(data: bytes, **options: object) -> list[str]:
 def pixels(part: Text | Image) -> np.ndarray:
     assert isinstance(part, Image) and isinstance(part.source, bytes)
     return np.asarray(pil.open(io.BytesIO(part.source)))
-
-
-@pytest.fixture(scope="module")
-def decoders() -> Iterator[ForkServer]:
-    started = media_decoder.start_decoders()
-    yield started
-    started.close()
 
 
 def test_a_page_is_its_number_its_image_and_its_text() -> None:
@@ -108,9 +114,9 @@ def test_without_images_there_is_the_text_alone() -> None:
     assert error.value.reason == "content"
 
 
-def test_separate_processes_give_the_same(decoders: ForkServer) -> None:
+def test_a_process_of_its_own_gives_the_same() -> None:
     for data in (LETTER, scanned_pdf("red")):
-        assert parts(data, decoders=decoders) == parts(data)
+        assert parts(data, forked=False) == parts(data)
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "notes.txt", ""])
@@ -249,43 +255,40 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_strange_files_are_read_or_refused(decoders: ForkServer, name: str) -> None:
+def test_strange_files_are_read_or_refused(name: str) -> None:
     """In seconds, in one line, and as the next file is read again."""
     began = time.monotonic()
     try:
-        assert all(
-            "passwd" not in text and "root" not in text
-            for text in texts(STRANGE[name], decoders=decoders)
-        )
+        assert all("passwd" not in text and "root" not in text for text in texts(STRANGE[name]))
     except MediaError as error:
         assert "\n" not in str(error) and len(str(error)) < 300
     assert time.monotonic() - began < 60
-    assert parts(LETTER, decoders=decoders)
+    assert parts(LETTER)
 
 
-def test_work_without_end_is_ended(decoders: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_decoder, "CPU_SECONDS", 1)
     monkeypatch.setattr(media_decoder, "CPU_SECONDS_PER_PAGE", 0)
     shading = b"0 0 m " + b"595 842 l 0 842 l 595 0 l 0 0 l " * 300_000 + b"f*"
     with pytest.raises(MediaError, match="too long") as error:
-        parts(pages([deflated(shading)]), decoders=decoders)
+        parts(pages([deflated(shading)]))
     assert error.value.reason == "decoder"
 
 
-def test_memory_is_limited(decoders: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_decoder, "DOCUMENT_MEMORY", 1 << 20)
     with pytest.raises(MediaError) as error:
-        parts(LETTER, decoders=decoders)
+        parts(LETTER)
     assert error.value.reason in ("decoder", "content")
 
 
 @pytest.mark.parametrize("step", few([64, 7], 1))
-def test_truncated_files_are_read_or_refused(decoders: ForkServer, step: int) -> None:
+def test_truncated_files_are_read_or_refused(step: int) -> None:
     outcomes = set()
     for data in (LETTER, scanned_pdf("red"), locked("")):
         for length in range(0, len(data), step):
             try:
-                parts(data[:length], decoders=decoders)
+                parts(data[:length])
                 outcomes.add("read")
             except MediaError as error:
                 outcomes.add(error.reason)
@@ -296,5 +299,5 @@ def test_truncated_files_are_read_or_refused(decoders: ForkServer, step: int) ->
 def test_pdfium_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_decoder, "find_spec", lambda name: None)
     with pytest.raises(MediaError, match="pypdfium2; pip install") as error:
-        parts(LETTER)
+        parts(LETTER, forked=False)
     assert error.value.reason == "kind"

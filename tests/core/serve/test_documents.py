@@ -17,6 +17,7 @@ from engine.conftest import fitted, make_engine
 from pdfs import pages, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
 from serve.conftest import Running, serving
+from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import image_types
@@ -29,6 +30,7 @@ from polyphi.serve.settings import Settings
 
 LETTER = text_pdf("the quick fox", "1 + 2 = 3")
 NOTES = b"the lazy dog\n"
+DOCUMENTS = {"text": LETTER, "notes": NOTES, "scan": scanned_pdf("red")}
 QUESTION = "what?"
 
 
@@ -123,10 +125,11 @@ def error_of(response: httpx2.Response, status: int) -> tuple[str | None, str]:
     return error.get("param"), error["message"]
 
 
-@pytest.mark.parametrize("data", [LETTER, scanned_pdf("red"), NOTES], ids=["text", "scan", "notes"])
+@pytest.mark.parametrize("name", few(DOCUMENTS, 2))
 def test_a_document_is_its_pages_in_all_apis(
-    running: Running, data: bytes, children: Children
+    running: Running, name: str, children: Children
 ) -> None:
+    data = DOCUMENTS[name]
     separate = [chat_part(part) for part in by_hand(running.engine, data)]
     block = {
         "type": "document",
@@ -422,6 +425,7 @@ def test_documents_are_loaded_by_the_rules_of_images(engine: Engine, tmp_path: P
         assert outcome(responses(client, local)) == outcome(responses(client, sent))
 
 
+@pytest.mark.long
 def test_separate_processes_decode_them_too(engine: Engine) -> None:
     """As where other machines can reach the server; and HEIC, whose decoder starts a thread."""
     assert "image/heic" in image_types(), "the tests need pillow-heif"
