@@ -138,7 +138,7 @@ def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "file_type"),
     [
         ("Hello".encode("utf-16"), "UTF-16"),
         (b"Z\xfcrich", "no UTF-8 text"),
@@ -149,9 +149,9 @@ def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
         (b"", "nothing"),
     ],
 )
-def test_other_files_are_named_in_the_error(data: bytes, found: str) -> None:
+def test_other_files_are_named_in_the_error(data: bytes, file_type: str) -> None:
     with pytest.raises(
-        MediaError, match=f"expected a PDF or a text in UTF-8, found .*{found}"
+        MediaError, match=f"expected a PDF or a text in UTF-8, found .*{file_type}"
     ) as error:
         parts(data)
     assert error.value.reason == "kind"
