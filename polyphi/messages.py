@@ -542,7 +542,8 @@ class SamplingOptions(TypedDict, total=False):
     draft: int | Literal["auto"]
     rope: Literal["dynamic", "bound"]
     prompt_logprobs: int | None
-    stop_at_call: bool
+    embed: bool
+    stop_at_calls: str | Sequence[str]
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: int | Sequence[int]
@@ -557,20 +558,22 @@ class SamplingOptions(TypedDict, total=False):
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy. `stop` strings and `stop_token_ids` end the answer and are not part
-    of it, unless `include_stop` is set; with `stop_at_call` the first complete tool call ends it too (engine/tools.py)
-    and is part of it. `min_tokens`: neither an end token nor a stop string ends the answer before. `ignore_eos`: end
-    tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar does.
+    of it, unless `include_stop` is set; the first complete call of one of the tools `stop_at_calls` ends it too and is
+    part of it (engine/tools.py). `min_tokens`: neither an end token nor a stop string ends the answer before.
+    `ignore_eos`: end tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar
+    does.
 
     `min_p` drops tokens below this fraction of the highest probability. `repetition_penalty` divides (logits above 0)
     or multiplies (below) the logit of every token of prompt and answer; `presence_penalty` (once) and
     `frequency_penalty` (for each occurrence) are subtracted for tokens of the answer. `logit_bias`: pairs of a token id
     and a number from -100 to 100 that is added to its logit. `skip_special_tokens`: whether control tokens that the
-    model samples are left out of the text (those of tool calls never are). `logprobs`: return the
-    log-probability of each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's
-    tokens; with it `max_tokens` may be 0. `n` answers are sampled, the i-th with seed + i. `draft`: maximum draft
-    tokens per step of speculative decoding from prompt and answer, which never changes the answer; "auto": the engine
-    decides. `rope`: "dynamic" recomputes a sequence that grows past the LongRoPE switch with the long table, as the
-    published code does; "bound" selects the table for prompt and `max_tokens` together from the start.
+    model samples are left out of the text (those of tool calls never are). `logprobs`: return the log-probability of
+    each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's tokens; `embed`: return
+    the mean of the prompt's last hidden states; with either, `max_tokens` may be 0. `n` answers are sampled, the i-th
+    with seed + i. `draft`: maximum draft tokens per step of speculative decoding from prompt and answer, which
+    never changes the answer; "auto": the engine decides. `rope`: "dynamic" recomputes a sequence that grows past the
+    LongRoPE switch with the long table, as the published code does; "bound" selects the table for prompt and
+    `max_tokens` together from the start.
 
     `reasoning`: the answer may begin with `<think>...</think>` (engine/reasoning.py), closed after `reasoning_budget`
     tokens."""
@@ -591,7 +594,8 @@ class SamplingParams:
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
-    stop_at_call: bool = False
+    embed: bool = False
+    stop_at_calls: tuple[str, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
@@ -604,6 +608,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         alone = {
             "stop": isinstance(self.stop, str),
+            "stop_at_calls": isinstance(self.stop_at_calls, str),
             "stop_token_ids": isinstance(self.stop_token_ids, int),
         }
         for name, is_alone in alone.items():
@@ -649,13 +654,14 @@ class Delta:
 @checked_fields
 @dataclass(frozen=True, repr=False)
 class Completion:
-    """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
-    the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further modalities have,
-    by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
-    cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
-    first. `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop
-    string or the id of `stop_token_ids` that ended the answer, otherwise None. `tool_calls`: the calls in `text` that
-    are complete, of an answer to a conversation with tools (`Phi`). Printed, an answer is its text."""
+    """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is ""
+    if the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further
+    modalities have, by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the
+    prefix cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but
+    the first; `embedding` is the mean of its last hidden states [D], if requested. `reasoning_tokens`: those of a
+    `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop string or the id of `stop_token_ids`
+    that ended the answer, otherwise None. `tool_calls`: the calls in `text` that are complete, of an answer to a
+    conversation with tools (`Phi`). Printed, an answer is its text."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -667,6 +673,7 @@ class Completion:
     cached: int = field(default=0, compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    embedding: tuple[float, ...] | None = None
     others: tuple["Completion", ...] = ()
     reasoning_tokens: int = 0
     stop_reason: str | int | None = None

@@ -388,7 +388,7 @@ class Engine:
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
                 if leader is not None:
-                    own = replace(own, prompt_logprobs=None)  # the first one has them
+                    own = replace(own, prompt_logprobs=None, embed=False)  # the first has them
                 table = BlockTable(self.pool)
                 arguments = (row, own, tokenizer, table, leader, draft, caller, group)
                 requests.append(Request(*arguments, matcher=matcher))

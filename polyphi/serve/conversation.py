@@ -35,7 +35,7 @@ from polyphi.serve.schema import (
 from polyphi.serve.schema import Part as RequestPart
 from polyphi.serve.settings import Settings
 
-ROLES = {"developer": "system", "tool": "tool_response"}
+ROLES = {"developer": "system", "tool": "tool_response", "function": "tool_response"}
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,18 @@ def _chat_turn(turn: Turn, path: str) -> InputTurn:
         parts.append(Text(turn.content))
     for number, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
         parts.append(_chat_part(part, f"{path}.content[{number}]"))
-    if turn.tool_calls:
-        path = f"{path}.tool_calls"
+    functions = [call.function for call in turn.tool_calls or ()]
+    if turn.function_call is not None:
+        functions.append(turn.function_call)
+    if functions:
+        path = f"{path}.tool_calls" if turn.tool_calls else f"{path}.function_call"
         if turn.role != "assistant":
             raise ApiError(
                 400,
                 f"{path}: expected role 'assistant' for tool calls, found {turn.role!r}",
                 param=path,
             )
-        calls = [call.function.model_dump() for call in turn.tool_calls]
+        calls = [function.model_dump() for function in functions]
         return InputTurn(turn.role, with_call_parts(parts, calls, path))
     if turn.content is None:
         raise ApiError(400, f"{path}.content: expected text or parts", param=f"{path}.content")

@@ -97,7 +97,8 @@ class Transcription(Fields):
             message = "this model uses its own prompts for audio and accepts no other; leave it out"
             raise _misplaced("prompt", message)
         try:
-            language(self.language or "en")
+            if (self.language or "auto").lower() != "auto":
+                language(str(self.language))
         except ValueError as error:
             raise _misplaced("language", str(error)) from None
         return self

@@ -25,7 +25,6 @@ from polyphi.serve.fields import (
     FAST,
     LIST,
     MAX_TEXT,
-    NO_FILES,
     STRING,
     Fields,
     FileName,
@@ -71,7 +70,6 @@ class InputAudioItem(Fields):
 class InputFile(Fields):
     ignored = frozenset({CACHE})
     refused: ClassVar[Refused] = {"file_id": ()}
-    reasons: ClassVar[dict[str, str]] = {"file_id": NO_FILES}
 
     type: Literal["input_file"]
     file_data: MediaText | None = Field(default=None, description="A data URL, or base64 alone.")

@@ -48,6 +48,9 @@ class Settings:
     """Name of the model in responses; default: its folder's name."""
     aliases: Annotated[tuple[str, ...], Parameter(name="--alias")] = ()
     """A further name of the model; repeatable."""
+    known_names: Annotated[bool | None, Parameter(negative="--no-known-names")] = None
+    """Answer requests for models of OpenAI and Anthropic, such as gpt-4o and whisper-1, by this model; default: if only
+    this machine can reach the server."""
     host: Annotated[str, Parameter(env_var="POLYPHI_HOST", env_var_split=lines)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all addresses of this machine."""
     port: Annotated[

@@ -92,6 +92,7 @@ ROUTES = {
     ),
 }
 NEEDED: dict[str, dict[str, Any]] = {
+    "function_call": {"functions": [{"name": "f"}]},
     "continue_final_message": {"messages": [HI, {"role": "assistant", "content": "a"}]},
     "parallel_tool_calls": {"tools": [TOOL]},
     "stream_options": {"stream": True},
