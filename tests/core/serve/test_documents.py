@@ -100,7 +100,8 @@ def outcome(response: httpx2.Response) -> tuple[str, int]:
     if "choices" in body:
         return body["choices"][0]["message"]["content"], usage["prompt_tokens"]
     content = body["content"] if "content" in body else body["output"][0]["content"]
-    return content[0]["text"], usage["input_tokens"]
+    # Anthropic's tokens of a cached prefix are apart.
+    return content[0]["text"], usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
 
 
 def streamed(response: httpx2.Response) -> str:
