@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from polyphi.processing.media import (
     decode_audio,
     decode_image,
     image_size,
+    image_types,
     missing_image_decoder,
 )
 
@@ -56,10 +58,29 @@ def test_a_jpeg_decodes(png: Make) -> None:
     assert decode_image(png(20, 10, format="JPEG")).size == (20, 10)
 
 
-def test_only_the_first_frame_of_a_gif_is_seen() -> None:
-    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    picture = decode_image(encode(red, "GIF", save_all=True, append_images=[blue]))
-    assert picture.getpixel((0, 0)) == (255, 0, 0)
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "AVIF", "HEIF"])
+def test_only_the_first_frame_or_page_is_seen(format: str) -> None:
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    picture = decode_image(encode(red, format, save_all=True, append_images=[blue]))
+    red_, _, blue_ = picture.getpixel((9, 9))
+    assert red_ > 240 and blue_ < 15
+
+
+def test_heic_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (64, 64)), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    missing_image_decoder.cache_clear()
+    try:
+        with pytest.raises(
+            ValueError, match=r'needs pillow-heif; pip install "\.\[heic\]"'
+        ) as error:
+            decode_image(data)
+        assert "convert it to PNG or JPEG" in str(error.value)
+        assert "image/heic" not in image_types() and "image/avif" in image_types()
+    finally:
+        monkeypatch.undo()
+        missing_image_decoder.cache_clear()
+    assert decode_image(data).size == (64, 64)
 
 
 def test_alpha_is_dropped_not_blended() -> None:
