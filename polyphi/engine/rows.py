@@ -163,6 +163,7 @@ class Rows:
             return self.ids_row(
                 token_ids(parsed.ids), parsed.parts, adapter=adapter, context=context
             )
+        parsed = tuple(self._processor.expand(parsed))  # a document may be text or images
         chosen = self._adapter(adapter, modalities_of(parsed))
         row = yield from self._processor.row_steps(
             parsed,

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.media import image_types
 from polyphi.messages import LANGUAGES, SamplingParams
 from polyphi.serve import (
     anthropic,
@@ -301,7 +302,8 @@ def _about(server: Server) -> APIRouter:
     async def props() -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_request_pixels max_audio_bytes max_audio_seconds "
-            "max_recording_seconds max_video_bytes max_video_seconds max_video_frames max_body_bytes max_parts "
+            "max_recording_seconds max_video_bytes max_video_seconds max_video_frames max_document_bytes "
+            "max_document_pages max_body_bytes max_parts "
             "max_answers max_tokens"
         )
         defaults = SamplingParams()
@@ -315,6 +317,8 @@ def _about(server: Server) -> APIRouter:
                 "video": "image" in towers and server.media.containers,
             },
             "containers": server.media.containers,
+            "documents": server.media.pdfs,
+            "image_formats": image_types() if "image" in towers else [],
             "adapters": list(server.adapters),
             "context": engine.longest,
             "languages": dict(LANGUAGES),

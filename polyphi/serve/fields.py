@@ -188,6 +188,8 @@ STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 """Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
 
 
+FileName = Annotated[str, Field(max_length=512)]
+
 MAX_DEPTH = 64
 """Maximum nested objects and lists in JSON that becomes part of a prompt or a response."""
 

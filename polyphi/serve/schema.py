@@ -26,6 +26,7 @@ from polyphi.serve.fields import (
     STRING,
     AnyObject,
     Fields,
+    FileName,
     JsonText,
     MediaText,
     Refused,
@@ -39,7 +40,7 @@ from polyphi.tools import functions
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
     type_: f"<{type_}>"
-    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
+    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "file", "refusal")
 }
 
 
@@ -116,6 +117,18 @@ class VideoPart(PartFields):
     video_url: VideoUrl
 
 
+class FileData(Fields):
+    refused: ClassVar[Refused] = {"file_id": ()}
+
+    file_data: MediaText = Field(description="A data URL, or base64 alone.")
+    filename: FileName | None = None
+
+
+class FilePart(PartFields):
+    type: Literal["file"]
+    file: FileData
+
+
 class ItemData(Fields):
     data: MediaText
     format: str | None = Field(
@@ -149,6 +162,7 @@ Part = Annotated[
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
+    | Annotated[FilePart, Tag(PARTS["file"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])]
     | Annotated[ItemPart, Tag(ITEM)],
     one_of_types(PARTS, "a part", other=_item_tag),

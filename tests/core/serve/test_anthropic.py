@@ -87,7 +87,7 @@ REFUSED: list[tuple[dict, str]] = [
     ({"messages": BLOCKS[:2], "tools": FUNCTIONS}, "messages[1]"),
     ({"messages": [{"role": "tool", "content": "I"}]}, "messages[0].role"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "folder"}]}]},
         "messages[0].content[0]",
     ),
     (

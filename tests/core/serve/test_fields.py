@@ -213,7 +213,11 @@ def placed(place: str, fields: dict[str, Any]) -> dict[str, Any]:
     image = {"url": f"data:image/png;base64,{data}"}
     if place == "image":
         user["content"].append({"type": "image_url", "image_url": image})
+    file = {"file_data": base64.b64encode(b"hi").decode(), "filename": "a.txt"}
+    if place == "file":
+        user["content"].append({"type": "file", "file": file})
     target = {
+        "file": file,
         "assistant message": assistant,
         "other message": user,
         "part": user["content"][0],

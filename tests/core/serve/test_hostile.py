@@ -49,6 +49,7 @@ def part(kind: str, data: str) -> bytes:
     content = {
         "image_url": {"type": "image_url", "image_url": {"url": data}},
         "input_audio": {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        "file": {"type": "file", "file": {"file_data": data, "filename": "a" * 400}},
     }[kind]
     return chat(messages=[{"role": "user", "content": [content]}])
 
@@ -131,6 +132,19 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "a clip of rubbish": (CHAT, part("input_audio", "QUJD" * 9999)),
     "a clip cut off": (CHAT, part("input_audio", WAV[:40])),
     "a clip that is a picture": (CHAT, part("input_audio", PNG.split(",")[1])),
+    "a TIFF of rubbish": (CHAT, part("image_url", "data:;base64,SUkqAAg" + "A" * 99_997)),
+    "a HEIC of rubbish": (CHAT, part("image_url", "data:;base64,AAAAGGZ0eXBoZWlj" + "QUJD" * 9999)),
+    "an AVIF of rubbish": (
+        CHAT,
+        part("image_url", "data:;base64,AAAAHGZ0eXBhdmlm" + "QUJD" * 9999),
+    ),
+    "a PDF of rubbish": (CHAT, part("file", "JVBERi0x" + "LjcK" * 9999)),
+    "a PDF of brackets": (CHAT, part("file", "JVBERi0x" + "W1tb" * (MB // 4))),
+    "a document that isn't base64": (CHAT, part("file", "data:application/pdf;base64,!!!")),
+    "a document without bytes": (CHAT, part("file", "")),
+    "a document from inside": (CHAT, part("file", "http://127.0.0.1/x.pdf")),
+    "a document from the disk": (CHAT, part("file", "file:///etc/passwd")),
+    "a document of four megabytes of text": (CHAT, part("file", "QUJD" * (MB + MB // 2))),
     # Values that are none
     **{
         f"{field}: {value}": (CHAT, raw(field, value))
