@@ -552,10 +552,10 @@ def missing_image_decoder(file_type: str) -> str | None:
         return "an AVIF picture needs a Pillow that was built with libavif, as its wheels are; install one"
     if file_type == "HEIC":
         try:
-            import pillow_heif
+            import pi_heif
         except ImportError:
-            return f"a HEIC picture needs pillow-heif; {from_checkout('heic')}"
-        pillow_heif.register_heif_opener(
+            return f"a HEIC picture needs pi-heif; {from_checkout('heic')}"
+        pi_heif.register_heif_opener(
             thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
         )
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import psutil
 import pytest
@@ -38,7 +39,7 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
 NOISE = 0.3 * np.random.default_rng(0).standard_normal((20_000, 2)).clip(-3, 3).astype(np.float32)
 
 
-assert missing_image_decoder("HEIC") is None, "the tests need pillow-heif"
+assert missing_image_decoder("HEIC") is None, "the tests need pi-heif"
 
 
 def picture(format: str, mode: str = "RGB", **options: Any) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
@@ -31,7 +32,7 @@ from polyphi.processing.media import (
 )
 
 Make = Callable[..., bytes]
-assert missing_image_decoder("HEIC") is None, "the tests need pillow-heif"
+assert missing_image_decoder("HEIC") is None, "the tests need pi-heif"
 
 
 def encode(picture: Image.Image, format: str, **options: object) -> bytes:
@@ -68,12 +69,10 @@ def test_only_the_first_frame_or_page_is_seen(format: str) -> None:
 
 def test_heic_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.new("RGB", (64, 64)), "HEIF")
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
     missing_image_decoder.cache_clear()
     try:
-        with pytest.raises(
-            ValueError, match=r'needs pillow-heif; pip install "\.\[heic\]"'
-        ) as error:
+        with pytest.raises(ValueError, match=r'needs pi-heif; pip install "\.\[heic\]"') as error:
             decode_image(data)
         assert "convert it to PNG or JPEG" in str(error.value)
         assert "image/heic" not in image_types() and "image/avif" in image_types()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import heif  # noqa: F401 (writes HEIC)
 import httpx2
 import pytest
 from children import Children
@@ -429,7 +430,7 @@ def test_documents_are_loaded_by_the_rules_of_images(engine: Engine, tmp_path: P
 @pytest.mark.long
 def test_separate_processes_decode_them_too(engine: Engine) -> None:
     """As where other machines can reach the server; and HEIC, whose decoder starts a thread."""
-    assert "image/heic" in image_types(), "the tests need pillow-heif"
+    assert "image/heic" in image_types(), "the tests need pi-heif"
     heic = io.BytesIO()
     pil.linear_gradient("L").convert("RGB").save(heic, "HEIF")
     answers = []

@@ -13,6 +13,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
@@ -35,7 +36,7 @@ from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[0]"
 SHORT = SamplingParams(max_tokens=4)
-assert "image/heic" in image_types(), "the tests need pillow-heif"
+assert "image/heic" in image_types(), "the tests need pi-heif"
 
 
 @pytest.fixture(scope="module")
