@@ -29,6 +29,8 @@ class Pool:
     audio: list[bytes] = field(default_factory=list)
     recordings: list[bytes] = field(default_factory=list)
     videos: list[bytes] = field(default_factory=list)
+    documents: list[bytes] = field(default_factory=list)
+    """PDFs of pictures, and texts."""
     speech: list[np.ndarray] = field(default_factory=list)
     """16-bit samples at `LIVE_RATE`, for live sessions."""
     conversations: list[list[str]] = field(default_factory=list)
@@ -50,8 +52,14 @@ class Pool:
             self.audio.append(file.getvalue())
             samples = np.round(32767 * self._voice(3.0, LIVE_RATE))
             self.speech.append(samples.astype("<i2"))
+        self.documents += [self.text(short=True).encode() for _ in range(2)]
         if self.containers:
             self._encode_containers()
+            for count in (1, 2):
+                file = io.BytesIO()
+                first, *more = [Image.open(io.BytesIO(data)) for data in self.images[1::3][:count]]
+                first.save(file, "PDF", save_all=True, append_images=more)
+                self.documents.append(file.getvalue())
 
     def _voice(self, longest: float, rate: int) -> np.ndarray:
         return voice(self.rng.uniform(0.5, longest), self.rng.uniform(90, 250), rate)

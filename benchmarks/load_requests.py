@@ -16,6 +16,7 @@ from typing import Any
 
 from load_pool import BROKEN, Pool, broken_bytes
 
+RESPONSES = "/v1/responses"
 CONVERSATIONS, TURNS = 20, 3
 """Most conversations that a client stores, and most responses of one."""
 FAILED = ("stopping", "out_of_memory", "not enough memory")
@@ -152,6 +153,40 @@ def chat_with_budget(pool: Pool) -> Planned:
     return chat(pool, stream=pool.rng.random() < 0.5, **pool.rng.choice(options))
 
 
+def document(pool: Pool) -> Planned:
+    """A PDF or a text for one of the three APIs; a picture in its place is broken."""
+    broken = pool.rng.random() < BROKEN
+    data = base64.b64encode(pool.rng.choice(pool.images if broken else pool.documents)).decode()
+    limit, stream = pool.tokens(), pool.rng.random() < 0.5
+    question = {"type": "text", "text": pool.text(short=True)}
+    file = {"filename": "notes", "file_data": f"data:;base64,{data}"}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {
+            "messages": [{"role": "user", "content": [{"type": "file", "file": file}, question]}],
+            "max_tokens": limit,
+        },
+        RESPONSES: {
+            "input": [{"role": "user", "content": [{"type": "input_file", **file}]}],
+            "max_output_tokens": limit,
+            "store": False,
+        },
+        "/v1/messages": {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "document", "source": {"type": "base64", "data": data}},
+                        question,
+                    ],
+                }
+            ],
+            "max_tokens": limit,
+        },
+    }
+    path = pool.rng.choice(list(bodies))
+    return with_media(pool, path, {**bodies[path], "stream": stream}, broken, lambda answer: "")
+
+
 def completion(pool: Pool, echo: bool = False) -> Planned:
     body = {"prompt": pool.text(), "max_tokens": pool.rng.randint(4, 48), "logprobs": 1}
     body |= {"echo": True, "max_tokens": 0} if echo else {}
@@ -197,8 +232,6 @@ def container(pool: Pool) -> Planned:
 
 
 # ---------------------------------------------------------------- the Responses API
-
-RESPONSES = "/v1/responses"
 
 
 def respond(pool: Pool, media: bool = False, stream: bool = False, **fields: Any) -> Planned:
@@ -371,6 +404,7 @@ TASKS: dict[str, tuple[int, Callable[[Pool], Planned]]] = {
     "several answers": (1, lambda pool: chat(pool, n=pool.rng.randint(2, 4), temperature=0.8)),
     "completion": (2, completion),
     "embedding": (2, embedding),
+    "document": (2, document),
     "echo": (2, partial(completion, echo=True)),
     "transcription": (2, transcription),
     "transcription stream": (1, partial(transcription, stream=True)),
