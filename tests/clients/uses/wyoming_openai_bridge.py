@@ -7,9 +7,11 @@ import sys
 import time
 import wave
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
@@ -74,9 +76,9 @@ def test_description(bridge: None, port: int, model: str) -> None:
 @pytest.fixture
 def expected(url: str, model: str, media: Any) -> str:
     """The transcript without the bridge."""
-    options = ["-s", "-F", f"file=@{media['recording.wav']['path']}", "-F", f"model={model}"]
-    address = [f"{url}/v1/audio/transcriptions", "-F", "response_format=text"]
-    return subprocess.run(["curl", *options, *address], capture_output=True, text=True).stdout
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    file = Path(media["recording.wav"]["path"])
+    return client.audio.transcriptions.create(model=model, file=file).text
 
 
 def test_transcription(bridge: None, port: int, model: str, media: Any, expected: str) -> None:
