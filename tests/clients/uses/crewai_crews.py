@@ -27,7 +27,8 @@ def no_telemetry(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def crewai() -> Any:
-    import crewai  # noqa: PLC0415 - after the environment is set
+    """The package, imported after the environment is set."""
+    import crewai
 
     return crewai
 
@@ -47,9 +48,7 @@ def test_structured_output(phi: Any) -> None:
 
 
 def test_stream(crewai: Any, log: Any, model: str) -> None:
-    phi = crewai.LLM(
-        model=f"openai/{model}", base_url=f"{log.url}/v1", api_key="none", stream=True
-    )
+    phi = crewai.LLM(model=f"openai/{model}", base_url=f"{log.url}/v1", api_key="none", stream=True)
     assert phi.call(SUM) == log.text() and log.bodies[0]["stream"] is True
 
 
@@ -72,7 +71,7 @@ def test_crew(crewai: Any, phi: Any, log: Any) -> None:
 
 def test_tools(crewai: Any, phi: Any, log: Any) -> None:
     """CrewAI leaves the choice of a tool to the model."""
-    from crewai.tools import tool  # noqa: PLC0415
+    from crewai.tools import tool
 
     @tool
     def get_weather(city: str) -> str:

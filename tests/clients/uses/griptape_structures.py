@@ -48,7 +48,10 @@ def test_stream(options: Any, log: Any) -> None:
 
 def test_pipeline(options: Any, log: Any) -> None:
     driver = OpenAiChatPromptDriver(**options)
-    tasks = [PromptTask(SUM, prompt_driver=driver), PromptTask("{{ parent_output }} + 1", prompt_driver=driver)]
+    tasks = [
+        PromptTask(SUM, prompt_driver=driver),
+        PromptTask("{{ parent_output }} + 1", prompt_driver=driver),
+    ]
     assert Pipeline(tasks=tasks).run().output.value == log.text() and len(log.bodies) == 2
 
 

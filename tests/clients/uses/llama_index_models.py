@@ -99,7 +99,9 @@ def test_structured_output_by_a_schema(options: Any, log: Any) -> None:
     assert log.bodies[-1]["response_format"]["type"] == "json_schema"
 
 
-@pytest.mark.parametrize(("name", "block"), [("picture.png", ImageBlock), ("recording.wav", AudioBlock)])
+@pytest.mark.parametrize(
+    ("name", "block"), [("picture.png", ImageBlock), ("recording.wav", AudioBlock)]
+)
 def test_media(phi: OpenAILike, log: Any, media: Any, name: str, block: Any) -> None:
     path = Path(media[name]["path"])
     blocks = [block(path=path), TextBlock(text=media[name]["question"])]

@@ -69,7 +69,9 @@ def test_function_call_and_its_result(log: Any) -> None:
 
     call = ask("Seville")
     assert call().startswith("20 C in ")
-    chat: Any = Chat([UserMessage("Weather?")], functions=[get_weather], output_types=[FunctionCall])
+    chat: Any = Chat(
+        [UserMessage("Weather?")], functions=[get_weather], output_types=[FunctionCall]
+    )
     chat = chat.submit().exec_function_call()
     assert chat.last_message.content.startswith("20 C in ")
     answer = Chat([*chat.messages], output_types=[str]).submit().last_message.content

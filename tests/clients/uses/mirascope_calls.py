@@ -77,7 +77,9 @@ def test_format(phi: str, mode: Any) -> None:
     assert isinstance(ask().parse(), Color)
 
 
-@pytest.mark.skip(reason="its mode json has the schema in the prompt only, and nano doesn't follow it")
+@pytest.mark.skip(
+    reason="its mode json has the schema in the prompt only, and nano doesn't follow it"
+)
 def test_format_by_the_prompt() -> None: ...
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 SUM = "What is 3 + 4?"
-FUNCTION = '''
+FUNCTION = """
 from pydantic import BaseModel
 
 
@@ -25,7 +25,7 @@ class Function(BaseModel):
     def openai_schema(cls):
         function = {"name": "get_weather", "parameters": cls.model_json_schema()}
         return {"type": "function", "function": function}
-'''
+"""
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def sgpt(log: Any, model: str, tmp_path: Path, functions: Path) -> Callable[...,
         command = [sys.executable, "-m", "sgpt", *arguments]
         stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         environment = {**os.environ, **settings}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, **stdin)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, **stdin
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -11,7 +11,9 @@ from strands.models.openai import OpenAIModel
 from strands.models.openai_responses import OpenAIResponsesModel
 
 SUM = "What is 3 + 4?"
-APIS = pytest.mark.parametrize("api", [OpenAIModel, OpenAIResponsesModel], ids=["chat", "responses"])
+APIS = pytest.mark.parametrize(
+    "api", [OpenAIModel, OpenAIResponsesModel], ids=["chat", "responses"]
+)
 
 
 class Color(BaseModel, extra="forbid"):
