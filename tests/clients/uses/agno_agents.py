@@ -11,6 +11,7 @@ from agno.knowledge.embedder.openai_like import OpenAILikeEmbedder
 from agno.media import Audio, Image
 from agno.models.openai import OpenAIChat, OpenAIResponses
 from agno.models.openai.like import OpenAILike
+from agno.tools import tool
 from pydantic import BaseModel
 
 SUM = "What is 3 + 4?"
@@ -49,18 +50,22 @@ def test_instructions_and_history(options: Any, log: Any) -> None:
 
 @MODELS
 def test_tool_and_its_result(api: Any, options: Any, log: Any) -> None:
-    cities: list[str] = []
+    """The call is forced in a first run, and its result is in the second."""
 
+    @tool(stop_after_tool_call=True)
     def get_weather(city: Literal["Seville", "Oslo"]) -> str:
         """Weather in a city"""
-        cities.append(city)
-        agent.tool_choice = "none"
         return f"20 C in {city}"
 
-    rules: Any = {"tools": [get_weather], "tool_choice": "required", "tool_call_limit": 1}
-    agent = Agent(model=api(**options), telemetry=False, **rules)
-    agent.run("What is the weather in Seville?")
-    assert cities and f"20 C in {cities[0]}" in str(log.bodies[1])
+    memory: Any = {"db": InMemoryDb(), "add_history_to_context": True, "session_id": "one"}
+    agent = Agent(model=api(**options), tools=[get_weather], telemetry=False, **memory)
+    agent.tool_choice = "required"
+    first = agent.run("What is the weather in Seville?")
+    (call,) = first.tools
+    assert call.tool_name == "get_weather" and call.result.startswith("20 C in ")
+    agent.tool_choice = "none"
+    agent.run("Thanks")
+    assert len(log.bodies) == 2 and call.result in str(log.bodies[1])
 
 
 @MODELS
