@@ -71,8 +71,8 @@ test("tool call and its result", async () => {
 
 test("agent", async () => {
   const phi = new OpenAI({ ...greedy, maxTokens: 100 });
-  const helper = agent({ llm: phi, tools: [weather], systemPrompt: "Be brief." });
-  const { data } = await helper.run("What is 3 + 4?");
+  const clerk = agent({ llm: phi, tools: [weather], systemPrompt: "Be brief." });
+  const { data } = await clerk.run("What is 3 + 4?");
   assert.ok(data.message !== undefined);
 });
 
