@@ -4,11 +4,11 @@
     python benchmarks/load.py runs/nano/model --attacks texts scores tokens media queue connections
 
 Starts `polyphi serve` on a free port and sends it requests from this process over loopback: chats (text, image, audio,
-both, video), with tools, response formats, reasoning budgets and several answers; completions with echo,
+both, video), with tools, response formats, reasoning budgets and several answers; completions with echo, embeddings,
 transcriptions, M4A, MP4 and WebM, counts of tokens; the Responses API with stored responses that are resumed, read and
 deleted; Anthropic's Messages API; and live sessions over a WebSocket. Most of them are streamed or not; one in eight
-prompts is long. Of all requests 15 % are disconnected at a random moment (unless they have been answered before) and
-10 % are broken: media cut off or of another type, invalid JSON (load_requests.py, load_live.py; load_pool.py has their
+prompts is long. Of all requests 15 % are disconnected at a random moment (unless they have been answered before) and 10
+% are broken: media cut off or of another type, invalid JSON (load_requests.py, load_live.py; load_pool.py has their
 material). With `--attacks`, those of hostile.py run at the same time from another address. Options of `polyphi serve`
 follow `--`, for example `-- --reasoning on`.
 

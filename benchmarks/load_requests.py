@@ -116,9 +116,11 @@ def chat(pool: Pool, media: Sequence[str] = (), stream: bool = False, **fields: 
             return f"{len(choices)} choices"
         for choice in choices:
             message, reason = choice["message"], choice["finish_reason"]
-            if reason == "tool_calls":
-                if not all(parses(call["function"]["arguments"]) for call in message["tool_calls"]):
-                    return f"calls that are no JSON: {message['tool_calls']}"
+            if reason in ("tool_calls", "function_call"):
+                calls = [call["function"] for call in message.get("tool_calls", ())]
+                calls = calls or [message["function_call"]]
+                if not all(parses(call["arguments"]) for call in calls):
+                    return f"calls that are no JSON: {calls}"
             elif "response_format" in body and reason == "stop" and not parses(message["content"]):
                 return f"an answer that is no JSON: {message['content']}"
         return ""
@@ -132,8 +134,12 @@ def chat(pool: Pool, media: Sequence[str] = (), stream: bool = False, **fields: 
 def chat_with_tools(pool: Pool) -> Planned:
     named = {"type": "function", "function": {"name": FUNCTION["name"]}}
     tools = [{"type": "function", "function": FUNCTION}]
+    stream = pool.rng.random() < 0.5
+    if pool.rng.random() < 0.25:
+        choice = pool.rng.choice(["auto", named["function"]])
+        return chat(pool, functions=[FUNCTION], function_call=choice, stream=stream)
     choice = pool.rng.choice(["auto", "required", named])
-    return chat(pool, tools=tools, tool_choice=choice, stream=pool.rng.random() < 0.5)
+    return chat(pool, tools=tools, tool_choice=choice, stream=stream)
 
 
 def chat_with_format(pool: Pool) -> Planned:
@@ -150,6 +156,24 @@ def completion(pool: Pool, echo: bool = False) -> Planned:
     body = {"prompt": pool.text(), "max_tokens": pool.rng.randint(4, 48), "logprobs": 1}
     body |= {"echo": True, "max_tokens": 0} if echo else {}
     return posted(pool, "/v1/completions", body, lambda answer: "")
+
+
+def embedding(pool: Pool) -> Planned:
+    texts = [pool.text() for _ in range(pool.rng.randint(1, 4))]
+    encoding = pool.rng.choice(["float", "base64"])
+
+    def examine(answer: dict[str, Any]) -> str:
+        entries = answer["data"]
+        numbers = [entry["index"] for entry in entries]
+        if numbers != list(range(len(texts))):
+            return f"vectors {numbers}"
+        if encoding == "float":
+            lengths = [sum(value**2 for value in entry["embedding"]) for entry in entries]
+            return "" if all(0.999 < length < 1.001 for length in lengths) else f"lengths {lengths}"
+        return ""
+
+    body = {"input": texts, "encoding_format": encoding}
+    return posted(pool, "/v1/embeddings", body, examine)
 
 
 def tokenize(pool: Pool) -> Planned:
@@ -247,12 +271,12 @@ def respond_stored(pool: Pool, resumed: bool = False) -> Planned:
 
 
 def read(pool: Pool) -> Planned:
-    """Reads a stored response or its items; or one that doesn't exist."""
-    ending = pool.rng.choice(["", "/input_items"])
+    """Reads a stored response, also as a stream, or its items; or one that doesn't exist."""
+    ending = pool.rng.choice(["", "/input_items", "?stream=true"])
     if not pool.conversations or pool.rng.random() < BROKEN:
         return Planned(f"{RESPONSES}/resp_none{ending}", method="GET", broken=True)
     id = pool.rng.choice(pool.rng.choice(pool.conversations))
-    return Planned(f"{RESPONSES}/{id}{ending}", method="GET")
+    return Planned(f"{RESPONSES}/{id}{ending}", stream="stream" in ending, method="GET")
 
 
 def delete(pool: Pool) -> Planned:
@@ -346,6 +370,7 @@ TASKS: dict[str, tuple[int, Callable[[Pool], Planned]]] = {
     "reasoning budget": (1, chat_with_budget),
     "several answers": (1, lambda pool: chat(pool, n=pool.rng.randint(2, 4), temperature=0.8)),
     "completion": (2, completion),
+    "embedding": (2, embedding),
     "echo": (2, partial(completion, echo=True)),
     "transcription": (2, transcription),
     "transcription stream": (1, partial(transcription, stream=True)),

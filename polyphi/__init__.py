@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from polyphi.messages import (
     Audio,
     Completion,
+    Document,
     Image,
     Item,
     Message,
@@ -32,6 +33,7 @@ __all__ = [
     "Audio",
     "Completion",
     "Cost",
+    "Document",
     "Image",
     "Item",
     "Message",

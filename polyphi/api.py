@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -223,12 +224,12 @@ class Phi:
         """Answers to many texts, conversations or prompts of token ids, decoded in batches; each equals the result of
         `generate`, which documents the arguments and errors. `sampling`: one for all, or one for each. Ids with media
         are `TokensPrompt`s."""
-        offers: list[bool] = []
+        offers: list[list[dict[str, Any]]] = []
 
         def prompts() -> Iterator[Prompt]:
             for conversation in conversations:
                 prompt = _with_tools(parse_prompt(conversation), tools)
-                offers.append(_has_tools(prompt))
+                offers.append(_offered(prompt))
                 yield prompt
 
         form = (functions(tools) or [], response_grammar(response_format))
@@ -240,7 +241,7 @@ class Phi:
         completions = self.engine.generate_many(prompts(), sampling=own, adapter=adapter)
         each = repeat(own) if isinstance(own, SamplingParams) else own
         return [
-            _with_calls(completion, one) if offered else completion
+            _with_calls(completion, one, offered)
             for completion, one, offered in zip(completions, each, offers, strict=False)
         ]
 
@@ -263,7 +264,7 @@ class Phi:
         form = (functions(tools) or [], response_grammar(response_format))
         own = _sampling(sampling, options, *form)
         deltas = self.engine.stream(prompt, sampling=own, adapter=adapter)
-        return _calls_at_end(deltas, own) if _has_tools(prompt) else deltas
+        return _calls_at_end(deltas, own, _offered(prompt))
 
     @property
     def max_audio_seconds(self) -> float:
@@ -493,8 +494,15 @@ def _with_tools(
     return with_tools(prompt, tools)
 
 
-def _has_tools(prompt: Prompt) -> bool:
-    return isinstance(prompt, tuple) and any(isinstance(m, Message) and m.tools for m in prompt)
+def _offered(prompt: Prompt) -> list[dict[str, Any]]:
+    """The tools that a conversation offers; none where they are another text than a list of them."""
+    messages = prompt if isinstance(prompt, tuple) else ()
+    offered: list[dict[str, Any]] = []
+    for message in messages:
+        if isinstance(message, Message) and message.tools:
+            with suppress(ValueError):
+                offered += functions(message.tools) or []
+    return offered
 
 
 def _sampling(
@@ -514,24 +522,34 @@ def _sampling(
     return with_rules(combined, tools, response, CallRules())
 
 
-def _with_calls(completion: Completion, sampling: SamplingParams) -> Completion:
-    """A completion with the tool calls in its text."""
-    output = Output(sampling, tools=True)
+def _with_calls(
+    completion: Completion, sampling: SamplingParams, tools: Sequence[dict[str, Any]]
+) -> Completion:
+    """A completion with the calls of these tools in its text."""
+    if not tools:
+        return completion
+    output = Output(sampling, tools=tools)
     output.add(Delta(completion.text, completion.finish_reason))
     calls = tuple(
         FunctionCall(call.name, json.loads(call.arguments))
         for call in output.calls
         if call.complete
     )
-    others = tuple(_with_calls(other, sampling) for other in completion.others)
+    others = tuple(_with_calls(other, sampling, tools) for other in completion.others)
     return replace(completion, tool_calls=calls, others=others)
 
 
-def _calls_at_end(deltas: Iterator[Delta], sampling: SamplingParams) -> Iterator[Delta]:
+def _calls_at_end(
+    deltas: Iterator[Delta], sampling: SamplingParams, tools: Sequence[dict[str, Any]]
+) -> Iterator[Delta]:
     """The deltas of an answer, the last one's completion with its tool calls."""
     for delta in deltas:
         whole = delta.completion
-        yield delta if whole is None else replace(delta, completion=_with_calls(whole, sampling))
+        yield (
+            delta
+            if whole is None
+            else replace(delta, completion=_with_calls(whole, sampling, tools))
+        )
 
 
 @checked

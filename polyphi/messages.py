@@ -69,9 +69,9 @@ Detail = Literal["auto", "low", "high"]
 @checked_fields
 @dataclass(frozen=True, init=False, repr=False)
 class Image:
-    """An image: a path, the encoded bytes of a PNG, JPEG, WebP or GIF file, a PIL image, or an array or tensor of
-    pixels (media_sources.py has the shapes). A PIL image or an array becomes the bytes of its PNG file here, which lose
-    nothing and don't change with it.
+    """An image: a path, the encoded bytes of a file (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, HEIC), a PIL image, or an
+    array or tensor of pixels (media_sources.py has the shapes). A PIL image or an array becomes the bytes of its PNG
+    file here, which lose nothing and don't change with it.
 
     `detail` is OpenAI's: "low" uses one crop and the global view, which need few tokens; "high" and "auto" use
     as many crops as the image needs, up to the model's maximum. `max_crops` sets another maximum; above the model's it
@@ -140,6 +140,30 @@ class Video:
 
 @checked_fields
 @dataclass(frozen=True)
+class Document:
+    """A PDF or a text file in UTF-8, by its content: a path, or bytes. The model sees the pages of a PDF as images with
+    their text, and a text file as text, both after its `name` (default: that of the path). `detail` is that of the
+    pages' images."""
+
+    source: MediaSource
+    name: str = ""
+    detail: Detail = "auto"
+    modality: ClassVar[str] = "document"
+
+    def __post_init__(self) -> None:
+        _check_detail(self.detail, None)
+        if not self.name:
+            path = None if isinstance(self.source, bytes) else Path(self.source)
+            object.__setattr__(self, "name", path.name if path else "document")
+
+
+def file_text(name: str, text: str) -> Text:
+    """The text that shows a text file to the model [ours]."""
+    return Text(f"File {name}:\n{text}\n")
+
+
+@checked_fields
+@dataclass(frozen=True)
 class Item:
     """An input of a further modality (docs/modality.md), by its name: a path or bytes, which its reader reads."""
 
@@ -160,7 +184,7 @@ def media_part(modality: str, source: MediaSource) -> Media:
     return part(source) if part is not None else Item(modality, source)
 
 
-Part = Text | Image | Audio | Video | Item
+Part = Text | Image | Audio | Video | Document | Item
 
 
 def _is_positive_int(value: Any) -> bool:
@@ -225,7 +249,7 @@ class Message:
     tools: str | None = None
 
     def __init__(self, role: str, parts: Parts, tools: Any = None) -> None:
-        if isinstance(parts, str | Text | Image | Audio | Video | Item):
+        if isinstance(parts, str | Part):
             parts = (parts,)  # a text alone would be a sequence of letters
         if not isinstance(parts, Sequence) or isinstance(parts, bytes):
             raise ValueError(f"parts: expected a text or a list of parts, found {describe(parts)}")
@@ -267,13 +291,14 @@ class Message:
         """The `Message` of an OpenAI-style dict; a `Message` is returned unchanged.
 
         Parts may be texts, OpenAI's `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's
-        `max_crops`), `input_audio` (base64 `data`, or `path`), and vLLM's `audio_url` and `video_url` (with polyphi's
-        `frames`). Transformers' {"type": "image"}, and "audio" and "video", have their content under this name (a path,
-        a data URL, bytes, for images also a PIL image or an array), "url", "path" or "base64"; images and audio without
-        content take the next one of `attachments`. Of a further modality a part has its name (an object of that name
-        has base64 `data`, or `path`). Relative paths are resolved against `root`. Remote URLs raise ValueError: only
-        the server fetches media. `tool_calls` are appended to the text in the model's format; a tool's response to one
-        (role "tool" with a `tool_call_id`) gets the model's role "tool_response", and "developer" is "system"."""
+        `max_crops`), `input_audio` (base64 `data`, or `path`), `file` (base64 `file_data`), and vLLM's `audio_url` and
+        `video_url` (with polyphi's `frames`). Transformers' {"type": "image"}, and "audio" and "video", have their
+        content under this name (a path, a data URL, bytes, for images also a PIL image or an array), "url", "path" or
+        "base64"; images and audio without content take the next one of `attachments`. Of a further modality a part has
+        its name (an object of that name has base64 `data`, or `path`). Relative paths are resolved against `root`.
+        Remote URLs raise ValueError: only the server fetches media. `tool_calls` are appended to the text in the
+        model's format; a tool's response to one (role "tool" with a `tool_call_id`) gets the model's role
+        "tool_response", and "developer" is "system"."""
         if isinstance(value, Message):
             return value
         role, content = value.get("role"), value.get("content")
@@ -301,7 +326,7 @@ class Message:
 
 def _as_part(value: Any, root: Path | None = None, attachments: Attachments | None = None) -> Part:
     """The part of a message from all that may stand for one."""
-    if isinstance(value, Text | Image | Audio | Video | Item):
+    if isinstance(value, Part):
         return value
     if isinstance(value, str):
         return Text(value)
@@ -311,7 +336,7 @@ def _as_part(value: Any, root: Path | None = None, attachments: Attachments | No
         return Image(value)
     wrapped = "; write Image(...) or Audio(...) around it" if is_array(value) else ""
     raise ValueError(
-        "parts: expected a text, Text, Image, Audio, Video or Item, a PIL image or a dict with a type, found "
+        "parts: expected a text, Text, Image, Audio, Video, Document or Item, a PIL image or a dict with a type, found "
         f"{describe(value)}{wrapped}"
     )
 
@@ -337,6 +362,12 @@ def _parse_part(part: Mapping[str, Any], root: Path | None, attachments: Attachm
         if part_type == "image_url":
             return Image(source, **options)
         return Video(source, url.get("frames", Video.frames), **options)
+    if part_type == "file":
+        file = part.get("file")
+        if not (isinstance(file, Mapping) and isinstance(file.get("file_data"), str)):
+            raise ValueError(f"file: expected an object with file_data, found {describe(file)}")
+        data = _decoded("file_data", file["file_data"].rpartition(",")[2])
+        return Document(data, file.get("filename") or "")
     if part_type == "input_audio":
         return Audio(_parse_data(part_type, part.get(part_type), root))
     if part_type in ("image", "audio", "video"):
@@ -439,9 +470,11 @@ def route(modalities: Collection[str], routes: Routes = ROUTES) -> str | None:
 
 
 def modalities_of(messages: Sequence[Message]) -> list[str]:
-    """The modalities of a conversation beside text, in the order of their first part."""
+    """The modalities of a conversation beside text, in the order of their first part; those of documents are known when
+    they are expanded (processing/expansion.py)."""
     parts = (part for message in messages for part in message.parts)
-    return list(dict.fromkeys(part.modality for part in parts if not isinstance(part, Text)))
+    media = (part for part in parts if not isinstance(part, Text | Document))
+    return list(dict.fromkeys(part.modality for part in media))
 
 
 def adapter_for(messages: Sequence[Message]) -> str | None:
@@ -509,7 +542,8 @@ class SamplingOptions(TypedDict, total=False):
     draft: int | Literal["auto"]
     rope: Literal["dynamic", "bound"]
     prompt_logprobs: int | None
-    stop_at_call: bool
+    embed: bool
+    stop_at_calls: str | Sequence[str]
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: int | Sequence[int]
@@ -524,20 +558,22 @@ class SamplingOptions(TypedDict, total=False):
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy. `stop` strings and `stop_token_ids` end the answer and are not part
-    of it, unless `include_stop` is set; with `stop_at_call` the first complete tool call ends it too (engine/tools.py)
-    and is part of it. `min_tokens`: neither an end token nor a stop string ends the answer before. `ignore_eos`: end
-    tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar does.
+    of it, unless `include_stop` is set; the first complete call of one of the tools `stop_at_calls` ends it too and is
+    part of it (engine/tools.py). `min_tokens`: neither an end token nor a stop string ends the answer before.
+    `ignore_eos`: end tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar
+    does.
 
     `min_p` drops tokens below this fraction of the highest probability. `repetition_penalty` divides (logits above 0)
     or multiplies (below) the logit of every token of prompt and answer; `presence_penalty` (once) and
     `frequency_penalty` (for each occurrence) are subtracted for tokens of the answer. `logit_bias`: pairs of a token id
     and a number from -100 to 100 that is added to its logit. `skip_special_tokens`: whether control tokens that the
-    model samples are left out of the text (those of tool calls never are). `logprobs`: return the
-    log-probability of each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's
-    tokens; with it `max_tokens` may be 0. `n` answers are sampled, the i-th with seed + i. `draft`: maximum draft
-    tokens per step of speculative decoding from prompt and answer, which never changes the answer; "auto": the engine
-    decides. `rope`: "dynamic" recomputes a sequence that grows past the LongRoPE switch with the long table, as the
-    published code does; "bound" selects the table for prompt and `max_tokens` together from the start.
+    model samples are left out of the text (those of tool calls never are). `logprobs`: return the log-probability of
+    each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's tokens; `embed`: return
+    the mean of the prompt's last hidden states; with either, `max_tokens` may be 0. `n` answers are sampled, the i-th
+    with seed + i. `draft`: maximum draft tokens per step of speculative decoding from prompt and answer, which
+    never changes the answer; "auto": the engine decides. `rope`: "dynamic" recomputes a sequence that grows past the
+    LongRoPE switch with the long table, as the published code does; "bound" selects the table for prompt and
+    `max_tokens` together from the start.
 
     `reasoning`: the answer may begin with `<think>...</think>` (engine/reasoning.py), closed after `reasoning_budget`
     tokens."""
@@ -558,7 +594,8 @@ class SamplingParams:
     draft: int | Literal["auto"] = "auto"
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
-    stop_at_call: bool = False
+    embed: bool = False
+    stop_at_calls: tuple[str, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
@@ -571,6 +608,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         alone = {
             "stop": isinstance(self.stop, str),
+            "stop_at_calls": isinstance(self.stop_at_calls, str),
             "stop_token_ids": isinstance(self.stop_token_ids, int),
         }
         for name, is_alone in alone.items():
@@ -616,13 +654,14 @@ class Delta:
 @checked_fields
 @dataclass(frozen=True, repr=False)
 class Completion:
-    """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
-    the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further modalities have,
-    by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
-    cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
-    first. `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop
-    string or the id of `stop_token_ids` that ended the answer, otherwise None. `tool_calls`: the calls in `text` that
-    are complete, of an answer to a conversation with tools (`Phi`). Printed, an answer is its text."""
+    """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is ""
+    if the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further
+    modalities have, by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the
+    prefix cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but
+    the first; `embedding` is the mean of its last hidden states [D], if requested. `reasoning_tokens`: those of a
+    `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop string or the id of `stop_token_ids`
+    that ended the answer, otherwise None. `tool_calls`: the calls in `text` that are complete, of an answer to a
+    conversation with tools (`Phi`). Printed, an answer is its text."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -634,6 +673,7 @@ class Completion:
     cached: int = field(default=0, compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    embedding: tuple[float, ...] | None = None
     others: tuple["Completion", ...] = ()
     reasoning_tokens: int = 0
     stop_reason: str | int | None = None

@@ -19,7 +19,7 @@ from polyphi.engine.grammars import (
 )
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_DRAFT, MAX_LOGPROBS, MAX_STOPS, Sampler
 from polyphi.engine.structured import compile_grammar
-from polyphi.engine.tools import ToolCall
+from polyphi.engine.tools import CallDelta
 from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def test_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["city"] in ("Rome", "Oslo")
     assert re.fullmatch("(19|20)[0-9]{2}", names["year"].text)
     assert names["content"] == "" and {"city"} <= names["arguments"].keys() <= {"city", "days"}
-    assert names["parts"] == ["Look: ", ToolCall("now", "{}")]
+    assert names["parts"] == ["Look: ", CallDelta("now", "{}", True)]
 
 
 def test_its_limits_are_those_of_the_code() -> None:

@@ -19,7 +19,7 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processo
                 f"{tokenizer.placeholders.get(modality)} in the tokenizer"
             )
     if config.vision is None:
-        return Processor(tokenizer)
+        return Processor(tokenizer, has_images=False)
     return Processor(
         tokenizer, config.vision.crop_size, config.vision.patch_size, config.vision.max_crops
     )

@@ -115,7 +115,6 @@ EXTRAS = {
             "phonenumbers",
             "pocketsphinx",
             "pypdf",
-            "pypdfium2",
             "reasoning_gym",
             "sklearn",
             "stdnum",
@@ -127,6 +126,7 @@ EXTRAS = {
     **dict.fromkeys(
         ("jiwer", "lm_eval", "rapidfuzz", "rouge_score", "whisper_normalizer"), ("eval",)
     ),
+    "pypdfium2": ("serve", "curate"),
     "gguf": ("gguf",),
     "llguidance": ("structured",),
 }

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from polyphi.messages import ROUTES, Audio, Image, MediaSource, Part, Text, Video
+from polyphi.processing.file_types import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from polyphi.processing.media import Caps
 
 MEDIA_OPTIONS = ("--image", "--audio", "--video")
 SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"),
+    *IMAGE_SUFFIXES,
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".amr"),
     *(".mp4", ".webm", ".mkv", ".avi"),
 )

@@ -47,7 +47,7 @@ from polyphi.messages import (
     route,
 )
 from polyphi.messages import media as parts_of
-from polyphi.processing.video import expand_videos
+from polyphi.processing.expansion import expand
 from polyphi.services.endpoint import openai_part
 from polyphi.text.quantity import quantity
 
@@ -94,7 +94,7 @@ class Terminal:
         self.messages: list[Message] = [Message.system(system)] if system else []
         self.attachments: list[Part] = []
         # A video is decoded once, not for every turn of its conversation.
-        self._expanded = lru_cache(maxsize=8)(lambda message: expand_videos([message])[0])
+        self._expanded = lru_cache(maxsize=8)(lambda message: expand([message])[0])
 
     def run(self) -> None:
         """Reads and answers until the input ends."""

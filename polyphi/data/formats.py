@@ -52,7 +52,7 @@ from polyphi.messages import (
     with_tools,
 )
 from polyphi.processing import media
-from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, sniff
+from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, IMAGE_SUFFIXES, sniff
 from polyphi.processing.reader import Reader
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
@@ -77,7 +77,6 @@ COLUMNS = tuple(
 """Columns of a row that are read."""
 NONE = "none"
 """The name of no column: `--columns image=none` for rows whose images aren't wanted."""
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
 LONGEST_PATH = 4096
 SPEAKERS = {
@@ -243,7 +242,7 @@ def _modality(value: Any) -> str | None:
         )
     if isinstance(value, str) and len(value) <= LONGEST_PATH:
         ending = Path(value).suffix.lower()
-        return "image" if ending in IMAGE_ENDINGS else "audio" if ending in AUDIO_ENDINGS else None
+        return "image" if ending in IMAGE_SUFFIXES else "audio" if ending in AUDIO_ENDINGS else None
     return None
 
 

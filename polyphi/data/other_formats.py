@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyphi.data.formats import IMAGE, check_call_marks
-from polyphi.messages import Image, Item, Media, Message, Part, Text, Video
+from polyphi.messages import Document, Image, Item, Media, Message, Part, Text, Video
 from polyphi.processing.file_types import sniff
 from polyphi.tools import CALL, CALL_END, functions, tool_call
 
@@ -172,7 +172,7 @@ def _split_calls(number: int, message: Message) -> tuple[tuple[Part, ...], list[
     return (*message.parts[:-1], *((Text(preceding),) if preceding else ())), calls
 
 
-def _bytes(part: Media | Video) -> bytes:
-    if isinstance(part, Video) or not isinstance(part.source, bytes):
+def _bytes(part: Media | Video | Document) -> bytes:
+    if isinstance(part, Video | Document) or not isinstance(part.source, bytes):
         raise ValueError(f"media of samples are encoded bytes, found {type(part.source).__name__}")
     return part.source

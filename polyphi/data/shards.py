@@ -29,17 +29,12 @@ import pyarrow.parquet as pq
 
 from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
-from polyphi.messages import Message, Part, Text, Video, media_part
+from polyphi.messages import Document, Message, Part, Text, Video, media_part
+from polyphi.processing.file_types import IMAGE_FORMATS, sniff
 from polyphi.runtime.files import sha256, whole_folder
 from polyphi.runtime.installation import pip_install
 
-MIME = {
-    b"\x89PNG": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"RIFF": "audio/wav",
-    b"fLaC": "audio/flac",
-    b"OggS": "audio/ogg",
-}
+AUDIO_MIME = {"WAV": "audio/wav", "FLAC": "audio/flac", "OGG": "audio/ogg"}
 SPLIT_FILE = re.compile(r"\d{5,}\.parquet|manifest\.json")
 """Name of a file of a split."""
 ROWS_PER_SHARD = 4096
@@ -58,9 +53,10 @@ def document(id: str, text: str, source: str, licence: str, **meta: Any) -> Samp
 
 
 def _mime(data: bytes) -> str:
-    return next(
-        (m for magic, m in MIME.items() if data.startswith(magic)), "application/octet-stream"
-    )
+    file_type = sniff(data)
+    if file_type in IMAGE_FORMATS:
+        return f"image/{file_type.lower()}"
+    return AUDIO_MIME.get(file_type, "application/octet-stream")
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
@@ -70,9 +66,10 @@ def to_row(sample: Sample) -> dict[str, Any]:
     def part(p: Part) -> dict[str, Any]:
         if isinstance(p, Text):
             return {"type": "text", "text": p.text, "media": None}
-        if isinstance(p, Video):
+        if isinstance(p, Video | Document):
             raise ValueError(
-                f"sample {sample.id}: shards hold pictures, found a video; take frames of it as Images"
+                f"sample {sample.id}: shards hold pictures, found a {type(p).__name__.lower()}; take frames or pages "
+                "of it as Images"
             )
         if not isinstance(p.source, bytes):
             raise ValueError(

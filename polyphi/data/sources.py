@@ -38,7 +38,8 @@ import pyarrow as pa
 from polyphi.data import documents, files, manifests, webdataset
 from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
 from polyphi.data.shards import Shards, to_row
-from polyphi.data.webdataset import IMAGES, SOUNDS
+from polyphi.data.webdataset import SOUNDS
+from polyphi.processing.file_types import IMAGE_SUFFIXES
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
@@ -124,7 +125,9 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
             )
         return [SourceFile(join(folder, name), "imagefolder", folder)]
     if format == "classes" or (format is None and _is_classes(names)):
-        classes = sorted({name.split("/")[0] for name in names if name.lower().endswith(IMAGES)})
+        classes = sorted(
+            {name.split("/")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+        )
         return [SourceFile(join(folder, name), "classes", folder) for name in classes]
     if format == "datasets" or (format is None and any(name.endswith(".arrow") for name in names)):
         arrows = _train([n for n in names if n.endswith(".arrow") and "cache-" not in n])
@@ -184,7 +187,7 @@ def _is_split(folder: str) -> bool:
 
 def _is_classes(names: Sequence[str]) -> bool:
     """Whether a folder has images in folders, and nothing else that could be a source."""
-    images = [n for n in names if n.lower().endswith(IMAGES)]
+    images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
     return (
         bool(images)
         and all("/" in n for n in images)
@@ -250,7 +253,7 @@ def estimated_rows(file: SourceFile) -> int:
     if file.format == "shards":
         return len(Shards(file.path))
     if file.format == "classes":
-        return sum(name.lower().endswith(IMAGES) for name in _names(file.path))
+        return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in _names(file.path))
     if file.path.endswith(".parquet"):
         return files.count(file.path)
     if file.format in documents.READERS and file.format != "warc":
@@ -334,7 +337,7 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
 def _classes(file: SourceFile) -> Iterator[Row]:
     name = file.path.rpartition("/")[2]
     for image in _names(file.path):
-        if image.lower().endswith(IMAGES):
+        if image.lower().endswith(IMAGE_SUFFIXES):
             location = join(file.path, image)
             answer = name.replace("_", " ").replace("-", " ")
             yield location, {"image": location, "question": CLASS_QUESTION, "answer": answer}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
+from polyphi.processing.file_types import IMAGE_SUFFIXES
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 MEMBERS = {"txt": "answer", "caption": "answer", "cls": "answer", "text": "answer"}
 """Ending of a member -> its column. A member .json has columns itself."""
@@ -212,4 +212,4 @@ def _last(ending: str) -> str:
 def _medium(ending: str) -> str | None:
     """The column of an image or audio, None of other members."""
     last = f".{_last(ending)}"
-    return "images" if last in IMAGES else "audios" if last in SOUNDS else None
+    return "images" if last in IMAGE_SUFFIXES else "audios" if last in SOUNDS else None

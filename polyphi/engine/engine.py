@@ -70,7 +70,7 @@ from polyphi.messages import (
     Delta,
     Message,
     SamplingParams,
-    modalities_of,
+    Text,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
@@ -388,7 +388,7 @@ class Engine:
                 own = replace(sampling, n=1, seed=sampling.seed + number)
                 leader = requests[0] if requests else None
                 if leader is not None:
-                    own = replace(own, prompt_logprobs=None)  # the first one has them
+                    own = replace(own, prompt_logprobs=None, embed=False)  # the first has them
                 table = BlockTable(self.pool)
                 arguments = (row, own, tokenizer, table, leader, draft, caller, group)
                 requests.append(Request(*arguments, matcher=matcher))
@@ -657,8 +657,10 @@ def _is_memory_bound(model: PhiModel) -> bool:
 
 
 def _has_media(prompt: Sequence[Message] | TokensPrompt) -> bool:
-    """Whether images, clips or videos have to be decoded."""
-    return bool(prompt.parts if isinstance(prompt, TokensPrompt) else modalities_of(prompt))
+    """Whether images, clips, videos or documents have to be decoded."""
+    if isinstance(prompt, TokensPrompt):
+        return bool(prompt.parts)
+    return any(not isinstance(part, Text) for message in prompt for part in message.parts)
 
 
 def _prepared(row: Batch) -> Future[Batch]:

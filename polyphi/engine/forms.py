@@ -68,8 +68,9 @@ def with_rules(
     """Sampling with the grammar of the answer: tool calls where they are required; otherwise the form `response`, with
     tool calls as an alternative where tools are offered. No grammar for free text, which may also contain calls."""
     if not tools or (response is None and not rules.required):
-        stop_at_call = bool(tools) and response is None and rules.single
-        return replace(sampling, grammar=response, stop_at_call=stop_at_call)
+        single = response is None and rules.single
+        names = tuple(tool["name"] for tool in tools) if single else ()
+        return replace(sampling, grammar=response, stop_at_calls=names)
     grammar = Grammar(
         "tools",
         json.dumps(tools),

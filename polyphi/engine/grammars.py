@@ -222,8 +222,7 @@ def _alternative(grammar: Grammar) -> str:
 
 def arguments_schema(tool: Mapping[str, Any]) -> Any:
     """The JSON schema of a tool's arguments, an object. `parameters` is a schema, or in the models' own form a mapping
-    of names to {"type": "str", ...}, where those without a default are required. A schema that only lists properties
-    allows no others: a call with an unknown argument is useless."""
+    of names to {"type": "str", ...}, where those without a default are required."""
     parameters = tool.get("parameters")
     if parameters is None or parameters == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
@@ -244,10 +243,6 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
             "required": [name for name, p in parameters.items() if "default" not in p],
             "additionalProperties": False,
         }
-    combining = {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
-    combining |= {"allOf", "anyOf", "oneOf"}
-    if "properties" in parameters and not combining & parameters.keys():
-        return {**parameters, "type": "object", "additionalProperties": False}
     return {"type": "object", **parameters}
 
 

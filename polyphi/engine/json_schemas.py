@@ -12,7 +12,7 @@ A keyword is dropped only where it is one: not where it is the name of a propert
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
@@ -84,9 +84,25 @@ NAMED_SCHEMAS = frozenset(
 """Keywords whose value maps names to schemas."""
 
 
+COMBINING = frozenset(["allOf", "oneOf", "not", "if", "dependentSchemas", "dependencies"])
+"""Keywords with schemas that describe the same object as others."""
+OTHER_MEMBERS = frozenset(
+    ["additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"]
+)
+"""Keywords about members that aren't among `properties`."""
+
+
 def for_grammar(schema: Any) -> Any:
     """The schema without annotations that llguidance refuses: formats that it doesn't know, an unknown `$schema`, an
-    `$id` that is no URI, and `$dynamicAnchor`. The argument is unchanged."""
+    `$id` that is no URI, and `$dynamicAnchor`. The argument is unchanged.
+
+    An object whose `properties` are listed gets no others, unless the schema speaks of them. All answers of the result
+    fit the schema, but a small model would write further members without end. Where several schemas may describe one
+    object, all of them stay open."""
+    return _for_grammar(schema, close=not any(map(_is_combined, _objects(schema))))
+
+
+def _for_grammar(schema: Any, *, close: bool) -> Any:
     if not isinstance(schema, dict):
         return schema
     result: dict[str, Any] = {}
@@ -94,13 +110,29 @@ def for_grammar(schema: Any) -> Any:
         if _is_refused(key, value):
             continue
         if key in SCHEMA | SCHEMAS and isinstance(value, list):
-            value = [for_grammar(member) for member in value]
+            value = [_for_grammar(member, close=close) for member in value]
         elif key in SCHEMA:
-            value = for_grammar(value)
+            value = _for_grammar(value, close=close)
         elif key in NAMED_SCHEMAS and isinstance(value, dict):
-            value = {name: for_grammar(member) for name, member in value.items()}
+            value = {name: _for_grammar(member, close=close) for name, member in value.items()}
         result[key] = value
+    if close and _lists_members(schema):
+        result["additionalProperties"] = False
     return result
+
+
+def _is_combined(schema: Mapping[str, Any]) -> bool:
+    """Whether another schema may describe the same object as this one."""
+    with_properties = "properties" in schema and ("anyOf" in schema or "$ref" in schema)
+    return with_properties or not COMBINING.isdisjoint(schema)
+
+
+def _lists_members(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema has properties, and says nothing of others."""
+    properties, required = schema.get("properties"), schema.get("required", ())
+    if not isinstance(properties, dict) or not isinstance(required, list | tuple):
+        return False
+    return properties.keys() >= set(map(str, required)) and OTHER_MEMBERS.isdisjoint(schema)
 
 
 def _is_refused(key: str, value: Any) -> bool:

@@ -4,8 +4,8 @@
 (True, False, False)
 
 Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
-other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None
-(processing/media_decoder.py).
+other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None, and PDFs need
+PDFium, in one that is where `pdf_isolation_missing` does (processing/media_decoder.py).
 """
 
 from polyphi.processing.file_types import (
@@ -13,10 +13,18 @@ from polyphi.processing.file_types import (
     CONTAINER_FORMATS,
     IMAGE_FORMATS,
     VIDEO_FORMATS,
+    is_pdf,
     sniff,
 )
-from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError, check_audio_seconds
+from polyphi.processing.media import (
+    MAX_FRAME_PIXELS,
+    Caps,
+    MediaError,
+    check_audio_seconds,
+    image_types,
+)
 from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
+from polyphi.processing.media_decoder import pdfs_unavailable as pdf_isolation_missing
 from polyphi.processing.media_decoder import unavailable as isolation_missing
 
 __all__ = [
@@ -25,17 +33,20 @@ __all__ = [
     "DecoderError",
     "MediaError",
     "check_audio_seconds",
+    "image_types",
     "is_audio",
     "is_image",
     "is_isolated",
+    "is_pdf",
     "is_video",
     "isolation_missing",
+    "pdf_isolation_missing",
     "start_decoders",
 ]
 
 
 def is_image(data: bytes) -> bool:
-    """Whether the first bytes are those of a PNG, JPEG, WebP, GIF or BMP file."""
+    """Whether the first bytes are those of an image in one of `IMAGE_FORMATS`."""
     return sniff(data) in IMAGE_FORMATS
 
 

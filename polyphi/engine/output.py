@@ -1,21 +1,21 @@
 """An answer during generation: its text -> reasoning, content and tool calls, and its finish reason.
 
->>> output = Output(sampling, tools=True)
+>>> output = Output(sampling, tools=functions([weather]))
 >>> for delta in phi.stream("What is the weather in Rome?"):
-...     for part in output.add(delta): ...       # Reasoning, str (content) or ToolCall, each one final
+...     for part in output.add(delta): ...       # Reasoning, str (content) or CallDelta, each one final
 
 The server's APIs format these parts, and `Phi` takes an answer's calls from them. Streamed and whole answers use the
 same code, so the joined deltas of a stream equal the whole answer.
 """
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
-from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
+from polyphi.engine.tools import CallDelta, CallList, GrammarToolParser, ToolParser
 from polyphi.messages import Grammar, SamplingParams
 
-OutputPart = Reasoning | str | ToolCall
+OutputPart = Reasoning | str | CallDelta
 
 
 class TextDelta(Protocol):
@@ -29,18 +29,22 @@ class TextDelta(Protocol):
 
 
 class Output:
-    """One answer. `tools`: whether tools are offered. With `sampling.stop_at_call`, everything after the first call is
-    dropped. `required`: the answer is calls without content. `finish_reason`: of the ended answer, "tool_calls" if it
-    stopped with complete calls, otherwise the engine's."""
+    """One answer. `tools`: the functions that are offered. With `sampling.stop_at_calls`, everything after the
+    first call is dropped. `required`: the answer is calls without content. `finish_reason`: of the ended answer,
+    "tool_calls" if it stopped with complete calls, otherwise the engine's."""
 
-    def __init__(self, sampling: SamplingParams, *, tools: bool) -> None:
+    def __init__(
+        self, sampling: SamplingParams, *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         grammar = sampling.grammar if tools else None
         self.required = grammar is not None and grammar.alternative is None
-        self.calls: list[ToolCall] = []
+        self.calls = CallList()
         self.finish_reason: str | None = None
-        self._tool_parser = _tool_parser(grammar) if tools else None
+        self._tool_parser = (
+            _tool_parser(grammar, [tool["name"] for tool in tools]) if tools else None
+        )
         self._reasoning_parser = ReasoningParser() if sampling.reasoning else None
-        self._parallel = not sampling.stop_at_call
+        self._parallel = not sampling.stop_at_calls
         self._content: list[str] = []
         self._reasoning: list[str] = []
 
@@ -56,18 +60,18 @@ class Output:
         """The parts that are final with an output delta."""
         parts: list[OutputPart] = []
         for part in self._parsed(delta.text, last=delta.finish_reason is not None):
-            if self.calls and not self._parallel:
+            if self.calls and not self.calls.growing and not self._parallel:
                 break
             if isinstance(part, str):
                 self._content.append(part)
             elif isinstance(part, Reasoning):
                 self._reasoning.append(part.text)
             else:
-                self.calls.append(part)
+                self.calls.add(part)
             parts.append(part)
         if delta.finish_reason is not None:
-            has_calls = self.calls and self.calls[-1].complete
-            stopped = delta.finish_reason == "stop" and has_calls
+            are_complete = self.calls and all(call.complete for call in self.calls)
+            stopped = delta.finish_reason == "stop" and are_complete
             self.finish_reason = "tool_calls" if stopped else delta.finish_reason
         return parts
 
@@ -87,8 +91,8 @@ class Output:
         return [*parts, *self._reasoning_parser.finish()] if last else parts
 
 
-def _tool_parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:
+def _tool_parser(grammar: Grammar | None, names: Sequence[str]) -> ToolParser | GrammarToolParser:
     """The parser of an answer that may call tools: of free text, or of a tool grammar's output."""
     if grammar is None:
-        return ToolParser()
+        return ToolParser(names)
     return GrammarToolParser(alternative=grammar.alternative is not None)

@@ -20,7 +20,7 @@ from polyphi.engine.prompt_lookup import PromptLookup
 from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.structured import Matcher
-from polyphi.engine.tools import ToolCall, ToolParser
+from polyphi.engine.tools import CallDelta, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.reasoning import CLOSING
 from polyphi.processing.tokenizer import Tokenizer
@@ -163,6 +163,9 @@ class Request:
     features: dict[bytes, Tensor] = field(default_factory=dict)
     """Embeddings of its images and audio by key, until the prompt has run."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    hidden_sum: Tensor | None = None
+    """Float32 [D]: the sum of the last hidden states of the first `pooled` tokens, for an embedding."""
+    pooled: int = 0
     """Of the prompt's tokens from the second on, as far as they have run, if requested."""
     times_passed_over: int = 0
     """Later requests that were admitted first because memory was short."""
@@ -193,7 +196,8 @@ class Request:
             never = {*tokenizer.controls.values(), *tokenizer.placeholders.values()}
             self.lookup = PromptLookup(self.ids, never=never)
         self._text = AnswerText(self.tokenizer, self.sampling)
-        self._calls = ToolParser() if self.sampling.stop_at_call else None
+        names = self.sampling.stop_at_calls
+        self._calls = ToolParser(names) if names else None
         self._reasoning: ReasoningParser | None = None
         self._counter: ReasoningCounter | None = None
         if self.sampling.reasoning:
@@ -253,10 +257,21 @@ class Request:
             return range(0)
         return range(1 + len(self.prompt_logprobs), len(self.prompt))
 
+    @property
+    def unpooled(self) -> range:
+        """Indices of the prompt tokens whose hidden states an embedding still lacks."""
+        return range(self.pooled, len(self.prompt)) if self.sampling.embed else range(0)
+
+    def add_hidden(self, hidden_sum: Float[Tensor, " D"], count: int) -> None:
+        """Adds the last hidden states of the next `count` tokens to its embedding."""
+        self.hidden_sum = hidden_sum if self.hidden_sum is None else self.hidden_sum + hidden_sum
+        self.pooled += count
+
     def reusable_hashes(self, root: bytes) -> list[bytes]:
         """Hashes of the blocks that it may reuse. The last token always runs, since its logits are needed; so do the
-        tokens before those that are still to be scored."""
-        most = min([len(self) - 1, *(n - 1 for n in self.unscored[:1])])
+        tokens that are still to be pooled, and those before the ones that are still to be scored."""
+        first = [*(n - 1 for n in self.unscored[:1]), *self.unpooled[:1]]
+        most = min([len(self) - 1, *first])
         return self.block_hashes(root)[: most // BLOCK]
 
     def block_hashes(self, root: bytes) -> list[bytes]:
@@ -336,12 +351,18 @@ class Request:
         """Whether a call is complete with a text delta; text in the reasoning is no call."""
         parts = self._reasoning.add(delta) if self._reasoning else [delta]
         content = "".join(part for part in parts if isinstance(part, str))
-        return any(isinstance(part, ToolCall) for part in parser.add(content))
+        return any(isinstance(part, CallDelta) and part.complete for part in parser.add(content))
 
     @property
     def end_logprobs(self) -> tuple[TokenLogprob, ...]:
         """The log-probability of the end token, which isn't one of `tokens`; empty if none was sampled."""
         return tuple(self.sampler.logprobs[len(self.tokens) :])
+
+    @property
+    def _embedding(self) -> tuple[float, ...] | None:
+        if self.hidden_sum is None:
+            return None
+        return tuple((self.hidden_sum / self.pooled).tolist())
 
     def completion(self) -> Completion:
         """The answer of a finished request."""
@@ -359,6 +380,7 @@ class Request:
             cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
             prompt_logprobs=tuple(self.prompt_logprobs),
+            embedding=self._embedding,
             reasoning_tokens=self._counter.tokens if self._counter else 0,
             stop_reason=self.stop_reason,
         )

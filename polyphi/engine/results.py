@@ -27,7 +27,12 @@ def accept(part: StepPart, output: PartOutput, finite: Sequence[bool], best: Seq
     finished; one whose output isn't finite ends with `NotFinite`. `finite` and `best` are its rows of `finite_rows` and
     `argmax_rows`."""
     part.request.prompt_logprobs += output.prompt_logprobs
-    if not all(math.isfinite(entry.logprob) for entry in output.prompt_logprobs):
+    if output.hidden_sum is not None:
+        part.request.add_hidden(output.hidden_sum, output.pooled)
+    scores = [entry.logprob for entry in output.prompt_logprobs]
+    if output.hidden_sum is not None:
+        scores.append(float(output.hidden_sum.sum()))
+    if not all(map(math.isfinite, scores)):
         _not_finite(part.request)
     elif output.logits is not None:
         _accept_tokens(part.request, output.logits, finite, best, part.draft_tokens)

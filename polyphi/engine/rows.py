@@ -163,6 +163,7 @@ class Rows:
             return self.ids_row(
                 token_ids(parsed.ids), parsed.parts, adapter=adapter, context=context
             )
+        parsed = tuple(self._processor.expand(parsed))  # a document may be text or images
         chosen = self._adapter(adapter, modalities_of(parsed))
         row = yield from self._processor.row_steps(
             parsed,
@@ -189,17 +190,16 @@ class Rows:
         return self._processor.ids_row(ids, parts, chosen, context=context)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or `stop_at_call`
-        without a tokenizer."""
+        """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or
+        `stop_at_calls` without a tokenizer."""
         check(sampling)
         size = self._processor.tokenizer.vocab_size
         biased = [token for token, _ in sampling.logit_bias]
         for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
             if (highest := max(ids, default=0)) >= size:
                 raise ValueError(f"{name} has ids from 0 to {size - 1}, found {highest}")
-        if (
-            sampling.stop or sampling.stop_at_call
-        ) and not self._processor.tokenizer.has_vocabulary:
+        needs_text = sampling.stop or sampling.stop_at_calls
+        if needs_text and not self._processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
 
     def with_grammar(

@@ -28,10 +28,13 @@ SCORED = 128
 @dataclass(frozen=True)
 class PartOutput:
     """The output of a part of a step: float32 `logits` after its last token and each draft token (None where nothing is
-    sampled), and the requested log-probabilities of prompt tokens."""
+    sampled), the requested log-probabilities of prompt tokens, and for an embedding the sum of the last hidden states
+    of its `pooled` tokens."""
 
     logits: Float[Tensor, "n V"] | None
     prompt_logprobs: list[TokenLogprob]
+    hidden_sum: Float[Tensor, " D"] | None = None
+    pooled: int = 0
 
 
 def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
@@ -84,22 +87,29 @@ class Runner:
             [first + number - 1 - p.start for number in p.scored_tokens]
             for p, first in zip(parts, cu_seqlens, strict=False)
         ]
-        rows = [row for some in (*sampled, *scored) for row in some]
+        pooled = [
+            [first + number - p.start for number in p.pooled_tokens]
+            for p, first in zip(parts, cu_seqlens, strict=False)
+        ]
+        rows = [row for some in (*sampled, *scored, *pooled) for row in some]
         indices = None
         if rows != list(range(len(x))):  # at least one position must run
             indices = torch.tensor(rows or [len(x) - 1], device=self.device)
         hidden = self.model.decoder(x, batch, cache, indices)
         for part in parts:
             part.request.table.length += part.new
-        counts = [len(some) for some in sampled]
-        states = hidden[sum(counts) : len(rows)].split([len(some) for some in scored])
-        scores = [self._scores(*pair) for pair in zip(parts, states, strict=True)]
-        if not any(sampled):
-            return [PartOutput(None, some) for some in scores]
-        logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
+        counts = [len(some) for some in (*sampled, *scored, *pooled)]
+        states = hidden[: len(rows)].split(counts)
+        scores = [self._scores(*pair) for pair in zip(parts, states[len(parts) :], strict=False)]
+        sums = [s.float().sum(0) if len(s) else None for s in states[2 * len(parts) :]]
+        logits: Sequence[Tensor | None] = [None] * len(parts)
+        if any(sampled):
+            counts = counts[: len(parts)]
+            all_logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
+            logits = [some if len(some) else None for some in all_logits]
         return [
-            PartOutput(rows if count else None, some)
-            for rows, count, some in zip(logits, counts, scores, strict=True)
+            PartOutput(of_part, own, hidden, len(some))
+            for of_part, own, hidden, some in zip(logits, scores, sums, pooled, strict=True)
         ]
 
     def _scores(self, part: StepPart, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
@@ -196,5 +206,6 @@ def _is_decode(part: StepPart) -> bool:
     return (
         part.size == 1
         and not part.scored_tokens
+        and not part.pooled_tokens
         and not any(i.start <= at < i.end for i in part.request.items)
     )

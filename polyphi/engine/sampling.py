@@ -33,7 +33,8 @@ def check(sampling: SamplingParams) -> None:
     """Raises ValueError for values out of their ranges; `SamplingParams` checks types. Whether a grammar is valid shows
     when it is compiled."""
     s = sampling
-    _whole("max_tokens", s.max_tokens, 1 if s.prompt_logprobs is None else 0)
+    of_prompt = s.prompt_logprobs is not None or s.embed
+    _whole("max_tokens", s.max_tokens, 0 if of_prompt else 1)
     _number("temperature", s.temperature, 0.0, MAX_TEMPERATURE)
     _number("top_p", s.top_p, 0.0, 1.0)
     if s.top_p == 0:

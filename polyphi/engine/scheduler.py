@@ -46,6 +46,13 @@ class StepPart:
         return range(first, max(first, min(unscored.stop, self.start + self.new + 1)))
 
     @property
+    def pooled_tokens(self) -> range:
+        """Indices of the prompt tokens whose last hidden states it adds to the request's embedding."""
+        unpooled = self.request.unpooled
+        first = max(unpooled.start, self.start)
+        return range(first, max(first, min(unpooled.stop, self.start + self.new)))
+
+    @property
     def size(self) -> int:
         return self.new + len(self.draft_tokens)
 

@@ -1,6 +1,6 @@
 """Streaming parser of tool calls: an answer's text -> its content and its calls.
 
->>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>')
+>>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>', ["add"])
 ('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}', complete=True)])
 
 Models write calls in three ways, each a JSON list of objects with a name and arguments:
@@ -9,9 +9,11 @@ Models write calls in three ways, each a JSON list of objects with a name and ar
 - as `functools[...]`, as the prompt of one public server instructs them;
 - as a bare list at the start of the answer, since models often leave the marks out.
 
-A call is returned once it is complete: until then it may turn out to be invalid, and returned text is final. Text that
-turns out to be no call, or is cut off within one, is content, character by character as it was written. Of a list with
-several calls, the complete ones stay calls. The result doesn't depend on how the text was cut into pieces.
+Only a tool that is offered is called: an object with another name is content. Where an object begins with an offered
+name and then arguments in braces, it is a call from there on, and its arguments are returned as they are written; if
+they end early or turn invalid, the call is incomplete, and the text after them is content. An object in another order
+is a call once it is complete. All other text is content, character by character as it was written. The result doesn't
+depend on how the text was cut into pieces.
 
 Parsing takes time proportional to the text's length, for any text:
 
@@ -26,6 +28,7 @@ Parsing takes time proportional to the text's length, for any text:
 
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 
 from polyphi.tools import CALL, CALL_END
@@ -35,8 +38,8 @@ STARTS = (CALL, FUNCTOOLS)
 MAX_STEPS = 10_000
 """In an answer: starts of calls, brackets opened after them and members of what may be calls, in total."""
 MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
-"""In calls: brackets within each other; digits of a number before its point, after it or in its exponent; spaces before
-the closing mark."""
+"""In calls: brackets within each other; digits of a number before its point, after it or in its exponent; spaces, and
+brackets that are too many, before the closing mark."""
 
 WHITE = " \t\r\n"
 # JSON's grammar (RFC 8259) with possessive repeats only.
@@ -49,7 +52,7 @@ VALUE = f"(?:{SCALAR}|{STRING})"
 
 _START = re.compile("|".join(map(re.escape, STARTS)))
 _SPACES = re.compile(SPACES)
-_FEW_SPACES = re.compile(f"[{WHITE}]{{0,{MAX_SPACES}}}+")
+_BEFORE_END = re.compile(rf"[\]}}{WHITE}]{{0,{MAX_SPACES}}}+")
 _CHARACTERS = re.compile(CHARACTERS)
 _PARTIAL_ESCAPE = re.compile(r"(?:\\(?:u[0-9a-fA-F]{0,3}+)?+)?+")
 _SCALAR = re.compile(SCALAR)
@@ -74,30 +77,64 @@ OPENS = {"{": ("start", "call", "first call", *VALUES), "[": ("start", *VALUES)}
 @dataclass(frozen=True)
 class ToolCall:
     """A call of a tool; `arguments` is the text of a JSON object, as the model wrote it. If the answer ended within the
-    call, `complete` is False, and `arguments` is a prefix of that text."""
+    call, or the arguments turned invalid, `complete` is False, and `arguments` is a prefix of that text."""
 
     name: str
     arguments: str
     complete: bool = True
 
 
-def parse_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """A whole answer's content and calls; the same as from a `ToolParser`, however the text is cut."""
-    parser = ToolParser()
-    parts = [*parser.add(text), *parser.finish()]
-    content = "".join(part for part in parts if isinstance(part, str))
-    return content, [part for part in parts if isinstance(part, ToolCall)]
+@dataclass(frozen=True)
+class CallDelta:
+    """More of a call. Its first delta has the `name`, the last one says whether it is `complete`; both may be one. The
+    joined `arguments` are those of the call."""
+
+    name: str | None
+    arguments: str
+    complete: bool | None = None
+
+
+class CallList(list[ToolCall]):
+    """The calls of an answer, from their deltas. The last one may still grow: until its last delta it is incomplete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.growing = False
+        self._texts: list[str] = []
+
+    def add(self, delta: CallDelta) -> None:
+        if delta.name is not None:
+            self.append(ToolCall(delta.name, "", False))
+            self.growing, self._texts = True, []
+        self._texts.append(delta.arguments)
+        if delta.complete is not None:
+            self[-1] = ToolCall(self[-1].name, "".join(self._texts), delta.complete)
+            self.growing = False
+
+
+def parse_calls(text: str, names: Container[str]) -> tuple[str, list[ToolCall]]:
+    """A whole answer's content and its calls of the tools with these names; the same as from a `ToolParser`, however
+    the text is cut."""
+    parser, calls, content = ToolParser(names), CallList(), ""
+    for part in (*parser.add(text), *parser.finish()):
+        if isinstance(part, CallDelta):
+            calls.add(part)
+        else:
+            content += part
+    return content, calls
 
 
 class ToolParser:
-    """Parses an answer's text piece by piece; returns strings of content, and calls, as soon as they are final.
+    """Parses an answer's text piece by piece; returns strings of content, and deltas of calls, as soon as they are
+    final. `names`: of the tools that are offered.
 
-    >>> parser = ToolParser()
+    >>> parser = ToolParser(["now"])
     >>> parser.add("Yes. <|tool_"), parser.add('call|>[{"name": "now", "arguments": {}}]'), parser.finish()
-    (['Yes. '], [ToolCall(name='now', arguments='{}', complete=True)], [])
+    (['Yes. '], [CallDelta(name='now', arguments='{}', complete=True)], [])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Container[str]) -> None:
+        self._names = names
         self._pending = ""  # not returned yet; begins with `_start` until the first call of a list
         self._fresh = True  # only spaces so far, so that a bare list may start
         self._start = ""
@@ -105,32 +142,35 @@ class ToolParser:
         self._ended = False  # a list has just ended: its closing mark may follow
         self._steps_left = MAX_STEPS
 
-    def add(self, text: str) -> list[str | ToolCall]:
+    def add(self, text: str) -> list[str | CallDelta]:
         pending, self._pending = self._pending, ""
         pending += text  # CPython does so without a copy while the string has a single reference
         self._pending = pending
         del pending
         return self._parse(last=False)
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self) -> list[str | CallDelta]:
         """The remaining parts at the end of the answer."""
         return self._parse(last=True)
 
-    def _parse(self, last: bool) -> list[str | ToolCall]:
+    def _parse(self, last: bool) -> list[str | CallDelta]:
         # `out` lacks the content from `begin` to `end`, which may continue.
         text, begin, end = self._pending, 0, 0
-        out: list[str | ToolCall] = []
+        out: list[str | CallDelta] = []
         while True:
             if (reader := self._reader) is not None:
                 event = reader.read(text)
-                if event == "more" and not last:
+                ended = event != "more" or last
+                delta = reader.delta(text, self._names, self._start, event, ended=ended)
+                if delta is not None:
+                    out += [text[begin:end], delta] if begin < end else [delta]
+                    begin = end
+                if not ended:
                     break
-                call = reader.call(text, self._start) if event == "object" else None
-                if call is not None:
-                    out += [text[begin:end], call] if begin < end else [call]
-                    begin = end = reader.at
+                if delta is not None:
+                    begin = end = reader.call_end
                     reader.calls += 1
-                    if reader.stack:
+                    if event == "object" and reader.stack:
                         continue
                 elif not reader.calls:  # the start was content
                     end += len(self._start)
@@ -139,7 +179,7 @@ class ToolParser:
                 self._reader, self._ended = None, reader.calls > 0
                 self._steps_left = reader.steps_left
             elif self._ended:
-                at = _end(_FEW_SPACES, text, end)
+                at = _end(_BEFORE_END, text, end)
                 if not last and len(text) - at < len(CALL_END) and CALL_END.startswith(text[at:]):
                     break
                 if text.startswith(CALL_END, at):
@@ -155,8 +195,7 @@ class ToolParser:
             out.append(text[begin:end])
         self._pending = text[end:]
         if self._reader is not None:
-            self._reader.at -= end
-            self._reader.began -= end
+            self._reader.shift(end)
         return out
 
     def _next_start(self, text: str, begin: int, last: bool) -> tuple[str, int]:
@@ -180,8 +219,10 @@ class GrammarToolParser:
     """Parses a streamed answer of a grammar of tools; `add` and `finish` return the same as `ToolParser`'s.
 
     >>> parser = GrammarToolParser()
-    >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U'), parser.finish()
-    ([], [ToolCall(name='now', arguments='{"zone": "U', complete=False)])
+    >>> parser.add('<|tool_call|>[{"name": "now", "arguments": {"zone": "U')
+    [CallDelta(name='now', arguments='{"zone": "U', complete=None)]
+    >>> parser.finish()
+    [CallDelta(name=None, arguments='', complete=False)]
 
     The whole answer is calls. With an `alternative` it may be an answer of that form instead: then all of it is
     content, even text that looks like a call. If the answer ends within a call whose name is complete, `finish` returns
@@ -195,8 +236,11 @@ class GrammarToolParser:
         self._at = 0  # the next character of `_text` to read
         self._depth = 0  # open braces
         self._in_string = False
+        self._is_open = (
+            False  # arguments of the open call were returned, which `_text` no longer has
+        )
 
-    def add(self, text: str) -> list[str | ToolCall]:
+    def add(self, text: str) -> list[str | CallDelta]:
         pending, self._text = self._text, ""
         pending += text  # without a copy, as in ToolParser
         self._text = pending
@@ -206,27 +250,27 @@ class GrammarToolParser:
         elif self._calls is None and not any(start.startswith(self._text) for start in STARTS):
             self._calls = False
         if self._calls:
-            return self._complete_calls()
+            return self._read_calls()
         return [] if self._calls is None else self._content()
 
-    def finish(self) -> list[str | ToolCall]:
+    def finish(self) -> list[str | CallDelta]:
         """The remaining parts at the end of the answer: a call that is cut off."""
         if not self._calls:
             return self._content()
-        name, before = _NAME.match(self._text), _BEFORE_ARGUMENTS.match(self._text)
-        if name is None:
-            return []
-        arguments = self._text[before.end() :] if before else ""
-        return [ToolCall(json.loads(name[1]), arguments, complete=False)]
+        if self._is_open:
+            return [CallDelta(None, "", False)]
+        name = _NAME.match(self._text)
+        return [] if name is None else [CallDelta(json.loads(name[1]), "", False)]
 
-    def _content(self) -> list[str | ToolCall]:
+    def _content(self) -> list[str | CallDelta]:
         text, self._text = self._text, ""
         return [text] if text else []
 
-    def _complete_calls(self) -> list[str | ToolCall]:
-        """The calls that are complete; `_text` keeps only an open call."""
+    def _read_calls(self) -> list[str | CallDelta]:
+        """More of the calls; `_text` keeps the start of a call until its arguments begin."""
         text, at, began = self._text, self._at, 0
-        calls: list[str | ToolCall] = []
+        deltas: list[str | CallDelta] = []
+        name: str | None = None  # of the call whose arguments begin in this text
         while True:
             if self._in_string:
                 at = _end(_CHARACTERS, text, at)
@@ -239,58 +283,79 @@ class GrammarToolParser:
             character, at = text[at], at + 1
             if character == '"':  # of a string that is incomplete
                 self._in_string = True
-            elif character == "{":
-                began = began if self._depth else at - 1
-                self._depth += 1
-            else:
-                self._depth -= 1
-                if not self._depth:
+                continue
+            self._depth += 1 if character == "{" else -1
+            if character == "{" and self._depth <= 2:
+                if self._depth == 2:
                     head = _BEFORE_ARGUMENTS.match(text, began)
                     assert head, "a call of the grammar has a name, then arguments"
-                    arguments = text[head.end() : at - 1].rstrip(WHITE)
-                    calls.append(ToolCall(json.loads(head[1]), arguments))
-        began = began if self._depth else at
+                    name, self._is_open = json.loads(head[1]), True
+                began = at - 1
+            elif character == "}" and self._depth == 1:
+                deltas.append(CallDelta(name, text[began:at], True))
+                name, began, self._is_open = None, at, False
+        if self._is_open and began < at:
+            deltas.append(CallDelta(name, text[began:at]))
+        if self._is_open or not self._depth:
+            began = at
         self._text, self._at = text[began:], at - began
-        return calls
+        return deltas
 
 
 class _Reader:
     """An incremental JSON parser that starts at the first bracket and stops at events.
 
-    `at` is the index of the next character, `stack` the open brackets, `began` the index of the newest object of the
-    list (or of the single object), `calls` the number of these that were calls, `steps_left` the remaining steps.
+    `at` is the index of the next character, `stack` the open brackets, `calls` the number of the list's objects that
+    were calls, `call_end` the end of the last one, `steps_left` the remaining steps.
     """
 
     def __init__(self, at: int, steps_left: int) -> None:
-        self.at = at
+        self.at = self.call_end = at
         self.steps_left = steps_left
         self.stack: list[str] = []
-        self.began = at
         self.calls = 0
         self._level = 2  # number of open brackets at the object's own members
-        self._cuts: list[int] = []  # offsets of its brackets, colons and commas from `began`
         self._state = "start"  # or "first call", "call", "first key", "key", "in key", ":", "value", "in value", ...
+        self._start_object(at)
+
+    def _start_object(self, at: int) -> None:
+        """The newest object of the list, or the single object, begins."""
+        self._began = at
+        self._cuts = [0]  # offsets of its brackets, colons and commas from `_began`
+        # The same for the braces of its second member, and for the end of what was returned of them.
+        self._open: int | None = None
+        self._close: int | None = None
+        self._sent: int | None = None
+        self._is_judged = False  # whether a call grows has been decided
+
+    def shift(self, count: int) -> None:
+        """The first characters of the text are gone."""
+        self.at -= count
+        self._began -= count
 
     def read(self, text: str) -> str:
         """Read up to the next event: "object": an object that may be a call is complete; "end": the list is complete;
         "invalid": the JSON is invalid; "more": the text ends."""
         stack, state, at, size = self.stack, self._state, self.at, len(text)
-        while at < size:
+        event = "more"
+        while event == "more" and at < size:
             character, depth = text[at], len(stack) - self._level
             if state in ("in key", "in value"):
                 at = _end(_CHARACTERS, text, at)
                 if _PARTIAL_ESCAPE.fullmatch(text, at):
                     break
                 if text[at] != '"':
-                    return "invalid"
-                at, state = at + 1, ":" if state == "in key" else "next"
+                    event = "invalid"
+                else:
+                    at, state = at + 1, ":" if state == "in key" else "next"
                 continue
             if character in "{[" or (depth == 0 and character == ":"):
                 if not self.steps_left:
-                    return "invalid"
+                    event = "invalid"
+                    break
                 self.steps_left -= 1
             if depth == 0 and character in ":,}":
-                self._cuts.append(at - self.began)
+                self._cuts.append(at - self._began)
             if character in WHITE:
                 at = _end(_SPACES, text, at)
             elif depth > 0 and state in _RUNS and (end := _end(_RUNS[state], text, at)) > at:
@@ -300,7 +365,10 @@ class _Reader:
             elif state in OPENS.get(character, ()) and len(stack) < MAX_DEPTH:
                 stack.append(character)
                 if character == "{" and state not in VALUES:
-                    self.began, self._level, self._cuts = at, len(stack), [0]
+                    self._level = len(stack)
+                    self._start_object(at)
+                elif character == "{" and depth == 0 and len(self._cuts) == 4:
+                    self._open = at - self._began
                 inner = "first call" if state == "start" else "first item"
                 at, state = at + 1, "first key" if character == "{" else inner
             elif character == state == ":":
@@ -312,23 +380,53 @@ class _Reader:
                 stack.pop()
                 at, state = at + 1, "next"
                 if len(stack) < self._level:
-                    self.at, self._state = at, state
-                    return "object" if character == "}" else "end"
+                    event = "object" if character == "}" else "end"
+                elif self._open is not None and depth == 1 and len(self._cuts) == 4:
+                    self._close = at - self._began
             elif state in VALUES:
                 end = _end(_LIKE_SCALAR, text, at)
                 if end == size:
                     break
-                if not _SCALAR.fullmatch(text, at, end):
-                    return "invalid"
-                at, state = end, "next"
+                if _SCALAR.fullmatch(text, at, end):
+                    at, state = end, "next"
+                else:
+                    event = "invalid"
             else:
-                return "invalid"
+                event = "invalid"
         self.at, self._state = at, state
-        return "more"
+        return event
 
-    def call(self, text: str, start: str) -> ToolCall | None:
-        """The call in the object that was read last, or None. In a bare list its arguments may not be missing."""
-        cuts, members = [self.began + cut for cut in self._cuts], dict[str, str]()
+    def delta(
+        self, text: str, names: Container[str], start: str, event: str, *, ended: bool
+    ) -> CallDelta | None:
+        """More of the call in the object that was read last, None where there is none. `start`: of the list; `ended`:
+        nothing more is read of the object."""
+        name = None
+        if self._open is not None and not self._is_judged:
+            self._is_judged = True
+            before, colon, comma, next_colon = (self._began + cut for cut in self._cuts[:4])
+            keys = json.loads(text[before + 1 : colon]), json.loads(text[comma + 1 : next_colon])
+            value = text[colon + 1 : comma].strip(WHITE)
+            if keys in (("name", "arguments"), ("name", "parameters")) and value.startswith('"'):
+                name = _offered(json.loads(value), names)
+            self._sent = None if name is None else self._open
+        if self._sent is None:
+            call = self._call(text, start, names) if event == "object" else None
+            self.call_end = self.at
+            return None if call is None else CallDelta(call.name, call.arguments, True)
+        is_complete = self._close is not None
+        end = self.at if self._close is None else self._began + self._close
+        piece = text[self._began + self._sent : end]
+        self._sent = end - self._began
+        if not ended:
+            return CallDelta(name, piece) if piece else None
+        self.call_end = self.at if event == "object" else end
+        self._open = self._sent = None
+        return CallDelta(name, piece, is_complete)
+
+    def _call(self, text: str, start: str, names: Container[str]) -> ToolCall | None:
+        """The call in a complete object, or None. In a bare list its arguments may not be missing."""
+        cuts, members = [self._began + cut for cut in self._cuts], dict[str, str]()
         for before, colon, after in zip(cuts[::2], cuts[1::2], cuts[2::2], strict=False):
             members[json.loads(text[before + 1 : colon])] = text[colon + 1 : after].strip(WHITE)
         name = members.get("name", "")
@@ -346,14 +444,19 @@ class _Reader:
                 return None
         elif not arguments.startswith("{"):
             return None
-        name = json.loads(name)
-        return ToolCall(name, arguments) if name and _is_text(name + arguments) else None
+        offered = _offered(json.loads(name), names)
+        return ToolCall(offered, arguments) if offered and _is_text(arguments) else None
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     """The end of the pattern's match at `at`, or `at` without one."""
     match = pattern.match(text, at)
     return match.end() if match else at
+
+
+def _offered(name: str, names: Container[str]) -> str | None:
+    """The name of a tool that is offered; None for others."""
+    return name if name and _is_text(name) and name in names else None
 
 
 def _is_text(text: str) -> bool:

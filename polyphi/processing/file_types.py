@@ -4,9 +4,25 @@
 'FLAC'
 """
 
+PDF_BYTES = 1024
 SNIFF_BYTES = 512  # that determine the type of a file
 # our name -> Pillow's format
-IMAGE_FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
+IMAGE_FORMATS = {
+    "PNG": "PNG",
+    "JPEG": "JPEG",
+    "WebP": "WEBP",
+    "GIF": "GIF",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "AVIF": "AVIF",
+    "HEIC": "HEIF",
+}
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif"),
+)
+"""Of names, where a file isn't read yet."""
+IMAGES_EXPECTED = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3")
 # our name -> FFmpeg's format: what is decoded with PyAV, if installed
 CONTAINER_FORMATS = {
@@ -17,6 +33,11 @@ CONTAINER_FORMATS = {
     "AMR": "amr",
 }
 VIDEO_FORMATS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
+
+
+def is_pdf(data: bytes) -> bool:
+    """Whether a file is a PDF: its mark is within the first 1,024 bytes, as readers accept."""
+    return b"%PDF-" in data[:PDF_BYTES]
 
 
 def sniff(data: bytes) -> str:
@@ -32,9 +53,7 @@ def sniff(data: bytes) -> str:
         if data.startswith(magic):
             return file_type
     if data[4:8] == b"ftyp":
-        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(
-            data[8:12], "MP4"
-        )
+        return _iso_type(data)
     # A frame of AAC: twelve set bits, a version, and the layer 0.
     if data[0] == 0xFF and len(data) > 2 and data[1] & 0xF6 == 0xF0:
         return "AAC"
@@ -54,6 +73,23 @@ def sniff(data: bytes) -> str:
         if error.start < len(head) - 3:  # otherwise a character split at the end of `head`
             return "unknown data"
     return "unknown data" if b"\0" in head else "text"
+
+
+AVIF_BRANDS = {b"avif", b"avis"}
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+IMAGE_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}  # of both: the compatible brands say which
+
+
+def _iso_type(data: bytes) -> str:
+    """Return the type of a file of the ISO base media format by its brands: the major one, then the compatible ones."""
+    brand, size = data[8:12], min(int.from_bytes(data[:4], "big"), SNIFF_BYTES)
+    compatible = {data[at : at + 4] for at in range(16, size, 4)}
+    brands = {brand} | (compatible if brand in IMAGE_BRANDS else set())
+    if brands & AVIF_BRANDS:
+        return "AVIF"
+    if brands & (HEIC_BRANDS | IMAGE_BRANDS):
+        return "HEIC"
+    return "M4A audio" if brand == b"M4A " else "MP4"
 
 
 _MAGIC = (

@@ -24,9 +24,8 @@ from torch.nn.functional import interpolate
 from polyphi.image_input import WHITE, ImageInput, ImageLayout, normalized
 from polyphi.messages import Image as ImagePart
 from polyphi.processing import media
-from polyphi.processing.media import MediaError
+from polyphi.processing.media import DecodedBytes, MediaError
 from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_errors, positions
-from polyphi.processing.video import FrameBytes
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.steps import Steps
 
@@ -290,5 +289,5 @@ class ImageReader(Reader):
         )
 
     def _decoders(self, part: ImagePart) -> ForkServer | None:
-        """Frames of videos were decoded in a separate process already."""
-        return None if isinstance(part.source, FrameBytes) else self._decoding.decoders
+        """Frames of videos and pages were decoded in a separate process already."""
+        return None if isinstance(part.source, DecodedBytes) else self._decoding.decoders

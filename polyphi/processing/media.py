@@ -10,10 +10,15 @@ pixels and seconds are limited before or while decoding, so that a small file ca
 addresses).
 """
 
+import ctypes
 import io
+import logging
+import struct
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +26,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 from PIL import Image as pil
-from PIL import ImageFile
+from PIL import ImageFile, features
 from PIL.Image import Image as Picture
 
 from polyphi.messages import AudioSource, MediaSource
@@ -30,6 +35,7 @@ from polyphi.processing.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
     IMAGE_FORMATS,
+    IMAGES_EXPECTED,
     SNIFF_BYTES,
     sniff,
 )
@@ -51,21 +57,27 @@ MAX_VALUES = 192_000  # per second of the maximum duration, over all channels: s
 MAX_PEAK = 100.0  # of full scale, +40 dB: float recordings may exceed full scale; integers as floats are an error
 SAMPLES_PER_BYTE = 6_000  # maximum of all formats: FLAC silence has 65,535 samples in 12 bytes
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a pass over all pixels
+MAX_TILE_PIXELS = (
+    1 << 22
+)  # of a TIFF, where its image has fewer; tiles of 128 to 1,024 pixels a side are usual
 BLOCK = 1 << 18  # samples decoded between two checks of the limits
 MAX_VIDEO_BYTES = 512 << 20
 MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
 MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
 MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens of them
+MAX_DOCUMENT_BYTES = 64 << 20
+MAX_DOCUMENT_PAGES = 1000  # [ours]; at 1,791 tokens a page, a context of 131,072 tokens holds 73
+MAX_DOCUMENT_CHARACTERS = 4_000_000  # [ours] of its text; as many as a text of a request may have
 MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
 Reason = Literal["kind", "size", "content", "decoder"]
 
 
 class MediaError(ValueError):
-    """An image, audio or video that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, a
-    damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
-    conversation `part` is its type ("image", "audio", "video") and `number` its index among these, from 0 (set by
-    processor.py)."""
+    """An image, audio, video or document that can't be used. `reason`: an unknown "kind" of file, a "size" above a
+    limit, a damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
+    conversation `part` is its type ("image", "audio", "video", "document") and `number` its index among these, from 0
+    (set by processor.py and expansion.py)."""
 
     def __init__(self, message: str, reason: Reason = "content") -> None:
         super().__init__(message)
@@ -76,8 +88,8 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits of an image, audio or video: encoded bytes, pixels, seconds, frames. `video_pixels` are those of all
-    selected frames of a video."""
+    """Limits of an image, audio, video or document: encoded bytes, pixels, seconds, frames, pages, characters.
+    `video_pixels` are those of all selected frames of a video."""
 
     image_bytes: int = MAX_IMAGE_BYTES
     image_pixels: int = MAX_IMAGE_PIXELS
@@ -88,6 +100,9 @@ class Caps:
     video_frames: int = MAX_FRAMES
     video_pixels: int = MAX_VIDEO_PIXELS
     frame_pixels: int = MAX_FRAME_PIXELS
+    document_bytes: int = MAX_DOCUMENT_BYTES
+    document_pages: int = MAX_DOCUMENT_PAGES
+    document_characters: int = MAX_DOCUMENT_CHARACTERS
 
     @classmethod
     def for_audio(cls, seconds: float) -> "Caps":
@@ -109,7 +124,25 @@ def check_audio_seconds(seconds: float) -> None:
 
 
 CAPS = Caps()
+
+
+class DecodedBytes(bytes):
+    """BMP bytes of a frame or a page, written here: unlike the bytes of an image, they are not a stranger's."""
+
+
+def bmp(width: int, height: int, rows: bytes | bytearray) -> DecodedBytes:
+    """Return the BMP bytes of RGB rows: the fastest lossless format to write and read."""
+    out = io.BytesIO()
+    pil.frombytes("RGB", (width, height), rows).save(out, "BMP")
+    return DecodedBytes(out.getvalue())
+
+
 _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
+# Of Pillow's decoders about damaged images.
+_PILLOW_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, AssertionError, RuntimeError, struct.error),
+)
 
 
 def decode_image(
@@ -119,10 +152,11 @@ def decode_image(
     max_pixels: int = MAX_IMAGE_PIXELS,
     decoders: ForkServer | None = None,
 ) -> Picture:
-    """Return an image as RGB: the first frame, without alpha, EXIF orientation ignored, as in the published processor.
+    """Return an image as RGB: the first frame or page, without alpha, EXIF orientation ignored, as in the published
+    processor. The orientations that HEIC and TIFF files have in place of EXIF's are applied.
 
     16-bit grey keeps its upper 8 bits (the published processor makes nearly all of it white). Raises `MediaError` for a
-    missing file, other formats than PNG, JPEG, WebP, GIF and BMP, damaged files, and above either limit.
+    missing file, other formats than those of `IMAGE_FORMATS`, damaged files, and above either limit.
     """
     if decoders is not None:
         data, name = read_within(source, max_bytes, "picture")
@@ -130,13 +164,16 @@ def decode_image(
             return media_decoder.image(data, max_pixels=max_pixels, decoders=decoders)
     file, name = _open_image(source, max_bytes, max_pixels)
     image: Picture = file
+    size = file.size
     try:
         image.load()
+        if image.size != size:
+            raise ValueError("the pixels have another size than the header")
         if image.mode.startswith("I"):
             image = pil.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         # Converting RGB to RGB would be a second copy.
         return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+    except _PILLOW_ERRORS:
         raise MediaError(
             f"{name}: the picture is damaged or truncated; expected a complete file"
         ) from None
@@ -480,9 +517,11 @@ def _open_image(
     data, name = read_within(source, max_bytes, "picture")
     file_type = sniff(data)
     if file_type not in IMAGE_FORMATS:
-        raise MediaError(
-            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {file_type}", "kind"
-        )
+        raise MediaError(f"{name}: expected a {IMAGES_EXPECTED} picture, found {file_type}", "kind")
+    if (reason := missing_image_decoder(file_type)) is not None:
+        raise MediaError(f"{name}: {reason}, or convert it to PNG or JPEG", "kind")
+    if file_type == "TIFF":
+        _silence_tiff()
     if file_type == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise MediaError(f"{name}: a JPEG picture may have {MAX_SCANS} scans, found more", "size")
     try:
@@ -491,7 +530,7 @@ def _open_image(
         raise MediaError(
             f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that", "size"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+    except _PILLOW_ERRORS:
         raise MediaError(
             f"{name}: the {file_type} picture is damaged or truncated; expected a complete file"
         ) from None
@@ -501,7 +540,61 @@ def _open_image(
             f"{name}: a picture may have {max_pixels:,} pixels, found {pixels:,}; shrink it first",
             "size",
         )
+    if file_type == "TIFF":
+        _check_tiff(image, name, max_pixels)
     return image, name
+
+
+@cache
+def missing_image_decoder(file_type: str) -> str | None:
+    """The reason why images of a type aren't decoded on this machine; otherwise Pillow has its decoder from now on."""
+    if file_type == "AVIF" and not features.check("avif"):
+        return "an AVIF picture needs a Pillow that was built with libavif, as its wheels are; install one"
+    if file_type == "HEIC":
+        try:
+            import pillow_heif
+        except ImportError:
+            return f"a HEIC picture needs pillow-heif; {from_checkout('heic')}"
+        pillow_heif.register_heif_opener(
+            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+        )
+    return None
+
+
+def image_types() -> list[str]:
+    """The MIME types of the images that are decoded on this machine."""
+    return [f"image/{name.lower()}" for name in IMAGE_FORMATS if not missing_image_decoder(name)]
+
+
+@cache
+def _silence_tiff() -> None:
+    """Leave out what Pillow's decoder of TIFF prints about a file: its errors are exceptions, too."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")  # about tags that aren't used
+    with suppress(OSError, AttributeError):  # another build of Pillow
+        ctypes.CDLL(pil.core.__file__).TIFFSetErrorHandler(None)
+
+
+def _check_tiff(image: ImageFile.ImageFile, name: str, max_pixels: int) -> None:
+    """Raise `MediaError` for tiles that are far larger than the image, which a decoder allocates, and for pixels whose
+    range isn't known: floats, integers of 12 or 32 bits, LAB."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    width, height = (tags.get(tag, 0) for tag in (322, 323))  # of a tile
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise MediaError(
+            f"{name}: the TIFF picture is damaged or truncated; expected a complete file"
+        )
+    if width * height > max(max_pixels, MAX_TILE_PIXELS):
+        raise MediaError(
+            f"{name}: the tiles of a TIFF picture may have {max(max_pixels, MAX_TILE_PIXELS):,} pixels, found "
+            f"{width * height:,}",
+            "size",
+        )
+    if image.mode in ("I", "F", "LAB") or 12 in tags.get(258, ()):  # bits of a sample
+        raise MediaError(
+            f"{name}: expected a TIFF picture of 1, 8 or 16 bits in grey, RGB or CMYK, found another kind of pixels; "
+            "convert it to PNG or JPEG first"
+        )
 
 
 def _check_wav(file: io.BufferedIOBase, name: str) -> None:

@@ -1,5 +1,5 @@
 """Decode files in separate processes, which can do nothing else: containers (MP4, WebM, AAC, AMR, AVI) and videos with
-FFmpeg, and for a server that strangers reach also images and all other audio.
+FFmpeg, PDFs with PDFium, and for a server that strangers reach also images and all other audio.
 
 >>> with open("memo.m4a", "rb") as file:
 ...     rate, channels, samples = audio_header(file, "mov")
@@ -41,6 +41,7 @@ from jaxtyping import Float
 from PIL import Image as pil
 from PIL.Image import Image as Picture
 
+from polyphi.processing.file_types import sniff
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop, is_stopped
@@ -48,18 +49,30 @@ from polyphi.steps import Stop, is_stopped
 log = logging.getLogger(__name__)
 CHILD = Path(__file__).with_name("media_decoder_child.py")
 # Bytes of address space beside the program's own.
-AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY = 384 << 20, 896 << 20, 128 << 20
+AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY, DOCUMENT_MEMORY = (
+    384 << 20,
+    896 << 20,
+    128 << 20,
+    512 << 20,
+)
 PIXEL_MEMORY = 32
 """The same for each pixel of an image. WebP takes most: 28."""
-# CPU time: of any file, for each selected frame of a video, which may be far from a key frame, and a second for so many
-# seconds of audio, or pixels of an image: decoders are ten times as fast.
+# CPU time: of any file, for each selected frame of a video, which may be far from a key frame, for each page of a
+# document, and a second for so many seconds of audio, or pixels of an image: decoders are ten times as fast.
 CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED, IMAGE_SPEED = 10, 5, 50, 4_000_000
+CPU_SECONDS_PER_PAGE = 1
 WAIT = 3  # wall time in CPU times: the machine may be busy
 TICK = 0.2  # s between two looks whether the result is still needed
 NOT_ISOLATED = (
     "this system can't isolate the process of the decoder (Linux on x86-64 and AArch64 can)"
 )
 SAMPLE = b"#!AMR\n" + bytes([4, *bytes(12)]) * 4  # 80 ms of AMR
+SAMPLE_PDF = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj "
+    b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj trailer<</Root 1 0 R>>"
+)
+PACKAGES = {"audio": "av", "video": "av", "document": "pypdfium2"}
+"""The package that a process for one file imports."""
 MAX_LINE = 4096  # bytes of a message without its data
 MAX_MESSAGE = 300  # characters of the message of an error
 MAX_BLOCK = 1 << 22  # bytes of a block of samples
@@ -106,7 +119,11 @@ class DecoderProcess:
         try:
             with _descriptor(file) as stdin:
                 self._process = (
-                    _started({**job, "packages": [_ffmpeg()]}, stdin, output)
+                    _started(
+                        {**job, "packages": _folders(PACKAGES.get(job.get("task", "")))},
+                        stdin,
+                        output,
+                    )
                     if decoders is None
                     else decoders.start(json.dumps(job).encode(), [stdin, output])
                 )
@@ -234,7 +251,12 @@ def start_decoders() -> ForkServer:
     job = json.dumps({"task": "fork", "packages": packages})
     decoders = ForkServer(
         [sys.executable, "-I", "-S", "-B", str(CHILD), job],
-        environment={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # only one thread forks
+        # Only one thread forks. A further arena of memory would count as 64 MiB.
+        environment={
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+        },
     )
     try:
         _probe(decoders)
@@ -267,25 +289,40 @@ def _descriptor(file: io.BufferedIOBase | bytes) -> Iterator[int]:
         yield copy.fileno()
 
 
-def _ffmpeg() -> str:
-    """The folder of PyAV. A process that is started for a file has no other path than the standard library's."""
-    spec = find_spec("av")
+def _folders(package: str | None) -> list[str]:
+    """The folder of a package. A process that is started for a file has no other path than the standard library's."""
+    if package is None:
+        return []
+    spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise DecoderError("missing")
-    return str(Path(spec.origin).parents[1])
+    return [str(Path(spec.origin).parents[1])]
 
 
 @cache
 def unavailable() -> str | None:
     """The reason why containers and videos of strangers can't be decoded on this machine, or None: a process has tried
     what it is to be refused, and another one has decoded a file."""
+    sample = audio_blocks(io.BytesIO(SAMPLE), "amr", max_seconds=1)
+    return _failure(sample, f"PyAV is missing; {from_checkout('video')}")
+
+
+@cache
+def pdfs_unavailable() -> str | None:
+    """The same for PDFs."""
+    sample = pdf_pages(SAMPLE_PDF, box=(9, 9), max_pages=1, max_characters=1)
+    return _failure(sample, f"pypdfium2 is missing; {from_checkout('serve')}")
+
+
+def _failure(sample: Iterator[Any], missing: str) -> str | None:
+    """The reason why a sample can't be decoded as files of strangers are; `missing`: where its package isn't there."""
     try:
-        isolated = is_isolated()
-        for _ in audio_blocks(io.BytesIO(SAMPLE), "amr", max_seconds=1):
+        for _ in sample:
             pass
+        isolated = is_isolated()
     except DecoderError as error:
-        if str(error) == "missing":
-            return f"PyAV is missing; {from_checkout('video')}"
+        if error.error == "missing":
+            return missing
         return "the process of the decoder doesn't work on this system"
     return None if isolated else NOT_ISOLATED
 
@@ -374,7 +411,12 @@ def image(data: bytes, *, max_pixels: int, decoders: ForkServer) -> Picture:
 def _image(data: bytes, max_pixels: int, decoders: ForkServer, *, header: bool) -> DecoderProcess:
     return DecoderProcess(
         data,
-        {"task": "image", "header": header, "max_pixels": max_pixels},
+        {
+            "task": "image",
+            "header": header,
+            "max_pixels": max_pixels,
+            "threads": sniff(data) == "HEIC",
+        },
         memory_bytes=IMAGE_MEMORY + 2 * len(data) + PIXEL_MEMORY * max_pixels,
         cpu_seconds=CPU_SECONDS + (0 if header else math.ceil(max_pixels / IMAGE_SPEED)),
         max_bytes=max(MAX_BLOCK, 3 * max_pixels),  # a row may be long
@@ -417,6 +459,50 @@ def video_frames(
             if count >= frames or len(data) != 3 * width * height:
                 raise _crashed("sent another frame")
             yield width, height, data
+
+
+def pdf_pages(
+    data: bytes,
+    *,
+    box: tuple[int, int] | None,
+    max_pages: int,
+    max_characters: int,
+    stop: Stop | None = None,
+    decoders: ForkServer | None = None,
+) -> Iterator[tuple[int, tuple[int, int, bytearray] | None, str]]:
+    """Yield (number of all pages, (width, height, RGB rows), text) of each page of a PDF. The images are as large as
+    fits into `box`, (short, long side) in pixels; without one there are none. Raises as `audio_header` does; "password"
+    for an encrypted file, "pages" and "characters" above their limits."""
+    job = {
+        "task": "document",
+        "box": box,
+        "max_pages": max_pages,
+        "max_characters": max_characters,
+    }
+    most_pixels = box[0] * box[1] if box else 0
+    with DecoderProcess(
+        data,
+        job,
+        memory_bytes=DOCUMENT_MEMORY + len(data),
+        cpu_seconds=CPU_SECONDS + CPU_SECONDS_PER_PAGE * max_pages,
+        max_bytes=max(3 * most_pixels, 4 * max_characters),
+        stop=stop,
+        decoders=decoders,
+    ) as decoder:
+        messages = iter(decoder)
+        count = _first(messages)[0].get("pages")
+        if not (isinstance(count, int) and 0 < count <= max_pages):
+            raise _crashed("sent a wrong number of pages")
+        for _ in range(count):
+            image = None
+            if box:
+                message, rows = _first(messages)
+                width, height = _numbers(message, "width", "height")
+                if not (width * height <= most_pixels and len(rows) == 3 * width * height):
+                    raise _crashed("sent another page")
+                image = width, height, rows
+            _, text = _first(messages)
+            yield count, image, text.decode("utf-8", "replace")
 
 
 def _first(

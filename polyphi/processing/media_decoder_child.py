@@ -1,22 +1,24 @@
-"""The program of the decoder's processes: FFmpeg (PyAV), Pillow or libsndfile on one file of an untrusted sender.
-media_decoder.py starts it.
+"""The program of the decoder's processes: FFmpeg (PyAV), Pillow, libsndfile or PDFium on one file of an untrusted
+sender. media_decoder.py starts it.
 
     stdin: the file, opened for reading         job: as JSON          stdout: messages
 
 Each message is a line of JSON; with "bytes": n, n bytes follow. An audio job sends {"rate", "channels", "samples"},
 blocks of interleaved float32 samples, and {"end": true}; an image job {"width", "height"}, blocks of RGB rows, and
-{"end": true}; a video job each frame as {"width", "height", "bytes"} with its RGB rows, and {"end": true}.
-{"error": NAME, "found": n} ends a job that can't be done.
+{"end": true}; a video job each frame as {"width", "height", "bytes"} with its RGB rows, and {"end": true};
+a document job {"pages"}, of each page its image as of a frame, if the job has a "box", and its text in UTF-8, and
+{"end": true}. {"error": NAME, "found": n} ends a job that can't be done.
 
 Before the first byte of the file is read, the process gives up what it doesn't need (`seal`): memory and CPU time are
 limited, and the kernel refuses all system calls except those for reading, writing, memory and time. It can't open a
 file or a socket, start a process, or send a signal.
 
-It runs in one of two ways. With a job in argv it decodes a container or a video, and imports no package but PyAV. With
-the job "fork" it imports all decoders and forks a process for each job that it receives
+It runs in one of two ways. With a job in argv it decodes a container, a video or a PDF, and imports no package but PyAV
+or pypdfium2. With the job "fork" it imports all decoders and forks a process for each job that it receives
 (polyphi/runtime/fork_server.py).
 """
 
+import codecs
 import ctypes
 import errno
 import io
@@ -60,10 +62,16 @@ _CALLS = (
     *("sched_yield", "futex", "clock_gettime", "getrandom", "exit", "exit_group"),
 )
 """Allowed system calls."""
+_THREAD_FLAGS = (
+    0x3D0F00,
+    0x7D0F00,
+)  # of `clone`, by glibc and musl: a thread of this process and nothing else
 _DUMPABLE = 4  # of prctl
-_install_filter = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))[
-    "install"
-]  # polyphi isn't a package here
+_filters = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))
+_install_filter, _Argument = (
+    _filters["install"],
+    _filters["Argument"],
+)  # polyphi isn't a package here
 
 
 class FileRejected(Exception):
@@ -83,7 +91,10 @@ def main() -> None:
     if job["task"] == "fork":
         _fork()
     else:
-        _import_ffmpeg()
+        if job["task"] in ("audio", "video"):
+            _import_ffmpeg()
+        if job["task"] == "document":
+            _import_pdfium()
         _run(job)
 
 
@@ -96,16 +107,26 @@ def _import_ffmpeg() -> None:
             import_module(module.name)
 
 
+def _import_pdfium() -> None:
+    import pypdfium2  # noqa: F401
+
+    codecs.lookup("utf-16-le")  # Python opens its file at the first use
+
+
 def _fork() -> None:
     """Import all decoders, then fork a process for each job."""
-    from PIL import Image
+    from PIL import AvifImagePlugin, Image
 
-    from polyphi.processing import media  # noqa: F401
+    from polyphi.processing import file_types, media
     from polyphi.runtime.fork_server import fork_on_request
 
-    with suppress(ImportError):
-        _import_ffmpeg()
+    for import_library in (_import_ffmpeg, _import_pdfium):
+        with suppress(ImportError):
+            import_library()
     Image.init()  # all formats: some import those of others late
+    for file_type in file_types.IMAGE_FORMATS:
+        media.missing_image_decoder(file_type)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a process can't start any
     fork_on_request(_run_forked)
 
 
@@ -124,11 +145,17 @@ def _run(job: dict[str, Any]) -> None:
         os.nice(5)  # steps of the engine come first
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # without memory, the kernel ends this process and no other
-    sealed = seal(job["memory_bytes"], job["cpu_seconds"])
+    sealed = seal(job["memory_bytes"], job["cpu_seconds"], threads=job.get("threads", False))
     if job["task"] == "probe":
         _send({"sealed": sealed, "isolated": sealed and _is_isolated(job["memory_bytes"])})
         return
-    tasks = {"audio": audio, "video": video, "sound": sound, "image": image}
+    tasks = {
+        "audio": audio,
+        "video": video,
+        "sound": sound,
+        "image": image,
+        "document": document,
+    }
     with suppress(BrokenPipeError):  # the parent has closed the pipe
         try:
             tasks[job["task"]](job)
@@ -146,23 +173,28 @@ def _run(job: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------ isolation
 
 
-def seal(memory_bytes: int, cpu_seconds: int) -> bool:
+def seal(memory_bytes: int, cpu_seconds: int, *, threads: bool = False) -> bool:
     """Set the limits of this process, with `memory_bytes` more than it has now, and filter its system calls. Returns
-    whether the filter is in place: only on Linux, on x86-64 and AArch64."""
+    whether the filter is in place: only on Linux, on x86-64 and AArch64. With `threads` it may start threads, to which
+    limits and filter apply too: libde265 decodes HEIC in one."""
+    calls: dict[str, tuple[Any, ...]] = dict.fromkeys(_CALLS, ())
+    if threads:
+        calls |= {"clone": (_Argument(0, _THREAD_FLAGS),), "rseq": (), "set_robust_list": ()}
     for kind, limit in (
         (resource.RLIMIT_AS, _address_space() + memory_bytes),
         (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU, and a second later SIGKILL
         (resource.RLIMIT_NOFILE, 0),
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CORE, 0),
+        *([] if threads else [(resource.RLIMIT_NPROC, 0)]),  # it counts threads
     ):
         with suppress(ValueError, OSError):  # some systems don't have them all
             resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
     try:
         if ctypes.CDLL(None).prctl(_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))):
             return False
-        _install_filter(dict.fromkeys(_CALLS, ()), refused=errno.EPERM)
+        # glibc calls `clone` where `clone3`, whose flags a filter can't read, doesn't exist.
+        _install_filter(calls, refused=errno.ENOSYS if threads else errno.EPERM)
     except (OSError, AttributeError):  # of systems without prctl
         return False
     return True
@@ -390,6 +422,56 @@ def _rgb(frame: Any) -> bytes:
         frame = frame.reformat(format="rgb24")
     rows, row, stride = memoryview(frame.planes[0]), 3 * frame.width, frame.planes[0].line_size
     return b"".join(rows[y * stride : y * stride + row] for y in range(frame.height))
+
+
+def document(job: dict[str, Any]) -> None:
+    """Send the pages of a PDF: their number, then of each one its image, if they fit into a "box" (short, long side in
+    pixels), and its text. Nothing in the file is run: this PDFium has no JavaScript, and forms aren't filled."""
+    from pypdfium2 import PdfDocument, PdfiumError, raw
+
+    with _file() as file:
+        data = file.read()
+    try:
+        pdf = PdfDocument(data)
+    except PdfiumError as error:
+        locked = error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY)
+        raise FileRejected("password" if locked else "damaged") from None
+    if (pages := len(pdf)) > job["max_pages"]:
+        raise FileRejected("pages", pages)
+    _send({"pages": pages})
+    characters = 0
+    for number in range(pages):
+        page = pdf[number]
+        if job["box"]:
+            width, height, rows = _rendered(page, *job["box"])
+            _send({"width": width, "height": height}, rows)
+        text = page.get_textpage()
+        characters += text.count_chars()
+        if characters > job["max_characters"]:
+            raise FileRejected("characters", characters)
+        _send({}, text.get_text_range().encode("utf-8", "replace"))
+        text.close()
+        page.close()
+
+
+def _rendered(page: Any, short: int, long: int) -> tuple[int, int, bytes]:
+    """Width, height and the RGB rows of a page on white, as large as fits into a box of these sides."""
+    from pypdfium2 import raw
+
+    wide, high = page.get_size()
+    if not (0 < wide < float("inf") and 0 < high < float("inf")):
+        raise FileRejected("damaged")
+    scale = min(short / min(wide, high), long / max(wide, high))
+    width, height = (max(1, round(scale * side)) for side in (wide, high))
+    buffer = (ctypes.c_ubyte * (3 * width * height))()
+    bitmap = raw.FPDFBitmap_CreateEx(width, height, raw.FPDFBitmap_BGR, buffer, 3 * width)
+    if not bitmap:
+        raise MemoryError
+    raw.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+    flags = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER
+    raw.FPDF_RenderPageBitmap(bitmap, page.raw, 0, 0, width, height, 0, flags)
+    raw.FPDFBitmap_Destroy(bitmap)
+    return width, height, bytes(buffer)
 
 
 if __name__ == "__main__":

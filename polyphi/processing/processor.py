@@ -15,24 +15,28 @@ from polyphi.batch import Batch, row
 from polyphi.encoder_input import Inputs
 from polyphi.messages import (
     ROUTES,
+    Document,
+    Image,
     Media,
     Message,
     Routes,
     Text,
     Tokens,
+    Video,
     modalities_of,
     normalize_adapter,
     route,
 )
 from polyphi.processing import image
 from polyphi.processing.audio import AudioReader
+from polyphi.processing.document import PAGE_CROPS
+from polyphi.processing.expansion import expand, expanded_part
 from polyphi.processing.ids import pieces_of
 from polyphi.processing.image import ImageReader
 from polyphi.processing.media import Caps
 from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_errors
 from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.video import expand_videos
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.steps import Steps, Stop, at_once, result_of
 
@@ -46,7 +50,8 @@ class TooLong(ValueError):
 class Processor:
     """Makes rows, with a reader for each modality (reader.py). `crop_size` and `patch_size` are in pixels; `max_crops`
     limits an image's crops without its global view. `caps` are the limits of an image, audio or video, and `decoders`
-    decode them in separate processes (media_decoder.py); both may be changed later."""
+    decode them in separate processes (media_decoder.py); both may be changed later. Without `has_images`, for a model
+    without a vision encoder, the pages of documents have text only."""
 
     def __init__(
         self,
@@ -55,7 +60,10 @@ class Processor:
         patch_size: int = image.PATCH,
         max_crops: int = image.MAX_CROPS,
         caps: Caps | None = None,
+        *,
+        has_images: bool = True,
     ) -> None:
+        self._has_images = has_images
         self._decoding = Decoding(caps or Caps())
         self.tokenizer = tokenizer
         images = ImageReader(self._decoding, crop_size, patch_size, max_crops)
@@ -150,12 +158,19 @@ class Processor:
 
     row = at_once(row_steps)
 
-    def expand(
-        self, messages: Sequence[Message], caps: Caps | None = None, stop: Stop | None = None
-    ) -> list[Message]:
-        """Return a conversation with each `Video` replaced by its frames (video.py), within `caps` or the processor's.
-        Raises `MediaError` with the number of the video; also soon after `stop` returns True."""
-        return expand_videos(messages, caps or self.caps, stop, self.decoders)
+    def expand(self, messages: Sequence[Message]) -> list[Message]:
+        """Return a conversation with each `Video` replaced by its frames, and each `Document` by its texts and pages.
+        Raises `MediaError` with the number of the video or document."""
+        return expand(messages, self.expanded)
+
+    def expanded(
+        self, part: Video | Document, caps: Caps | None = None, stop: Stop | None = None
+    ) -> Iterator[tuple[Text | Image, ...]]:
+        """Yield the parts of a video or document, frame by frame or page by page, within `caps` or the processor's.
+        Raises `MediaError`, also soon after `stop` returns True."""
+        short, long = (crops * self.images.crop_size for crops in PAGE_CROPS)
+        box = (short, long) if self._has_images else None
+        return expanded_part(part, caps or self.caps, box, stop, self.decoders)
 
     def encode(
         self, texts: Sequence[str], context: int | None = None, other_tokens: int = 0
@@ -304,13 +319,13 @@ class Processor:
     def media_size(
         self, messages: Sequence[Message], *, max_crops: int | None = None
     ) -> Steps[tuple[int, int]]:
-        """Return (bytes of what the encoders read, pixels of the images) of a conversation's row, without videos, with
-        a step for each part; from the headers of images and audio, for MP3 approximate. Raises `MediaError` for an
-        unreadable part."""
+        """Return (bytes of what the encoders read, pixels of the images) of a conversation's row, without videos and
+        documents, with a step for each part; from the headers of images and audio, for MP3 approximate. Raises
+        `MediaError` for an unreadable part."""
         total, pixels = 0, 0
         parts = [part for message in messages for part in message.parts]
         for reader in self.readers.values():
-            own = [p for p in parts if not isinstance(p, Text) and p.modality == reader.modality]
+            own = [p for p in parts if isinstance(p, Media) and p.modality == reader.modality]
             for number, part in enumerate(own):
                 yield
                 with number_in_errors(reader.modality, number):

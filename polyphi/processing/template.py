@@ -24,7 +24,7 @@ does, and without `trusted` not even these, because the answers in a client's co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.messages import Calls, Media, Message, Text, Video
+from polyphi.messages import Calls, Document, Media, Message, Text, Video
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import END, END_OF_TEXT
 from polyphi.tools import CALL, CALL_END
@@ -158,8 +158,8 @@ class _Writer:
         self._pieces.append(TemplatePiece((self._tokenizer.control(token),), answer))
         self._strip_next = self._tokenizer.strips_following_whitespace(token)
 
-    def _media(self, part: Media | Video) -> None:
-        assert not isinstance(part, Video), "a video is expanded first (video.py)"
+    def _media(self, part: Media | Video | Document) -> None:
+        assert not isinstance(part, Video | Document), "it is expanded first (expansion.py)"
         id = self._tokenizer.placeholder(part.modality)
         self._flush()
         self._pieces.append(TemplatePiece((id,), media=part))

@@ -1,60 +1,30 @@
 """Videos -> frames, one for each equal part of their time.
 
 >>> frames = decode_video("walk.mp4", frames=16)      # 16 PIL images, RGB, one for each sixteenth of its time
->>> expand_videos([Message.user(Video("walk.mp4"), "What happens?")])
+>>> images = list(frame_images(Video("walk.mp4"), CAPS))     # the same as parts of a message
 
 Limits and errors are as in media.py. A separate process decodes them (media_decoder.py).
 """
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 from PIL import Image as pil
 from PIL.Image import Image as Picture
 
-from polyphi.messages import Image, MediaSource, Message, Part, Video
+from polyphi.messages import Image, MediaSource, Video
 from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
-from polyphi.processing.media import CAPS, Caps, MediaError, decoder_media_error, open_media
+from polyphi.processing.media import CAPS, Caps, MediaError, bmp, decoder_media_error, open_media
 from polyphi.processing.media_decoder import DecoderError, video_frames
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.steps import Stop
 
 
-class FrameBytes(bytes):
-    """BMP bytes of a frame, written here: unlike the bytes of an image, they are not a stranger's."""
-
-
-def expand_videos(
-    messages: Sequence[Message],
-    caps: Caps = CAPS,
-    stop: Stop | None = None,
-    decoders: ForkServer | None = None,
-) -> list[Message]:
-    """Return the conversation with each `Video` replaced by its frames, in order, as `Image`s. Raises `MediaError` (a
-    ValueError) as `decode_video` does, with the number of the video."""
-    number = -1
-
-    def expand(part: Part) -> tuple[Part, ...]:
-        nonlocal number
-        if not isinstance(part, Video):
-            return (part,)
-        number += 1
-        try:
-            images = _decoded(part.source, part.frames, caps, stop, decoders)
-            return tuple(Image(_bmp(image), part.detail, part.max_crops) for image in images)
-        except MediaError as error:
-            error.part, error.number = "video", number
-            raise
-
-    return [replace(m, parts=tuple(p for part in m.parts for p in expand(part))) for m in messages]
-
-
-def _bmp(image: Picture) -> FrameBytes:
-    """Return BMP bytes, the fastest lossless format to write and read."""
-    out = io.BytesIO()
-    image.save(out, "BMP")
-    return FrameBytes(out.getvalue())
+def frame_images(
+    video: Video, caps: Caps, stop: Stop | None = None, decoders: ForkServer | None = None
+) -> Iterator[tuple[Image]]:
+    """Yield the parts that show a video to the model: each frame. Raises `MediaError` as `decode_video` does."""
+    for frame in _decoded(video.source, video.frames, caps, stop, decoders):
+        yield (Image(bmp(*frame), video.detail, video.max_crops),)
 
 
 def decode_video(
@@ -68,7 +38,8 @@ def decode_video(
     `video`). Raises `MediaError` (a ValueError) for other formats than MP4, WebM, Matroska and AVI, for damaged files,
     for a video without a video stream, and above a limit of `caps`; also soon after `stop` returns True.
     """
-    return list(_decoded(source, frames, caps, stop))
+    decoded = _decoded(source, frames, caps, stop)
+    return [pil.frombytes("RGB", (width, height), rows) for width, height, rows in decoded]
 
 
 def _decoded(
@@ -77,7 +48,8 @@ def _decoded(
     caps: Caps,
     stop: Stop | None,
     decoders: ForkServer | None = None,
-) -> Iterator[Picture]:
+) -> Iterator[tuple[int, int, bytearray]]:
+    """Yield (width, height, RGB rows) of each frame."""
     if not 1 <= frames <= caps.video_frames:
         raise MediaError(
             f"a video is read as 1 to {caps.video_frames} frames, found {frames}", "size"
@@ -99,8 +71,7 @@ def _decoded(
             decoders=decoders,
         )
         try:
-            for width, height, rows in decoded:
-                yield pil.frombytes("RGB", (width, height), rows)
+            yield from decoded
         except DecoderError as error:
             if (message := _above_limit(error, caps)) is not None:
                 raise MediaError(f"{name}: {message}", "size") from None

@@ -20,12 +20,17 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.memory import free_memory, ran_out
 from polyphi.messages import normalize_adapter
 from polyphi.runtime.heap import give_back
+from polyphi.serve.addresses import is_loopback
 from polyphi.serve.errors import ApiError
 from polyphi.serve.metrics import ServerMetrics
 from polyphi.serve.settings import MIB, Settings
 from polyphi.text.quantity import quantity
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+KNOWN_NAMES = re.compile(
+    r"(gpt|chatgpt|o[1-9]|codex|whisper|text-embedding|claude)-[\w.:-]{1,80}|o[1-9]"
+)
+"""Models of OpenAI and Anthropic, whose names are the defaults of many clients."""
 RESERVED = ("auto", "none")
 """Values of the field `adapter` that are no names."""
 MAX_REASON = 600
@@ -41,6 +46,8 @@ class AdapterModels:
         self._keys = {name: name for name in adapters}
         self._permanent = frozenset(adapters) - set(settings.adapters)
         self._base_names = (settings.name, *settings.aliases)
+        own = settings.known_names
+        self._answers_known_names = is_loopback(settings.host) if own is None else own
         if ambiguous := set(settings.aliases) & {settings.name, *adapters, ""}:
             raise ValueError(
                 f"--alias {ambiguous.pop()!r}: expected a name that neither the model nor one of its adapters has"
@@ -60,11 +67,23 @@ class AdapterModels:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _is_base(self, model: str) -> bool:
+        """Whether a name is the model's, and none of an adapter."""
+        if model in self._base_names:
+            return True
+        is_known = self._answers_known_names and KNOWN_NAMES.fullmatch(model) is not None
+        return is_known and model not in self._keys
+
+    def model_name(self, model: str | None) -> str:
+        """The name of the model that answers a request for `model`."""
+        is_own = model in self._base_names or model in self._keys
+        return model if model and is_own else self._settings.name
+
     def select(self, model: str | None, adapter: str | None) -> str | None:
         """The adapter of a request, from its `model` or its `adapter` field: its key, "auto" or None. Raises ApiError
         for an unknown model or adapter."""
         keys = self._keys
-        if model in (None, "", *self._base_names):
+        if not model or self._is_base(model):
             adapter = normalize_adapter(adapter)
             if adapter in ("auto", None):
                 return adapter
@@ -76,9 +95,12 @@ class AdapterModels:
             return keys[adapter]
         if model not in keys:
             expected = ", ".join([*self._base_names, *keys])
+            hint = (
+                "; polyphi serve --known-names answers it" if KNOWN_NAMES.fullmatch(model) else ""
+            )
             raise ApiError(
                 404,
-                f"unknown model {model!r:.80}; expected one of {expected}",
+                f"unknown model {model!r:.80}; expected one of {expected}{hint}",
                 param="model",
                 code="model_not_found",
             )

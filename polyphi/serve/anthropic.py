@@ -1,18 +1,20 @@
 """Anthropic's Messages API: its messages -> a conversation, and the model's answer -> content blocks."""
 
+import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter
+from pydantic_core import from_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.forms import CallRules, with_rules
 from polyphi.engine.output import Output, OutputPart
 from polyphi.engine.reasoning import Reasoning
-from polyphi.engine.tools import ToolCall
+from polyphi.engine.tools import CallDelta
 from polyphi.messages import Completion, SamplingParams
 from polyphi.serve.anthropic_schema import (
     CountTokensRequest,
@@ -36,7 +38,7 @@ from polyphi.serve.server import Server
 from polyphi.serve.streams import named_stream
 
 Event = dict[str, Any]
-BlockType = Literal["thinking", "text"]
+BlockType = Literal["thinking", "text", "tool_use"]
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -50,11 +52,11 @@ def routes(server: Server) -> APIRouter:
     )
     async def messages(body: MessagesRequest, request: HttpRequest) -> Response:
         generation = _generation(server, body)
-        offered = bool(generation.tools)
+        tools = generation.tools
 
         def formatted(job: Job, sampling: SamplingParams) -> MessagesAnswer:
             body.messages = []
-            return MessagesAnswer(server, request, body, job, Output(sampling, tools=offered))
+            return MessagesAnswer(server, request, body, job, Output(sampling, tools=tools))
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -104,8 +106,8 @@ def _tools(body: CountTokensRequest) -> tuple[list[dict[str, Any]], CallRules]:
 
 
 class Blocks:
-    """The content blocks of one answer, and the events of their growth. A call that is cut off is left out, because its
-    input isn't valid."""
+    """The content blocks of one answer, and the events of their growth. The input of a call that is cut off has the
+    members that are complete, as Anthropic's clients read it from a stream."""
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
@@ -115,12 +117,13 @@ class Blocks:
     def add(self, parts: list[OutputPart]) -> list[Event]:
         events: list[Event] = []
         for part in parts:
-            if isinstance(part, ToolCall):
-                events += [*self.close(), *(self._call(part) if part.complete else ())]
+            if isinstance(part, CallDelta):
+                events += self._call(part)
                 continue
             type_: BlockType = "thinking" if isinstance(part, Reasoning) else "text"
             if self._open != type_:
-                events += [*self.close(), self._start(type_)]
+                more = {"signature": ""} if type_ == "thinking" else {}
+                events += [*self.close(), self._start(type_, **{type_: ""}, **more)]
             text = part.text if isinstance(part, Reasoning) else part
             self._texts.append(text)
             events.append(self._delta({"type": f"{type_}_delta", type_: text}))
@@ -130,31 +133,43 @@ class Blocks:
         """The events that end the open block."""
         if self._open is None:
             return []
-        self.blocks[-1] = {**self.blocks[-1], self._open: "".join(self._texts)}
-        self._open = None
+        text = "".join(self._texts)
+        # Arguments are JSON already, and parsing could change them: 1e999 is infinite.
+        value = EncodedJson((text.encode(),)) if self._open == "tool_use" else text
+        name = "input" if self._open == "tool_use" else self._open
+        self.blocks[-1], self._open = {**self.blocks[-1], name: value}, None
         return [self._event("stop")]
 
     def _event(self, name: str, **fields: Any) -> Event:
         return {"type": f"content_block_{name}", "index": len(self.blocks) - 1, **fields}
 
-    def _start(self, type_: BlockType) -> Event:
-        block = {"type": type_, type_: ""}
-        self.blocks.append({**block, "signature": ""} if type_ == "thinking" else block)
+    def _start(self, type_: BlockType, **fields: Any) -> Event:
+        self.blocks.append({"type": type_, **fields})
         self._open, self._texts = type_, []
         return self._event("start", content_block=self.blocks[-1])
 
     def _delta(self, delta: dict[str, Any]) -> Event:
         return self._event("delta", delta=delta)
 
-    def _call(self, call: ToolCall) -> list[Event]:
-        block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": call.name}
-        # The arguments are JSON already, and parsing could change them: 1e999 is infinite.
-        self.blocks.append({**block, "input": EncodedJson((call.arguments.encode(),))})
-        return [
-            self._event("start", content_block={**block, "input": {}}),
-            self._delta({"type": "input_json_delta", "partial_json": call.arguments}),
-            self._event("stop"),
-        ]
+    def _call(self, part: CallDelta) -> list[Event]:
+        events: list[Event] = []
+        if part.name is not None:
+            id = f"toolu_{secrets.token_hex(12)}"
+            events += [*self.close(), self._start("tool_use", id=id, name=part.name, input={})]
+        if part.arguments:
+            self._texts.append(part.arguments)
+            events.append(self._delta({"type": "input_json_delta", "partial_json": part.arguments}))
+        if part.complete is False:
+            self._texts = [_complete_members("".join(self._texts))]
+        return events if part.complete is None else [*events, *self.close()]
+
+
+def _complete_members(arguments: str) -> str:
+    """A JSON object that is cut off, without the member that is incomplete."""
+    try:
+        return json.dumps(from_json(arguments or "{}", allow_partial=True), allow_nan=False)
+    except ValueError:  # a number that JSON doesn't have
+        return "{}"
 
 
 class MessagesAnswer:
@@ -169,7 +184,7 @@ class MessagesAnswer:
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
-            "model": body.model or server.settings.name,
+            "model": server.adapters.model_name(body.model),
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -215,10 +230,11 @@ class MessagesAnswer:
 
 
 def _usage(completion: Completion) -> dict[str, Any]:
+    """The counts of tokens; those that were cached aren't among the input tokens."""
     return {
-        "input_tokens": completion.prompt_tokens,
+        "input_tokens": completion.prompt_tokens - completion.cached,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": completion.cached,
         "output_tokens": len(completion.tokens),
         "output_tokens_details": {"thinking_tokens": completion.reasoning_tokens},
     }

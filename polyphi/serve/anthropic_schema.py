@@ -1,7 +1,7 @@
 """The request body of Anthropic's Messages API, and its messages as turns.
 
-`cache_control` and other hints that can't change an answer are ignored. Documents, files, and tools that Anthropic's
-servers run are errors.
+`cache_control` and other hints that can't change an answer are ignored. Stored files, citations, and tools that
+Anthropic's servers run are errors.
 """
 
 import json
@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from polyphi.engine.rows import PromptEnd
-from polyphi.messages import Grammar, Text
+from polyphi.messages import Grammar, Text, file_text
 from polyphi.serve.conversation import InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import Effort
@@ -22,6 +22,7 @@ from polyphi.serve.fields import (
     MAX_TEXT,
     STRING,
     Fields,
+    FileName,
     JsonObject,
     MediaText,
     Refused,
@@ -65,6 +66,68 @@ class ImageBlock(Fields):
     ]
 
 
+class TextSource(Fields):
+    ignored = frozenset({"media_type"})
+
+    type: Literal["text"]
+    data: str = Field(max_length=MAX_TEXT)
+
+
+CONTENT_BLOCKS = {"text": "<text>", "image": "<image>"}
+ContentBlock = Annotated[
+    Annotated[TextBlock, Tag(CONTENT_BLOCKS["text"])]
+    | Annotated[ImageBlock, Tag(CONTENT_BLOCKS["image"])],
+    one_of_types(CONTENT_BLOCKS, "a block"),
+]
+
+
+class ContentSource(Fields):
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
+        | Annotated[list[ContentBlock], FAST, Tag(LIST)],
+        one_of(json_type, "a text or a list of blocks"),
+    ]
+
+
+def _refuse_citations(value: Any) -> Any:
+    if value is True:
+        raise PydanticCustomError(
+            "no_citations", "expected false, because this server's answers have no citations"
+        )
+    return value
+
+
+class Citations(Fields):
+    enabled: Annotated[bool, BeforeValidator(_refuse_citations)] | None = None
+
+
+DOCUMENT_SOURCES = {**SOURCES, "text": "<text>", "content": "<content>", "file": "<file>"}
+
+
+def _refuse_file(value: Any) -> Any:
+    raise PydanticCustomError(
+        "no_files", "expected base64, a URL or text, because this server stores no files"
+    )
+
+
+class DocumentBlock(Fields):
+    ignored = frozenset({"cache_control"})
+
+    type: Literal["document"]
+    source: Annotated[
+        Annotated[Base64Source, Tag(DOCUMENT_SOURCES["base64"])]
+        | Annotated[UrlSource, Tag(DOCUMENT_SOURCES["url"])]
+        | Annotated[TextSource, Tag(DOCUMENT_SOURCES["text"])]
+        | Annotated[ContentSource, Tag(DOCUMENT_SOURCES["content"])]
+        | Annotated[None, BeforeValidator(_refuse_file), Tag(DOCUMENT_SOURCES["file"])],
+        one_of_types(DOCUMENT_SOURCES, "a source"),
+    ]
+    title: FileName | None = None
+    context: str | None = Field(default=None, max_length=MAX_TEXT)
+    citations: Citations | None = None
+
+
 class ToolUseBlock(Fields):
     ignored = frozenset({"cache_control", "caller", "toolset_name"})
 
@@ -74,10 +137,11 @@ class ToolUseBlock(Fields):
     input: JsonObject
 
 
-RESULT_BLOCKS = {"text": "<text>", "image": "<image>"}
+RESULT_BLOCKS = {**CONTENT_BLOCKS, "document": "<document>"}
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag(RESULT_BLOCKS["text"])]
-    | Annotated[ImageBlock, Tag(RESULT_BLOCKS["image"])],
+    | Annotated[ImageBlock, Tag(RESULT_BLOCKS["image"])]
+    | Annotated[DocumentBlock, Tag(RESULT_BLOCKS["document"])],
     one_of_types(RESULT_BLOCKS, "a block"),
 ]
 
@@ -115,6 +179,7 @@ BLOCKS = {
 Block = Annotated[
     Annotated[TextBlock, Tag(BLOCKS["text"])]
     | Annotated[ImageBlock, Tag(BLOCKS["image"])]
+    | Annotated[DocumentBlock, Tag(BLOCKS["document"])]
     | Annotated[ToolUseBlock, Tag(BLOCKS["tool_use"])]
     | Annotated[ToolResultBlock, Tag(BLOCKS["tool_result"])]
     | Annotated[ThinkingBlock, Tag(BLOCKS["thinking"])],
@@ -305,15 +370,41 @@ def _turns(message: MessageParam, path: str) -> list[InputTurn]:
         elif isinstance(block, ToolResultBlock):
             results.append(InputTurn("tool_response", _result(block, f"{block_path}.content")))
         elif not isinstance(block, ThinkingBlock):
-            parts.append(_part(block, block_path))
+            parts += _parts(block, block_path)
     whole = with_call_parts(parts, calls, path) if calls else tuple(parts)
     return [*results, InputTurn(message.role, whole)] if whole or not results else results
 
 
 def _result(block: ToolResultBlock, path: str) -> tuple[Text | MediaPart, ...]:
     if isinstance(block.content, list):
-        return tuple(_part(part, f"{path}[{i}]") for i, part in enumerate(block.content))
+        return tuple(
+            part for i, inner in enumerate(block.content) for part in _parts(inner, f"{path}[{i}]")
+        )
     return (Text(block.content or ""),)
+
+
+def _parts(
+    block: TextBlock | ImageBlock | DocumentBlock, path: str
+) -> tuple[Text | MediaPart, ...]:
+    if isinstance(block, DocumentBlock):
+        context = (Text(f"{block.context}\n"),) if block.context else ()
+        return (*context, *_document(block, f"{path}.source"))
+    return (_part(block, path),)
+
+
+def _document(block: DocumentBlock, path: str) -> tuple[Text | MediaPart, ...]:
+    source, name = block.source, block.title or "document"
+    if isinstance(source, UrlSource):
+        return (MediaPart("document", source.url, f"{path}.url", name=name),)
+    if isinstance(source, Base64Source):
+        return (MediaPart("document", source.data, f"{path}.data", encoded=True, name=name),)
+    if isinstance(source, TextSource):
+        return (file_text(name, source.data),)
+    assert isinstance(source, ContentSource)
+    if isinstance(source.content, str):
+        return (file_text(name, source.content),)
+    parts = (_part(one, f"{path}.content[{i}]") for i, one in enumerate(source.content))
+    return (Text(f"File {name}:\n"), *parts, Text("\n"))
 
 
 def _part(block: TextBlock | ImageBlock, path: str) -> Text | MediaPart:

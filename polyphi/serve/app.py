@@ -6,10 +6,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -18,11 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.media import image_types
 from polyphi.messages import LANGUAGES, SamplingParams
 from polyphi.serve import (
     anthropic,
     chat,
     completions,
+    embeddings,
     lora,
     page,
     realtime,
@@ -42,11 +45,14 @@ from polyphi.serve.errors import (
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import AccessGuard
+from polyphi.serve.refusals import other_base, unserved
 from polyphi.serve.response_json import PacedBodyMiddleware
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
+ANTHROPIC_VERSION = "anthropic-version"
+"""The header of Anthropic's clients, which have their own form of the model list."""
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -78,6 +84,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         chat.routes(server),
         responses_api.routes(server, server.store),
         completions.routes(server),
+        embeddings.routes(server),
         transcriptions.routes(server),
     ):
         app.include_router(router, responses={**body, **responses(429)})
@@ -117,12 +124,9 @@ def _errors(app: FastAPI) -> None:
         status, headers = error.status_code, dict(error.headers or {})
         if status == 405:
             headers["Allow"] = ", ".join(_methods(request))
-        message = {
-            404: "there is no route at this address",
-            405: f"this address doesn't accept {request.method}",
-        }.get(status, "the request can't be read")
         return await api_error(
-            request, ApiError(status, message, code=CODES.get(status), headers=headers)
+            request,
+            ApiError(status, _missing(request, status), code=CODES.get(status), headers=headers),
         )
 
     @app.exception_handler(ClientGone)
@@ -130,14 +134,30 @@ def _errors(app: FastAPI) -> None:
         return Response(status_code=499)  # only for the log: the client has disconnected
 
 
+def _missing(request: HttpRequest, status: int) -> str:
+    """The message for a request that no route takes."""
+    path = request.scope["path"]
+    if status not in CODES:
+        return "the request can't be read"
+    message = f"this address doesn't accept {request.method}"
+    if status == 404:
+        message = "there is no route at this address"
+    if reason := unserved(path):
+        return f"{message}: {reason}"
+    if _routed(request, path=(other := other_base(path))):
+        return f"{message}: expected {other}; change the base URL of the client"
+    return message
+
+
+def _routed(request: HttpRequest, **changes: str) -> bool:
+    """Whether there is a route for a request with another path or method."""
+    scope = {**request.scope, **changes}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
 def _methods(request: HttpRequest) -> list[str]:
     """The methods of all routes at a request's address. The framework names those of one route only."""
-
-    def routed(method: str) -> bool:
-        scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-
-    methods = [method for method in ("DELETE", "GET", "POST") if routed(method)]
+    methods = [method for method in ("DELETE", "GET", "POST") if _routed(request, method=method)]
     return [*methods, "HEAD"] if "GET" in methods else methods  # guard.py handles HEAD as GET
 
 
@@ -196,6 +216,21 @@ def _status(ok: bool) -> Response:
     return JSONResponse({"status": "ok" if ok else "unavailable"}, 200 if ok else 503)
 
 
+def _page(
+    names: list[str], limit: int, after: str | None, before: str | None
+) -> tuple[list[str], bool]:
+    """The names of a page in Anthropic's way, and whether more follow in its direction: the first ones after a name, or
+    the last ones before one."""
+    for name in (after, before):
+        if name is not None and name not in names:
+            raise ApiError(404, f"there is no model {name!r:.80}", code="model_not_found")
+    rest = names[names.index(after) + 1 :] if after is not None else names
+    if before is None:
+        return rest[:limit], len(rest) > limit
+    rest = rest[: rest.index(before)] if before in rest else []
+    return rest[-limit:], len(rest) > limit
+
+
 def _about(server: Server) -> APIRouter:
     router = APIRouter()
     settings, engine = server.settings, server.engine
@@ -216,19 +251,37 @@ def _about(server: Server) -> APIRouter:
             "max_model_len": engine.longest,
         }
 
+    created = datetime.fromtimestamp(server.started, UTC).isoformat().replace("+00:00", "Z")
+
+    def for_anthropic(name: str) -> dict[str, Any]:
+        return {"type": "model", "id": name, "display_name": name, "created_at": created}
+
     @router.get("/v1/models", summary="The model under all its names, and its adapters as models")
-    async def models() -> dict[str, Any]:
+    async def models(
+        request: HttpRequest,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        after_id: Annotated[str | None, Query(max_length=512)] = None,
+        before_id: Annotated[str | None, Query(max_length=512)] = None,
+    ) -> dict[str, Any]:
         names = [settings.name, *settings.aliases, *server.adapters]
-        return {"object": "list", "data": [model(name) for name in names]}
+        if ANTHROPIC_VERSION not in request.headers:
+            return {"object": "list", "data": [model(name) for name in names]}
+        page, has_more = _page(names, limit, after_id, before_id)
+        return {
+            "data": [for_anthropic(name) for name in page],
+            "first_id": page[0] if page else None,
+            "last_id": page[-1] if page else None,
+            "has_more": has_more,
+        }
 
     @router.get("/v1/models/{name:path}", responses=responses(404))
-    async def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: str, request: HttpRequest) -> dict[str, Any]:
         if not name:  # in a request, an empty name means the server's model
             raise ApiError(
                 404, "expected the id of a model in the path", param="model", code="model_not_found"
             )
         server.adapter(name, "auto")
-        return model(name)
+        return for_anthropic(name) if ANTHROPIC_VERSION in request.headers else model(name)
 
     @router.get("/tokenizer_info", summary="The tokenizer's settings and the chat template")
     async def tokenizer_info() -> dict[str, Any]:
@@ -249,7 +302,8 @@ def _about(server: Server) -> APIRouter:
     async def props() -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_request_pixels max_audio_bytes max_audio_seconds "
-            "max_recording_seconds max_video_bytes max_video_seconds max_video_frames max_body_bytes max_parts "
+            "max_recording_seconds max_video_bytes max_video_seconds max_video_frames max_document_bytes "
+            "max_document_pages max_body_bytes max_parts "
             "max_answers max_tokens"
         )
         defaults = SamplingParams()
@@ -263,6 +317,8 @@ def _about(server: Server) -> APIRouter:
                 "video": "image" in towers and server.media.containers,
             },
             "containers": server.media.containers,
+            "documents": server.media.pdfs,
+            "image_formats": image_types() if "image" in towers else [],
             "adapters": list(server.adapters),
             "context": engine.longest,
             "languages": dict(LANGUAGES),

@@ -24,7 +24,8 @@ from polyphi.engine.sampling import MAX_TEMPERATURE
 from polyphi.messages import SamplingParams
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import ClientGone
-from polyphi.serve.fields import Fields, Refused, validation_error
+from polyphi.serve.fields import Fields, Refused, refuse, validation_error
+from polyphi.serve.refusals import NO_SPEAKERS
 from polyphi.transcription import longform
 from polyphi.transcription import options as transcription_options
 
@@ -105,7 +106,10 @@ class AudioForm(Fields):
 
     model: str | Omitted = Field(None, description="The model, or one of its adapters.")
     adapter: str = "auto"
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    response_format: Annotated[
+        Literal["json", "text", "srt", "verbose_json", "vtt"],
+        refuse("diarized_json", NO_SPEAKERS),
+    ] = "json"
     temperature: list[Annotated[float, BeforeValidator(_temperature), Field(ge=0)]] = Field(
         [0.0],
         max_length=MAX_TEMPERATURES,
@@ -197,7 +201,7 @@ class TranscriptionForm(AudioForm):
     """The form of a transcription request."""
 
     language: str | Omitted = Field(
-        None, description="Returned as is; the model detects the language itself."
+        None, description="Returned by name; the model detects the language itself, as with auto."
     )
     timestamp_granularities: list[Literal["word", "segment"]] = Field(["segment"])
     include: list[Literal["logprobs"]] = Field([])
@@ -229,7 +233,9 @@ class TranscriptionForm(AudioForm):
     def task(self) -> tuple[longform.Task, str | None]:
         """The task of each piece, and the language of the answer if the form names it. Raises ApiError for a language
         that the model wasn't trained for."""
-        return longform.transcription(), self.language and _language("language", self.language)
+        if self.language is None or self.language.lower() == "auto":
+            return longform.transcription(), None
+        return longform.transcription(), _language("language", self.language)
 
 
 class TranslationForm(AudioForm):

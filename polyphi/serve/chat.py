@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.engine.forms import CallRules, with_rules
+from polyphi.engine.forms import with_rules
 from polyphi.engine.output import Output, OutputPart
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
@@ -21,7 +21,7 @@ from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prompt_logprobs import prompt_fields
 from polyphi.serve.response_json import base_fields, extra_fields, token_usage, usage
-from polyphi.serve.schema import ChatRequest, NamedTool, available_tools, prompt_end
+from polyphi.serve.schema import ChatRequest, available_tools, prompt_end
 from polyphi.serve.server import Server
 from polyphi.serve.streams import stream
 
@@ -35,11 +35,11 @@ def routes(server: Server) -> APIRouter:
     @router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
         generation = chat_generation(server, body)
-        offered = bool(generation.tools)
+        tools = generation.tools
 
         def formatted(job: Job, sampling: SamplingParams) -> ChatAnswer:
             body.messages = []
-            return ChatAnswer(server, request, body, job, sampling, offered)
+            return ChatAnswer(server, request, body, job, sampling, tools)
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -49,18 +49,14 @@ def routes(server: Server) -> APIRouter:
 def chat_generation(server: Server, body: ChatRequest) -> Generation:
     """The conversation to answer and its options. Raises ApiError for invalid ones."""
     adapter = server.adapter(body.model, body.adapter)
-    tools = available_tools(body.tools or (), body.tool_choice)
+    tools = available_tools(*body.offer)
     sampling = body.sampling(
         grammar=None,
         max_tokens=body.token_limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    rules = CallRules(
-        required=body.tool_mode == "required",
-        single=isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False,
-    )
     sampling = with_reasoning(
-        with_rules(sampling, tools, body.grammar(), rules),
+        with_rules(sampling, tools, body.grammar(), body.call_rules),
         server.settings.reasoning,
         *body.reasoning,
     )
@@ -69,24 +65,39 @@ def chat_generation(server: Server, body: ChatRequest) -> Generation:
 
 
 class ChatMessage:
-    """One answer as a message in OpenAI's format, during generation."""
+    """One answer as a message in OpenAI's format, during generation. `old_form`: a call is a `function_call`, as for
+    requests with `functions`; `reasoning`: whether it is returned."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, old_form: bool = False, reasoning: bool = True) -> None:
         self.output = output
-        self._calls: list[dict[str, Any]] = []
+        self._old_form, self._with_reasoning = old_form, reasoning
+        self._ids: list[str] = []  # of the calls
 
     def add(self, delta: OutputDelta) -> list[dict[str, Any]]:
         """The chat deltas of one output delta."""
-        return [self._delta(part) for part in self.output.add(delta)]
+        return [d for part in self.output.add(delta) if (d := self._delta(part))]
 
     def _delta(self, part: OutputPart) -> dict[str, Any]:
         if isinstance(part, str):
             return {"content": part}
         if isinstance(part, Reasoning):
-            return _reasoning(part.text)
-        call = _call(part)
-        self._calls.append(call)
-        return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+            return _reasoning(part.text) if self._with_reasoning else {}
+        if part.name is None and not part.arguments:  # the last delta of a call
+            return {}
+        function = {"arguments": part.arguments}
+        head: dict[str, Any] = {}
+        if part.name is not None:
+            function = {"name": part.name, **function}
+            self._ids.append(f"call_{secrets.token_hex(12)}")
+            head = {"id": self._ids[-1], "type": "function"}
+        if self._old_form:
+            return {"function_call": function}
+        return {"tool_calls": [{"index": len(self._ids) - 1, **head, "function": function}]}
+
+    @property
+    def finish_reason(self) -> str | None:
+        reason = self.output.finish_reason
+        return "function_call" if self._old_form and reason == "tool_calls" else reason
 
     @property
     def no_content(self) -> str | None:
@@ -95,11 +106,14 @@ class ChatMessage:
 
     @property
     def whole(self) -> dict[str, Any]:
-        reasoning, calls = self.output.reasoning, self._calls
+        reasoning = self.output.reasoning if self._with_reasoning else ""
+        calls = [_call(*pair) for pair in zip(self._ids, self.output.calls, strict=True)]
         content = self.output.content or (None if calls or reasoning else self.no_content)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if reasoning:
             message |= _reasoning(reasoning)
+        if self._old_form and calls:
+            return {**message, "function_call": calls[0]["function"]}
         return {**message, "tool_calls": calls} if calls else message
 
 
@@ -108,16 +122,13 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def _call(id: str, call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": id, "type": "function", "function": function}
 
 
 class ChatAnswer:
-    """A job's answers in OpenAI's format. `tools`: whether tools are offered."""
+    """A job's answers in OpenAI's format. `tools`: the functions that are offered."""
 
     def __init__(
         self,
@@ -126,13 +137,19 @@ class ChatAnswer:
         body: ChatRequest,
         job: Job,
         sampling: SamplingParams,
-        tools: bool,
+        tools: Sequence[dict[str, Any]],
     ) -> None:
         self._server, self._request, self._body, self._job = server, request, body, job
-        self._messages = [ChatMessage(Output(sampling, tools=tools)) for _ in job.requests]
+        old_form, reasoning = bool(body.functions), body.include_reasoning is not False
+        self._messages = [
+            ChatMessage(Output(sampling, tools=tools), old_form=old_form, reasoning=reasoning)
+            for _ in job.requests
+        ]
 
     def _head(self, object_type: str) -> dict[str, Any]:
-        return base_fields("chatcmpl", object_type, self._body.model or self._server.settings.name)
+        return base_fields(
+            "chatcmpl", object_type, self._server.adapters.model_name(self._body.model)
+        )
 
     def _completions(self) -> list[Completion]:
         """The completions of the ended job; also logs the messages where that is enabled."""
@@ -159,7 +176,7 @@ class ChatAnswer:
                     partial(self._logprobs, completion.logprobs),
                     LOGPROB * len(completion.logprobs) * (1 + top),
                 ),
-                "finish_reason": message.output.finish_reason,
+                "finish_reason": message.finish_reason,
                 "stop_reason": completion.stop_reason,
                 **({"token_ids": completion.tokens} if self._body.return_token_ids else {}),
             }
@@ -221,7 +238,7 @@ class ChatAnswer:
             if output.finish_reason:
                 start |= extra_fields([self._job.requests[output.number].completion()])
                 reasons = {
-                    "finish_reason": message.output.finish_reason,
+                    "finish_reason": message.finish_reason,
                     "stop_reason": output.stop_reason,
                 }
                 yield chunk(output.number, {}, **reasons)

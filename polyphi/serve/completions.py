@@ -50,7 +50,8 @@ def routes(server: Server) -> APIRouter:
             ticket.use_adapter(adapter)
             sampling = await server.check_sampling(ticket, requested, body)
             rows = await unless_disconnected(
-                request, _rows(server, ticket.caller, body.prompt, adapter)
+                request,
+                text_rows(server, ticket.caller, body.prompt, adapter, "prompt", MAX_PROMPTS),
             )
             ticket.reserve(sum(row.nbytes for row in rows), len(rows))
             if body.echo and body.logprobs is not None:
@@ -82,16 +83,16 @@ def routes(server: Server) -> APIRouter:
     return router
 
 
-async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None) -> list[Batch]:
-    """Each prompt as a row. Text never becomes a control token; an empty prompt becomes the end-of-document token."""
-    prompts = (
-        [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
-    )
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
+async def text_rows(
+    server: Server, caller: Caller, texts: Any, adapter: str | None, param: str, most: int
+) -> list[Batch]:
+    """A row for each text or list of token ids of the field `param`, which has at most `most`. Text never becomes a
+    control token; an empty text becomes the end-of-document token."""
+    is_one = isinstance(texts, str) or (texts and isinstance(texts[0], int))
+    prompts = [texts] if is_one else texts
+    if not 1 <= len(prompts) <= most:
         raise ApiError(
-            400,
-            f"prompt: expected 1 to {MAX_PROMPTS} prompts, found {len(prompts)}",
-            param="prompt",
+            400, f"{param}: expected 1 to {most} texts, found {len(prompts)}", param=param
         )
     engine = server.engine
 
@@ -104,7 +105,7 @@ async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None
             batches.append(engine.rows.ids_row(ids, adapter=adapter, context=context))
         return batches
 
-    with server.api_errors("prompt"):
+    with server.api_errors(param):
         return await server.in_steps(sum(map(len, prompts)) > LARGE, caller, rows())
 
 
@@ -121,7 +122,7 @@ class CompletionsAnswer:
     ) -> None:
         self._server, self._request, self._rows = server, request, rows
         self._body, self._sampling = body, sampling
-        self._head = base_fields("cmpl", "text_completion", body.model or server.settings.name)
+        self._head = base_fields("cmpl", "text_completion", server.adapters.model_name(body.model))
 
     async def echo_only(self) -> Response:
         """A response with the prompts only."""

@@ -8,12 +8,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyphi.messages import Audio, Detail, Image, Item, Message, Part, Text, Video, with_calls
+from polyphi.messages import (
+    Audio,
+    Detail,
+    Document,
+    Image,
+    Item,
+    Message,
+    Part,
+    Text,
+    Video,
+    with_calls,
+)
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
+    FilePart,
     ImagePart,
     ItemPart,
     RefusalPart,
@@ -23,13 +35,14 @@ from polyphi.serve.schema import (
 from polyphi.serve.schema import Part as RequestPart
 from polyphi.serve.settings import Settings
 
-ROLES = {"developer": "system", "tool": "tool_response"}
+ROLES = {"developer": "system", "tool": "tool_response", "function": "tool_response"}
 
 
 @dataclass(frozen=True)
 class MediaPart:
-    """An image, audio clip, video or item of a further modality that isn't loaded yet: a URL, or with `encoded` base64.
-    `path`: the part's path in the request, for errors. `frames`: of a video."""
+    """An image, audio clip, video, document or item of a further modality that isn't loaded yet: a URL, or with
+    `encoded` base64. `path`: the part's path in the request, for errors. `frames`: of a video. `name`: of a
+    document."""
 
     modality: str
     url: str
@@ -38,6 +51,7 @@ class MediaPart:
     detail: Detail = "auto"
     max_crops: int | None = None
     frames: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ def with_call_parts(
 
 
 def media_paths(turns: Sequence[InputTurn], modality: str) -> list[str]:
-    """The paths of a conversation's images ("image"), audio ("audio") or videos ("video"), in their order."""
+    """The paths of a conversation's images ("image"), audio ("audio"), videos ("video") or documents
+    ("document"), in their order."""
     return [part.path for part in media_parts(turns) if part.modality == modality]
 
 
@@ -91,7 +106,7 @@ async def conversation(
     clips = sum(part.modality != "video" for part in parts)
     for count, limit, name in (
         (frames, settings.max_video_frames, "frames of videos"),
-        (frames + clips, settings.max_parts, "images, audio clips and frames of videos"),
+        (frames + clips, settings.max_parts, "images, audio clips, frames of videos and documents"),
     ):
         if count > limit:
             raise ApiError(
@@ -112,6 +127,10 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
         elif part.modality == "video":
             data = await media.video(part.url, part.path)
             loaded.append(Video(data, part.frames, part.detail, part.max_crops))
+        elif part.modality == "document":
+            url = f"data:;base64,{part.url}" if part.encoded else part.url
+            data = await media.document(url, part.path)
+            loaded.append(Document(data, part.name, part.detail))
         elif part.modality != "audio":
             loaded.append(Item(part.modality, await media.item(part.url, part.path)))
         elif part.encoded:
@@ -119,6 +138,12 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
         else:
             loaded.append(Audio(await media.audio(part.url, part.path)))
     return tuple(loaded)
+
+
+def file_data(data: str, name: str, path: str, detail: Detail = "auto") -> MediaPart:
+    """The document of a data URL or base64."""
+    encoded = data[:5].lower() != "data:"
+    return MediaPart("document", data, path, encoded=encoded, name=name, detail=detail)
 
 
 def chat_turns(turns: Sequence[Turn]) -> list[InputTurn]:
@@ -132,15 +157,18 @@ def _chat_turn(turn: Turn, path: str) -> InputTurn:
         parts.append(Text(turn.content))
     for number, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
         parts.append(_chat_part(part, f"{path}.content[{number}]"))
-    if turn.tool_calls:
-        path = f"{path}.tool_calls"
+    functions = [call.function for call in turn.tool_calls or ()]
+    if turn.function_call is not None:
+        functions.append(turn.function_call)
+    if functions:
+        path = f"{path}.tool_calls" if turn.tool_calls else f"{path}.function_call"
         if turn.role != "assistant":
             raise ApiError(
                 400,
                 f"{path}: expected role 'assistant' for tool calls, found {turn.role!r}",
                 param=path,
             )
-        calls = [call.function.model_dump() for call in turn.tool_calls]
+        calls = [function.model_dump() for function in functions]
         return InputTurn(turn.role, with_call_parts(parts, calls, path))
     if turn.content is None:
         raise ApiError(400, f"{path}.content: expected text or parts", param=f"{path}.content")
@@ -169,6 +197,8 @@ def _chat_part(part: RequestPart, path: str) -> Text | MediaPart:
             max_crops=video.max_crops,
             frames=video.frames,
         )
+    if isinstance(part, FilePart):
+        return file_data(part.file.file_data, part.file.filename or "", f"{path}.file.file_data")
     if isinstance(part, ItemPart):
         data_path = f"{path}.{part.type}.data"
         return MediaPart(part.type, part.item.data, data_path, encoded=True)

@@ -3,12 +3,12 @@
 docs/fields.md says of each what it does here.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from polyphi.serve.fields import Fields, Refused, needs
+from polyphi.serve.fields import Fields, Refused, needs, refuse
 from polyphi.serve.formats import FormatFields
 
 IGNORED = frozenset(
@@ -63,6 +63,10 @@ REFUSED: Refused = {
 }
 
 
+REPETITION = {"repeat_penalty": "repetition_penalty"}
+NOT_ALL = refuse(-1, "the log-probabilities of all tokens aren't returned, at most those of 20")
+"""vLLM's value for the whole vocabulary."""
+
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -105,11 +109,19 @@ class Extensions(FormatFields):
     stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20), NOT_ALL] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, value: Any) -> Any:
+        """The name of llama.cpp and Ollama, which chat pages send."""
+        if not isinstance(value, dict) or "repeat_penalty" not in value:
+            return value
+        return {REPETITION.get(name, name): inner for name, inner in value.items()}
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:

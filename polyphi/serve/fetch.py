@@ -33,7 +33,15 @@ from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx2
 
-from polyphi.engine.media import MediaError, is_audio, is_image, is_video, isolation_missing
+from polyphi.engine.media import (
+    MediaError,
+    is_audio,
+    is_image,
+    is_pdf,
+    is_video,
+    isolation_missing,
+    pdf_isolation_missing,
+)
 from polyphi.serve.addresses import (
     PORTS,
     Address,
@@ -49,9 +57,9 @@ from polyphi.serve.shares import Full, Reservation, Shares
 from polyphi.serve.threads import Threads
 
 log = logging.getLogger("polyphi.serve")
-Modality = Literal["image", "audio", "video"]
+Modality = Literal["image", "audio", "video", "document"]
 EXPECTED: dict[str, str] = {
-    "image": "a PNG, JPEG, WebP, GIF or BMP image",
+    "image": "a PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC image",
     "audio": "a WAV, FLAC, OGG or MP3 audio file",
     "video": "an MP4, WebM, Matroska or AVI video",
 }
@@ -87,15 +95,21 @@ class Media:
         # Dedicated threads: name servers that don't answer must not block the shared ones.
         self._resolvers = Threads(self._shares.resolvers, "look up hosts")
         self._reservation: Reservation | None = None
-        reason = isolation_missing()
-        self.containers = reason is None if settings.containers is None else settings.containers
+        self.containers = self._accepts("M4A, MP4, WebM, AAC, AMR and videos", isolation_missing())
         """Whether audio and videos that FFmpeg decodes are accepted."""
-        if reason is not None and settings.containers is not False:
-            state = "accepted" if self.containers else "refused"
-            log.warning("M4A, MP4, WebM, AAC, AMR and videos are %s: %s", state, reason)
+        self.pdfs = not trusted and self._accepts("PDFs", pdf_isolation_missing())
+        """Whether PDFs are accepted."""
         if settings.remote:
             self._tls = tls or httpx2.create_ssl_context(trust_env=False)
             logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every URL
+
+    def _accepts(self, formats: str, reason: str | None) -> bool:
+        """Whether formats are accepted whose decoder can't be isolated for this `reason`, if any."""
+        setting = self.settings.containers
+        accepted = reason is None if setting is None else setting
+        if reason is not None and setting is not False:
+            log.warning("%s are %s: %s", formats, "accepted" if accepted else "refused", reason)
+        return accepted
 
     @contextmanager
     def request(self, client: bytes) -> "Iterator[Media]":
@@ -129,6 +143,18 @@ class Media:
                 param=param,
             )
         return await self._load(url, "video", param)
+
+    async def document(self, url: str, param: str) -> bytes:
+        """The bytes of the document at a URL; raises as `image` does, but other files than PDFs are refused when they
+        are read as text."""
+        data = await self._load(url, "document", param)
+        if is_pdf(data) and not self.pdfs:
+            raise ApiError(
+                415,
+                "this server reads no PDFs; send their text, or images of their pages",
+                param=param,
+            )
+        return data
 
     async def input_audio(self, data: str, param: str) -> bytes:
         """The bytes of an `input_audio` part in base64; raises as `image` does."""
@@ -184,7 +210,7 @@ class Media:
                 f"expected the {modality} as a data URL (data:...;base64,...) or an http(s) address",
                 param=param,
             )
-        return self.check(data, modality, param)
+        return data if modality == "document" else self.check(data, modality, param)
 
     def _data_url(self, url: str, param: str, limit: int) -> bytes:
         """The bytes of a data URL. Its media type is ignored; `check` looks at the bytes."""

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from polyphi.serve.errors import ApiError
+from polyphi.serve.refusals import FIELDS
 
 MAX_TEXT = 4_000_000
 """Maximum characters of one text."""
@@ -80,6 +82,19 @@ def _count_json_text(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def refuse(value: Any, reason: str) -> BeforeValidator:
+    """Refuses a value that other servers have."""
+
+    def check(other: Any) -> Any:
+        if other == value and not isinstance(other, bool):
+            raise PydanticCustomError(
+                "refused_value", "expected another value: {reason}", {"reason": reason}
+            )
+        return other
+
+    return BeforeValidator(check)
+
+
 MediaText = Annotated[str, AfterValidator(_count_media)]
 """A URL or base64."""
 JsonText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_count_json_text)]
@@ -133,7 +148,9 @@ class Fields(BaseModel):
                 if inner is None or inner in cls.refused[name]:
                     continue
                 raise PydanticCustomError(
-                    "unsupported_field", "isn't supported; leave it out", {"field": name}
+                    "unsupported_field",
+                    "isn't supported: {reason}; leave it out",
+                    {"field": name, "reason": FIELDS[name]},
                 )
             if name in known or name in cls.ignored:
                 continue
@@ -170,6 +187,8 @@ def _is_misspelling(name: str, known: str) -> bool:
 STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 """Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
 
+
+FileName = Annotated[str, Field(max_length=512)]
 
 MAX_DEPTH = 64
 """Maximum nested objects and lists in JSON that becomes part of a prompt or a response."""

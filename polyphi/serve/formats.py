@@ -23,7 +23,9 @@ from polyphi.serve.fields import (
     Refused,
     json_type,
     one_of,
+    refuse,
 )
+from polyphi.serve.refusals import NO_TAGS
 
 Schema = Annotated[
     Annotated[AnyObject, Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
@@ -47,7 +49,12 @@ class JsonSchema(Fields):
 
 
 class ResponseFormat(Fields):
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    refused: ClassVar[Refused] = {"structures": (), "triggers": ()}
+
+    type: Annotated[
+        Literal["text", "json_object", "json_schema", "regex", "grammar"],
+        refuse("structural_tag", NO_TAGS),
+    ]
     json_schema: JsonSchema | None = None
     schema_: Schema | None = Field(alias="schema", default=None)
     regex: str | None = None

@@ -17,7 +17,7 @@ from polyphi.messages import SamplingParams, Tokens, with_tools
 from polyphi.serve.conversation import InputTurn, conversation
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
-from polyphi.serve.prepare import prepare, with_frames
+from polyphi.serve.prepare import prepare, with_expansion
 from polyphi.serve.schema import Sampling
 from polyphi.serve.server import Server, Ticket, is_large, release_body
 
@@ -110,7 +110,7 @@ async def count_tokens(
         with server.media.request(ticket.caller.client) as media:
             messages = await conversation(media, turns, server.settings, param)
             messages = with_tools(messages, list(tools))
-            expanded = await with_frames(server, ticket, messages)
+            expanded = await with_expansion(server, ticket, messages)
             count = server.engine.processor.count_steps(
                 expanded.messages, continue_final=end == "final_message"
             )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from polyphi.batch import Batch
 from polyphi.engine.media import MediaError
 from polyphi.engine.rows import PromptEnd
-from polyphi.messages import Message, SamplingParams, Video, media
+from polyphi.messages import Document, Message, SamplingParams, Video, media
+from polyphi.serve.expansion import Expanded, expand
 from polyphi.serve.server import Server, Ticket, is_large
-from polyphi.serve.videos import Expanded, expand
 from polyphi.steps import Steps, result_of, timed
 
 
@@ -27,7 +27,7 @@ async def prepare(
     ApiError 429 where there is no memory for the row. When cancelled, decoding stops after the present image or clip.
     """
     try:
-        expanded = await with_frames(server, ticket, messages)
+        expanded = await with_expansion(server, ticket, messages)
         with expanded.errors():
             steps = _prepare(server, ticket, expanded.messages, adapter, sampling, end)
             return await server.in_steps(is_large(messages), ticket.caller, steps)
@@ -36,16 +36,17 @@ async def prepare(
         raise
 
 
-async def with_frames(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
-    """A conversation with the frames of its videos, which are decoded in the client's turn. Raises MediaError."""
+async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
+    """A conversation with the frames of its videos and the pages of its documents, which are decoded in the client's
+    turn. Raises MediaError."""
 
     def stop() -> bool:
         return ticket.released or not server.alive
 
-    steps = expand(server.engine, messages, ticket.reserve, stop)
-    if not media(messages, Video):
+    steps = expand(server.engine, server.settings, messages, ticket.reserve, stop)
+    if not (media(messages, Video) or media(messages, Document)):
         return result_of(steps)
-    return await server.video_threads.run_steps(ticket.caller.client, steps)
+    return await server.expansion_threads.run_steps(ticket.caller.client, steps)
 
 
 def _prepare(
@@ -60,8 +61,8 @@ def _prepare(
     size, pixels = yield from engine.processor.media_size(messages)
     if pixels > (limit := server.settings.max_request_pixels):
         raise MediaError(
-            f"the images and frames of a request may have {limit:,} pixels in all, found {pixels:,}; shrink them, or "
-            "send fewer",
+            f"the images, frames and pages of a request may have {limit:,} pixels in all, found {pixels:,}; shrink "
+            "them, or send fewer",
             "size",
         )
     # Before media are decoded: 64 rows of many images would exceed the machine's memory.

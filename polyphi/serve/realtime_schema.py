@@ -97,14 +97,33 @@ class Transcription(Fields):
             message = "this model uses its own prompts for audio and accepts no other; leave it out"
             raise _misplaced("prompt", message)
         try:
-            language(self.language or "en")
+            if (self.language or "auto").lower() != "auto":
+                language(str(self.language))
         except ValueError as error:
             raise _misplaced("language", str(error)) from None
         return self
 
 
+SILENCES = {"low": 1000, "medium": 500, "high": 300, "auto": 500}
+"""[ours] Milliseconds of silence after which a turn ends, by the `eagerness` of `semantic_vad`."""
+
+
 class ServerVad(Fields):
     ignored: ClassVar[frozenset[str]] = frozenset({"create_response", "interrupt_response"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_semantic(cls, value: Any) -> Any:
+        """Turns by the meaning of words, the default of some clients, become turns by silence."""
+        if not isinstance(value, dict) or value.get("type") != "semantic_vad":
+            return value
+        eagerness = value.get("eagerness") or "auto"
+        if eagerness not in SILENCES:
+            raise _misplaced(
+                "eagerness", f"expected one of {', '.join(SILENCES)}, found {eagerness!r:.80}"
+            )
+        others = {name: inner for name, inner in value.items() if name != "eagerness"}
+        return {**others, "type": "server_vad", "silence_duration_ms": SILENCES[eagerness]}
 
     type: Literal["server_vad"]
     threshold: float = Field(0.5, ge=0, le=1)

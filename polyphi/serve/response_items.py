@@ -9,18 +9,21 @@ Adjacent text is one item; a call ends a message, so text after it begins anothe
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from polyphi.engine.output import OutputPart
 from polyphi.engine.reasoning import Reasoning
-from polyphi.engine.tools import ToolCall
+from polyphi.engine.tools import CallDelta
 from polyphi.messages import TokenLogprob
 
 Event = dict[str, Any]
 TextItem = Literal["reasoning", "message"]
+ItemType = Literal["reasoning", "message", "function_call"]
 PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 PART_TYPES = {"reasoning": "reasoning_text", "message": "output_text"}
+TEXTS = {"output_text": ("text", "logprobs"), "reasoning_text": ("text",)}
+"""The types of parts with a text, and their fields at its end."""
 
 
 def new_id(prefix: str) -> str:
@@ -34,7 +37,7 @@ class Items:
     def __init__(self, entry: Callable[[TokenLogprob], dict[str, Any]] | None) -> None:
         self.items: list[dict[str, Any]] = []
         self._entry = entry
-        self._open: TextItem | None = None  # the type of the last item, while it grows
+        self._open: ItemType | None = None  # the type of the last item, while it grows
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._pending: list[TokenLogprob] = []
@@ -44,9 +47,9 @@ class Items:
         self._pending += logprobs
         events: list[Event] = []
         for part in parts:
-            if isinstance(part, ToolCall):
+            if isinstance(part, CallDelta):
                 self._pending = []
-                events += [*self._close("completed"), *self._call(part)]
+                events += self._call(part)
                 continue
             type_: TextItem = "reasoning" if isinstance(part, Reasoning) else "message"
             if self._open != type_:
@@ -94,7 +97,7 @@ class Items:
         return self._of_part("output_text.delta", delta=text, logprobs=entries)
 
     def _close(self, status: str) -> list[Event]:
-        if self._open is None:
+        if self._open is None or self._open == "function_call":  # a call ends with its last delta
             return []
         part = self._part()
         name = PART_TYPES[self._open]
@@ -107,23 +110,60 @@ class Items:
             self._event("output_item.done", item=self.items[-1]),
         ]
 
-    def _call(self, call: ToolCall) -> list[Event]:
-        item = {
-            "id": new_id(PREFIXES["function_call"]),
-            "type": "function_call",
-            "status": "completed" if call.complete else "incomplete",
-            "call_id": new_id("call"),
-            "name": call.name,
-            "arguments": call.arguments,
-        }
-        self.items.append(item)
-        item_id, arguments = item["id"], call.arguments
-        start = {**item, "status": "in_progress", "arguments": ""}
+    def _call(self, delta: CallDelta) -> list[Event]:
+        events: list[Event] = []
+        if delta.name is not None:
+            events += self._close("completed")
+            head = {"id": new_id(PREFIXES["function_call"]), "type": "function_call"}
+            call = {"call_id": new_id("call"), "name": delta.name, "arguments": ""}
+            self.items.append({**head, "status": "in_progress", **call})
+            self._open, self._texts = "function_call", []
+            events.append(self._event("output_item.added", item=self.items[-1]))
+        item_id, name = self.items[-1]["id"], self.items[-1]["name"]
+        if delta.arguments:
+            self._texts.append(delta.arguments)
+            of_item = {"item_id": item_id, "delta": delta.arguments}
+            events.append(self._event("function_call_arguments.delta", **of_item))
+        if delta.complete is None:
+            return events
+        arguments, self._open = "".join(self._texts), None
+        status = "completed" if delta.complete else "incomplete"
+        self.items[-1] = {**self.items[-1], "status": status, "arguments": arguments}
+        of_item = {"item_id": item_id, "name": name, "arguments": arguments}
         return [
-            self._event("output_item.added", item=start),
-            self._event("function_call_arguments.delta", item_id=item_id, delta=arguments),
-            self._event(
-                "function_call_arguments.done", item_id=item_id, name=call.name, arguments=arguments
-            ),
-            self._event("output_item.done", item=item),
+            *events,
+            self._event("function_call_arguments.done", **of_item),
+            self._event("output_item.done", item=self.items[-1]),
         ]
+
+
+def stored_events(response: dict[str, Any]) -> Iterator[Event]:
+    """The events of a response that has ended: each text and each call's arguments are one delta."""
+    start = {**response, "status": "in_progress", "output": [], "usage": None}
+    for type_ in ("created", "in_progress"):
+        yield {"type": f"response.{type_}", "response": start}
+    for index, item in enumerate(response["output"]):
+        for event in _item_events(item):
+            yield {**event, "type": f"response.{event['type']}", "output_index": index}
+    yield {"type": f"response.{response['status']}", "response": response}
+
+
+def _item_events(item: dict[str, Any]) -> Iterator[Event]:
+    is_call = item["type"] == "function_call"
+    empty: dict[str, Any] = {"arguments": ""} if is_call else {"content": []}
+    yield {"type": "output_item.added", "item": {**item, "status": "in_progress", **empty}}
+    if is_call:
+        name, of_item = "function_call_arguments", {"item_id": item["id"]}
+        yield {"type": f"{name}.delta", **of_item, "delta": item["arguments"]}
+        of_item |= {"name": item["name"], "arguments": item["arguments"]}
+        yield {"type": f"{name}.done", **of_item}
+    for number, part in enumerate(() if is_call else item["content"]):
+        of_part = {"item_id": item["id"], "content_index": number}
+        fields = {key: part[key] for key in TEXTS[part["type"]]}
+        lists: dict[str, Any] = {key: [] for key in fields if key != "text"}
+        yield {"type": "content_part.added", **of_part, "part": {**part, "text": "", **lists}}
+        delta = {"delta": part["text"], **{key: part[key] for key in lists}}
+        yield {"type": f"{part['type']}.delta", **of_part, **delta}
+        yield {"type": f"{part['type']}.done", **of_part, **fields}
+        yield {"type": "content_part.done", **of_part, "part": part}
+    yield {"type": "output_item.done", "item": item}

@@ -84,7 +84,7 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
             items = None  # only the store refers to them, and may drop them
             head = _head(server, body, tools, sampling, record)
             return ResponsesAnswer(
-                server, request, head, job, Output(sampling, tools=bool(tools)), record
+                server, request, head, job, Output(sampling, tools=tools), record
             )
 
         return await answer(server, request, generation, formatted, stream=body.stream)
@@ -336,7 +336,7 @@ def _head(
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "model": body.model or server.settings.name,
+        "model": server.adapters.model_name(body.model),
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,

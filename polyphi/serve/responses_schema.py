@@ -6,13 +6,19 @@ Fields that can't change an answer here are ignored; those that a client relies 
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, Field, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from polyphi.messages import Grammar, Text
-from polyphi.serve.conversation import ROLES, InputTurn, MediaPart, with_call_parts
+from polyphi.serve.conversation import (
+    ROLES,
+    InputTurn,
+    MediaPart,
+    file_data,
+    with_call_parts,
+)
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import Effort
 from polyphi.serve.fields import (
@@ -21,6 +27,7 @@ from polyphi.serve.fields import (
     MAX_TEXT,
     STRING,
     Fields,
+    FileName,
     JsonObject,
     JsonText,
     MediaText,
@@ -60,6 +67,27 @@ class InputAudioItem(Fields):
     input_audio: InputAudio
 
 
+class InputFile(Fields):
+    ignored = frozenset({CACHE})
+    refused: ClassVar[Refused] = {"file_id": ()}
+
+    type: Literal["input_file"]
+    file_data: MediaText | None = Field(default=None, description="A data URL, or base64 alone.")
+    file_url: MediaText | None = Field(
+        default=None, description="An address, if the server fetches from it."
+    )
+    filename: FileName | None = None
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file_data is None) == (self.file_url is None):
+            raise PydanticCustomError(
+                "no_source", "expected either file_data or file_url, not both or neither"
+            )
+        return self
+
+
 class OutputText(Fields):
     ignored = frozenset({"annotations", "logprobs", "parsed"})
 
@@ -69,7 +97,14 @@ class OutputText(Fields):
 
 PARTS = {
     type_: f"<{type_}>"
-    for type_ in ("input_text", "input_image", "input_audio", "output_text", "refusal")
+    for type_ in (
+        "input_text",
+        "input_image",
+        "input_audio",
+        "input_file",
+        "output_text",
+        "refusal",
+    )
 }
 
 
@@ -77,6 +112,7 @@ ContentPart = Annotated[
     Annotated[InputText, Tag(PARTS["input_text"])]
     | Annotated[InputImage, Tag(PARTS["input_image"])]
     | Annotated[InputAudioItem, Tag(PARTS["input_audio"])]
+    | Annotated[InputFile, Tag(PARTS["input_file"])]
     | Annotated[OutputText, Tag(PARTS["output_text"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
     one_of_types(PARTS, "a part"),
@@ -331,4 +367,14 @@ def _part(part: ContentPart, path: str) -> Text | MediaPart:
     if isinstance(part, InputAudioItem):
         data_path = f"{path}.input_audio.data"
         return MediaPart("audio", part.input_audio.data, data_path, encoded=True)
+    if isinstance(part, InputFile):
+        return _file(part, path)
     return Text(part.refusal if isinstance(part, RefusalPart) else part.text)
+
+
+def _file(part: InputFile, path: str) -> MediaPart:
+    name, detail = part.filename or "", part.detail or "auto"
+    if part.file_data is not None:
+        return file_data(part.file_data, name, f"{path}.file_data", detail)
+    assert part.file_url is not None
+    return MediaPart("document", part.file_url, f"{path}.file_url", name=name, detail=detail)

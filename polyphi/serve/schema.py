@@ -11,7 +11,9 @@ from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
+from polyphi.engine.forms import CallRules
 from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Grammar, SamplingParams
 from polyphi.serve.errors import ApiError
@@ -24,6 +26,7 @@ from polyphi.serve.fields import (
     STRING,
     AnyObject,
     Fields,
+    FileName,
     JsonText,
     MediaText,
     Refused,
@@ -37,7 +40,7 @@ from polyphi.tools import functions
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
     type_: f"<{type_}>"
-    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
+    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "file", "refusal")
 }
 
 
@@ -114,6 +117,18 @@ class VideoPart(PartFields):
     video_url: VideoUrl
 
 
+class FileData(Fields):
+    refused: ClassVar[Refused] = {"file_id": ()}
+
+    file_data: MediaText = Field(description="A data URL, or base64 alone.")
+    filename: FileName | None = None
+
+
+class FilePart(PartFields):
+    type: Literal["file"]
+    file: FileData
+
+
 class ItemData(Fields):
     data: MediaText
     format: str | None = Field(
@@ -147,6 +162,7 @@ Part = Annotated[
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
+    | Annotated[FilePart, Tag(PARTS["file"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])]
     | Annotated[ItemPart, Tag(ITEM)],
     one_of_types(PARTS, "a part", other=_item_tag),
@@ -194,7 +210,6 @@ class Turn(Fields):
     )
     refused: ClassVar[Refused] = {
         "audio": (),
-        "function_call": (),
         "partial": (False,),  # `continue_final_message` under other names
         "prefix": (False,),
     }
@@ -203,7 +218,7 @@ class Turn(Fields):
     def ignores_unknown(cls, value: Mapping[str, Any]) -> bool:
         return value.get("role") == "assistant"
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
         Annotated[
             Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
@@ -213,6 +228,7 @@ class Turn(Fields):
         | None
     ) = None
     tool_calls: list[Call] | None = Field(default=None, max_length=128)
+    function_call: Function | None = None
     tool_call_id: str | None = Field(default=None, max_length=256)
 
 
@@ -252,6 +268,10 @@ def _choice_type(value: Any) -> str | None:
     return ALLOWED_TOOLS if is_allowed else json_type(value)
 
 
+FunctionChoice = Annotated[
+    Annotated[Literal["none", "auto"], Tag(STRING)] | Annotated[NamedFunction, Tag(OBJECT)],
+    one_of(json_type, "'none', 'auto' or an object that names a function"),
+]
 ToolMode = Literal["none", "auto", "required"]
 ToolChoice = Annotated[
     Annotated[ToolMode, Tag(STRING)]
@@ -336,14 +356,12 @@ def _bias(pair: tuple[str, float]) -> tuple[int, float]:
 
 
 class ChatRequest(Sampling):
-    ignored = Sampling.ignored | {"include_reasoning", "separate_reasoning", "stream_reasoning"}
+    ignored = Sampling.ignored | {"separate_reasoning", "stream_reasoning"}
     refused: ClassVar[Refused] = {
         **Sampling.refused,
         "audio": (),
         "chat_template": (),
         "echo": (False,),
-        "function_call": ("auto", "none"),
-        "functions": ([],),
         "web_search_options": (),
     }
 
@@ -354,7 +372,10 @@ class ChatRequest(Sampling):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
+    functions: list[AnyObject] | None = Field(default=None, max_length=128)
+    function_call: FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     reasoning_effort: Effort | None = None
     thinking_token_budget: int | None = Field(default=None, ge=0)
     modalities: Annotated[list[Literal["text"]], FAST] | None = None
@@ -363,10 +384,32 @@ class ChatRequest(Sampling):
     chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
-    def _refuse_top_without_logprobs(self) -> Self:
+    def _check_together(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise needs("top_logprobs", "logprobs")
+        old = {"functions": self.functions, "function_call": self.function_call}
+        used = [name for name, value in old.items() if value]
+        if used and (self.tools or self.tool_choice):
+            raise PydanticCustomError(
+                "misplaced_field",
+                "{field} is an old form of tools and tool_choice; send one of the two forms",
+                {"field": used[0]},
+            )
         return self
+
+    @property
+    def offer(self) -> tuple[list[Tool], ToolMode | NamedTool | AllowedTools | None]:
+        """The tools and the choice among them, also those in the old form."""
+        if not self.functions:
+            return self.tools or [], self.tool_choice or self._old_choice
+        return [Tool(type="function", function=f) for f in self.functions], self._old_choice
+
+    @property
+    def _old_choice(self) -> ToolMode | NamedTool | None:
+        choice = self.function_call
+        if isinstance(choice, NamedFunction):
+            return NamedTool(type="function", function=choice)
+        return choice
 
     @property
     def reasoning(self) -> tuple[Effort | None, int | None]:
@@ -380,11 +423,15 @@ class ChatRequest(Sampling):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def tool_mode(self) -> ToolMode:
-        """Whether the answer may have or must have tool calls."""
-        if isinstance(self.tool_choice, AllowedTools):
-            return self.tool_choice.allowed_tools.mode
-        return "required" if isinstance(self.tool_choice, NamedTool) else self.tool_choice or "auto"
+    def call_rules(self) -> CallRules:
+        """Whether the answer must have a tool call, and may have several; in the old form it has one at most."""
+        _, choice = self.offer
+        if isinstance(choice, AllowedTools):
+            mode: str | None = choice.allowed_tools.mode
+        else:
+            mode = "required" if isinstance(choice, NamedTool) else choice
+        single = isinstance(choice, NamedTool) or self.parallel_tool_calls is False
+        return CallRules(required=mode == "required", single=single or bool(self.functions))
 
 
 def available_tools(
@@ -435,18 +482,19 @@ def selected_tools(
 
 
 Ids = Annotated[list[int], FAST]
+Prompts = Annotated[
+    Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
+    | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
+    | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
+    | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
+    one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
+]
 
 
 class CompletionRequest(Sampling):
     ignored = Sampling.ignored | {"include_reasoning", "reasoning_effort", "thinking_token_budget"}
 
-    prompt: Annotated[
-        Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-        | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
-        | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
-        | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
-        one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
-    ] = ""
+    prompt: Prompts = ""
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None

@@ -36,6 +36,7 @@ from polyphi.serve import decoders
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
+from polyphi.serve.expansion import caps
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
@@ -48,7 +49,6 @@ from polyphi.serve.shares import FairSlots, Full, Reservation, Shares, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import RequestTokens
-from polyphi.serve.videos import caps
 from polyphi.steps import Steps, result_of
 
 log = logging.getLogger("polyphi.serve")
@@ -171,7 +171,7 @@ class Server:
         self._small = Threads(self.shares.small, "prepare")
         self._large = Threads(self.shares.large, "prepare large")
         self._grammars = Threads(self.shares.grammars, "compile grammars")
-        self.video_threads = Threads(self.shares.videos, "decode videos")
+        self.expansion_threads = Threads(self.shares.expansions, "decode videos and documents")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
@@ -196,7 +196,7 @@ class Server:
         self._stop.set()
         self.engine.wake()
         self._thread.join()
-        for threads in (self._small, self._large, self.video_threads):
+        for threads in (self._small, self._large, self.expansion_threads):
             threads.close()
         self._grammars.close(wait=False)
         self._abort_pool.shutdown()

@@ -48,6 +48,9 @@ class Settings:
     """Name of the model in responses; default: its folder's name."""
     aliases: Annotated[tuple[str, ...], Parameter(name="--alias")] = ()
     """A further name of the model; repeatable."""
+    known_names: Annotated[bool | None, Parameter(negative="--no-known-names")] = None
+    """Answer requests for models of OpenAI and Anthropic, such as gpt-4o and whisper-1, by this model; default: if only
+    this machine can reach the server."""
     host: Annotated[str, Parameter(env_var="POLYPHI_HOST", env_var_split=lines)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all addresses of this machine."""
     port: Annotated[
@@ -80,7 +83,7 @@ class Settings:
     adapters: Internal[tuple[str, ...]] = ()
     """Names of the adapters that were added to those of the checkpoint; only these can be unloaded."""
     containers: Annotated[bool | None, Parameter(negative="--no-containers", group=ACCESS)] = None
-    """Accept videos and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated."""
+    """Accept videos, PDFs and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated."""
     isolate_decoding: Annotated[
         bool | None, Parameter(negative="--no-isolate-decoding", group=ACCESS)
     ] = None
@@ -106,11 +109,11 @@ class Settings:
     """Time limit for a body, and for a client to read a bufferful of a response."""
     max_messages: Internal[int] = 2048
     max_parts: Internal[int] = 256
-    """Images, audio clips and frames of videos of a request."""
+    """Images, audio clips, frames of videos and pages of documents of a request."""
     max_image_bytes: Internal[int] = 20 * MIB
     max_image_pixels: Internal[int] = 89_478_485
     max_request_pixels: Internal[int] = 512_000_000
-    """Of all images of a request and the frames of its videos: 42 photos of 12 megapixels."""
+    """Of all images, frames of videos and pages of documents of a request: 42 photos of 12 megapixels."""
     max_audio_bytes: Internal[int] = 64 * MIB
     max_audio_seconds: Annotated[float, Parameter(group=LOAD)] = 1800.0
     """Longest audio clip of a prompt, and longest piece of a recording that is transcribed at once: up to 10080 (2.8
@@ -121,6 +124,10 @@ class Settings:
     """Of all videos of a request."""
     max_video_pixels: Internal[int] = 1 << 26
     """Of all these frames: 192 MiB decoded."""
+    max_document_bytes: Internal[int] = 32 * MIB
+    max_document_pages: Internal[int] = 100
+    max_document_characters: Internal[int] = 4_000_000
+    """Of the text of a document."""
     max_recording_seconds: Internal[float] = 4 * 3600.0
     """Of a recording to transcribe."""
     fetch_seconds: Internal[float] = 20.0

@@ -349,8 +349,8 @@ class Shares:
                 "waits for a turn; after each image and audio clip it is another client's",
             )
         )
-        self.videos = FairSlots(
-            Share("videos that are being decoded", "videos", 1, 2, "waits for a turn")
+        self.expansions = FairSlots(
+            Share("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
         )
         self.fetches = FairSlots(
             Share(

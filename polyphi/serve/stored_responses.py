@@ -1,6 +1,7 @@
 """The routes of stored responses: their owner reads, lists and deletes them."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -8,10 +9,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from polyphi.serve.errors import ApiError, responses
+from polyphi.serve.errors import STREAMED, ApiError, responses
+from polyphi.serve.events import Events
+from polyphi.serve.response_items import Event, stored_events
 from polyphi.serve.response_json import ChunkedJson, EncodedJson, json_pieces
 from polyphi.serve.server import Server
 from polyphi.serve.store import ResponseStore, StoredItem, StoredResponse
+from polyphi.serve.streams import named_stream
+
+MAX_STREAMED = 4 << 20
+"""Bytes of a stored response that is read as a stream: its values take many times as much memory."""
 
 
 class StoredJson(ChunkedJson):
@@ -40,14 +47,28 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
             raise _not_found(id)
         return owner, stored
 
-    @router.get("/v1/responses/{id}", summary="A stored response")
-    async def retrieve(id: str, request: HttpRequest, stream: bool = False) -> Response:
-        if stream:
-            raise ApiError(
-                400, "a stored response can't be streamed; leave stream out", param="stream"
-            )
+    @router.get("/v1/responses/{id}", summary="A stored response", responses=STREAMED)
+    async def retrieve(
+        id: str, request: HttpRequest, stream: bool = False, starting_after: int | None = None
+    ) -> Response:
         owner, stored = stored_response(request, id)
-        return StoredJson(store, owner, stored, stored.response)
+        if not stream:
+            return StoredJson(store, owner, stored, stored.response)
+        if starting_after is not None:
+            raise ApiError(
+                400,
+                "starting_after isn't supported: a stored response has fewer and longer deltas than its first stream; "
+                "leave it out, and replace what arrived before",
+                param="starting_after",
+            )
+        if (size := sum(map(len, stored.response))) > MAX_STREAMED:
+            raise ApiError(
+                400,
+                f"expected a response of at most {MAX_STREAMED:,} bytes for a stream, found {size:,}; leave stream out",
+                param="stream",
+            )
+        response = await server.answers.in_thread(lambda: json.loads(b"".join(stored.response)))
+        return Events(named_stream(server.answers, _numbered(response), _failure), lambda: None)
 
     @router.get("/v1/responses/{id}/input_items", summary="The input items of a stored response")
     async def input_items(
@@ -80,6 +101,15 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
         )
 
     return router
+
+
+async def _numbered(response: dict[str, Any]) -> AsyncGenerator[Event]:
+    for number, event in enumerate(stored_events(response)):
+        yield {**event, "sequence_number": number}
+
+
+def _failure(error: ApiError) -> Event:
+    return {"type": "error", "message": error.message, "code": error.code, "param": error.param}
 
 
 def _not_found(id: str) -> ApiError:

@@ -16,7 +16,7 @@ from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import MAX_TEXT
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.prepare import with_frames
+from polyphi.serve.prepare import with_expansion
 from polyphi.serve.response_json import EncodedJson
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
 from polyphi.serve.server import LARGE, Server, Ticket, is_large
@@ -58,8 +58,8 @@ def routes(server: Server) -> APIRouter:
             with server.media.request(ticket.caller.client) as media:
                 messages = await conversation(media, turns, server.settings, "messages")
                 messages = with_tools(messages, available_tools(body.tools or ()))
-                # Videos are decoded: their number of frames isn't in the header.
-                expanded = await with_frames(server, ticket, messages)
+                # Videos and documents are decoded: their headers don't have the numbers of frames and pages.
+                expanded = await with_expansion(server, ticket, messages)
                 slices = processor.token_slices(
                     expanded.messages,
                     generation_prompt=end == "generation_prompt",

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from polyphi.messages import (
     Completion,
     Delta,
+    Document,
     Image,
     Item,
     Media,
@@ -499,6 +500,10 @@ def openai_part(part: Part) -> dict[str, Any]:
         raise ValueError("an endpoint accepts no videos; send some of the frames as Images")
     data = _media_bytes(part)
     text = base64.b64encode(data).decode()
+    if isinstance(part, Document):
+        media_type = "application/pdf" if b"%PDF-" in data[:1024] else "text/plain"
+        file = {"filename": part.name, "file_data": f"data:{media_type};base64,{text}"}
+        return {"type": "file", "file": file}
     if isinstance(part, Item):  # for polyphi's own server
         return {"type": part.modality, part.modality: {"data": text}}
     if isinstance(part, Image):
@@ -509,7 +514,7 @@ def openai_part(part: Part) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": text, "format": _format(data, "wav")}}
 
 
-def _media_bytes(part: Media) -> bytes:
+def _media_bytes(part: Media | Document) -> bytes:
     if isinstance(part.source, bytes):
         return part.source
     if isinstance(part.source, tuple):

@@ -1,6 +1,7 @@
 """Options of `polyphi transcribe` that transcripts depend on."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -50,10 +51,12 @@ class TranscriptOptions:
 
 
 def language(name_or_code: str) -> str:
-    """The name of a language from its code ("de") or its name in any case. Raises ValueError for one that the model
-    wasn't trained for."""
+    """The name of a language from its code, with a region or without ("de", "de-AT"), or its name, in any case. Raises
+    ValueError for one that the model wasn't trained for."""
     names = {name.lower(): name for name in LANGUAGES.values()}
-    if name := LANGUAGES.get(name_or_code.lower()) or names.get(name_or_code.lower()):
+    lower = name_or_code.lower()
+    code = re.split("[-_]", lower, maxsplit=1)[0]
+    if name := names.get(lower) or LANGUAGES.get(code):
         return name
     supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
     raise ValueError(

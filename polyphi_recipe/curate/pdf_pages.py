@@ -10,7 +10,6 @@ are skipped. Pages are rendered by PDFium.
 
 import hashlib
 import random
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from polyphi.data.shards import Sample
 from polyphi.messages import Image as Picture
 from polyphi.messages import Message
+from polyphi.processing.document import clean_text
 from polyphi.runtime import inputs
 from polyphi_recipe.curate.image_filters import CAP, encoded, shrunk
 from polyphi_recipe.curate.pages import content, files
@@ -44,7 +44,7 @@ def pages(data: bytes, side: int = CAP) -> Iterator[tuple[Image.Image, str]]:
         with pypdfium2.PdfDocument(data) as pdf:
             for page in pdf:
                 text = page.get_textpage().get_text_range()
-                yield _rendered(page, side), _clean(text)
+                yield _rendered(page, side), clean_text(text)
     except pypdfium2.PdfiumError as error:
         raise ValueError(f"expected a whole, unlocked PDF ({error})") from None
 
@@ -89,10 +89,3 @@ def _rendered(page: Any, side: int) -> Image.Image:
         raise ValueError(f"expected a page with an area, found {wide} x {high} points")
     image = page.render(scale=side / max(wide, high)).to_pil().convert("RGB")
     return shrunk(image, side)  # PDFium rounds up
-
-
-def _clean(text: str) -> str:
-    """Strip lines and rejoin words that a line end broke (PDFium marks the break)."""
-    joined = re.sub("[\ufffe\x02]\n?", "", text.replace("\r\n", "\n")).replace("\0", "")
-    lines = (" ".join(line.split()) for line in joined.split("\n"))
-    return "\n".join(line for line in lines if line)

@@ -27,8 +27,8 @@ from polyphi.kernels import bf16
 from polyphi.messages import Audio, Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.expansion import expand
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.video import expand_videos
 from polyphi.runtime import precision
 
 
@@ -142,7 +142,7 @@ def test_a_video_is_answered_as_its_frames(folder: Path) -> None:
     answer = phi.generate(seen, sampling=two)
     assert answer.adapter == "vision"
     assert answer.image_tokens == phi.count(seen).image > 0
-    assert phi.generate(expand_videos(seen), sampling=two).tokens == answer.tokens
+    assert phi.generate(expand(seen), sampling=two).tokens == answer.tokens
     url = {"url": "data:;base64," + base64.b64encode(film(16)).decode(), "frames": 3}
     parts = [{"type": "video_url", "video_url": url}, {"type": "text", "text": "what?"}]
     parsed = phi.generate([{"role": "user", "content": parts}], sampling=two)

@@ -181,6 +181,7 @@ def valid(phi: polyphi.Phi) -> dict[str, dict[str, Any]]:
         "Audio": {"source": audio},
         "Completion": {"text": ""},
         "Cost": {"tokens": 1},
+        "Document": {"source": "a.pdf"},
         "Image": {"source": "a.png"},
         "Item": {"modality": "motion", "source": "a.csv"},
         "Message": {"role": "user", "parts": "fox"},

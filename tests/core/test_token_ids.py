@@ -333,7 +333,7 @@ def test_what_needs_text_says_how_to_get_it(folder: Path, media: tuple[Path, Pat
         lambda: bare.tokenizer.control("<|user|>"),
         lambda: bare.tokenizer.save(folder / "copy"),
         lambda: bare.generate([1, 2], sampling=SamplingParams(stop=("fox",))),
-        lambda: bare.generate([1, 2], sampling=SamplingParams(stop_at_call=True)),
+        lambda: bare.generate([1, 2], sampling=SamplingParams(stop_at_calls="f")),
         lambda: bare.generate([1, 2], sampling=SamplingParams(grammar=Grammar("regex", "a"))),
     ):
         with pytest.raises(ValueError, match="tokenizer='auto'"):

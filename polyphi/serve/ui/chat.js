@@ -2,12 +2,12 @@
 
 let conversations = [];
 let current = newConversation();
-let attachments = []; // media of the message being written
-let editing = null; // the node that the message being written replaces
-const drafts = new Map(); // conversation id -> its unsent message
-const running = new Map(); // conversation id -> {controller, node}
-const mediaUrls = new Map(); // media id -> its blob: URL, while the conversation is open
+let attachments = []; // ids of the media of the message being written
+let editing = null; // the id of the node that the text being written replaces
+const running = new Map(); // conversation id -> {conversation, controller, node}
+const mediaUrls = new WeakMap(); // media -> its blob: URL; both stay as long as the page
 const CURRENT_KEY = "polyphi.current";
+const ANOTHER_TEMPERATURE = 0.8; // of another answer where the settings would repeat the first one [ours]
 
 async function save(conversation) {
   conversation.updated = Date.now();
@@ -29,19 +29,14 @@ function titleOf(conversation) {
 // ---------------------------------------------------------------- opening
 
 function openConversation(conversation) {
-  drafts.set(current.id, { text: $("draft").value, attachments, editing });
   current = conversation;
   localStorage.setItem(CURRENT_KEY, current.id);
-  const draft = drafts.get(current.id) ?? { text: "", attachments: [], editing: null };
-  ({ attachments, editing } = draft);
-  $("draft").value = draft.text;
   $("system").value = current.system;
-  for (const url of mediaUrls.values()) URL.revokeObjectURL(url);
-  mediaUrls.clear();
+  renderPresets();
   renderConversation();
   renderHistory();
-  renderDraft();
-  $("messages").scrollTop = $("messages").scrollHeight;
+  setDraft(draftOf(current));
+  follow(true);
 }
 
 function startConversation() {
@@ -51,13 +46,9 @@ function startConversation() {
   $("draft").focus();
 }
 
-async function mediaUrl(id) {
-  if (!mediaUrls.has(id)) {
-    const media = await loadMedia(id);
-    if (!media) return null;
-    if (!mediaUrls.has(id)) mediaUrls.set(id, URL.createObjectURL(media.blob));
-  }
-  return mediaUrls.get(id);
+function mediaUrl(media) {
+  if (!mediaUrls.has(media)) mediaUrls.set(media, URL.createObjectURL(media.blob));
+  return mediaUrls.get(media);
 }
 
 // ---------------------------------------------------------------- messages
@@ -83,7 +74,7 @@ function messageElement(node) {
   const element = h(
     "article",
     { class: `message ${node.role}`, "data-id": node.id, "aria-label": own ? "Your message" : "Answer" },
-    node.media?.length ? h("div", { class: "media" }, node.media.map(mediaElement)) : null,
+    node.media?.length ? h("div", { class: "media" }, node.media.map((id) => mediaElement(id))) : null,
     node.text || !own ? body : null,
   );
   if (!own) renderAnswer(element, node);
@@ -108,7 +99,8 @@ function renderAnswer(element, node) {
 function renderReasoning(body, text) {
   let details = body.previousElementSibling;
   if (!details?.matches(".reasoning")) {
-    details = h("details", { class: "reasoning" }, h("summary", null, "Reasoning"), h("div", { class: "text", dir: "auto" }));
+    const summary = h("summary", { onclick: () => (following = false) }, "Reasoning"); // it stays where it is
+    details = h("details", { class: "reasoning" }, summary, h("div", { class: "text", dir: "auto" }));
     body.before(details);
   }
   details.lastElementChild.textContent = text;
@@ -125,7 +117,7 @@ function noteElement(node) {
   }
   const text = {
     stop: node.text ? null : "The model returned an empty answer.",
-    length: "The answer reached its maximum length. You can raise the limit in the settings.",
+    length: "The answer reached its maximum length: continue it, or raise the limit in the settings.",
     stopped: node.text ? "Stopped." : "Stopped before the first word.",
     abort: "The server aborted this answer.",
     null: "The page was closed before this answer was complete.",
@@ -133,24 +125,43 @@ function noteElement(node) {
   return text ? h("p", { class: "note" }, text) : null;
 }
 
-function mediaElement(id) {
-  const holder = h("div", { class: "medium" });
-  loadMedia(id).then(async (media) => {
-    if (!media) return holder.replaceChildren(h("span", { class: "chip" }, "No longer stored"));
-    const { kind, name, width, height } = media;
-    const src = await mediaUrl(id);
-    if (kind === "audio") {
-      const player = h("audio", { controls: true, preload: "metadata", src, "aria-label": name });
-      return holder.replaceChildren(h("span", { class: "name" }, name), player);
-    }
-    const attributes = { class: "thumb", "aria-label": `Show ${name} large`, onclick: () => enlarge(src, name) };
-    holder.replaceChildren(h("button", attributes, h("img", { src, alt: name, width, height })));
-  });
+/** A picture, a player or a chip for the medium `id`, in an element of its own that is filled when it is loaded. */
+function mediaElement(id, tag = "div") {
+  const holder = h(tag, { class: "medium" });
+  const fill = (media) => {
+    if (!media) return holder.prepend(h("span", { class: "chip" }, "No longer stored"));
+    const { kind, name, width, height, seconds } = media;
+    holder.classList.add(kind);
+    if (kind === "file") return holder.prepend(chipElement(media));
+    const src = mediaUrl(media);
+    const label = h("span", { class: "name", title: name }, seconds ? `${name} · ${clock(seconds)}` : name);
+    if (kind === "audio")
+      return holder.prepend(h("audio", { controls: true, preload: "metadata", src, "aria-label": name }), label);
+    const onerror = () => (picture.replaceWith(chipElement(media)), label.remove()); // the browser can't decode it
+    const image = h("img", { src, alt: name, width: width || null, height: height || null, onerror });
+    const onclick = () => enlarge(media, src);
+    const picture = h("button", { class: "thumb", "aria-label": `Show ${name} large`, onclick }, image);
+    holder.prepend(picture, label);
+  };
+  if (cache.media.has(id)) fill(cache.media.get(id)); // at once, so that a page rendered again keeps its place
+  else loadMedia(id).then(fill);
   return holder;
 }
 
-function enlarge(url, name) {
-  $("picture-large").src = url;
+function chipElement(media) {
+  const { name, type, blob } = media;
+  const label = h("span", { class: "name", title: name }, name);
+  const parts = [icon("file"), label, h("span", { class: "size" }, megabytes(blob.size))];
+  if (type !== "text/plain") return h("span", { class: "chip" }, parts);
+  return h("button", { class: "chip", "aria-label": `Show ${name}`, onclick: () => enlarge(media) }, parts);
+}
+
+/** Shows a picture, or the beginning of a text. */
+async function enlarge({ name, blob }, src) {
+  $("picture-large").hidden = !src;
+  $("text-large").hidden = Boolean(src);
+  if (src) $("picture-large").src = src;
+  else $("text-large").textContent = await blob.slice(0, 200_000).text();
   $("picture-large").alt = name;
   $("picture-name").textContent = name;
   $("picture-dialog").showModal();
@@ -180,7 +191,9 @@ function footerElement(node) {
     { class: "foot" },
     siblings.length > 1 && versions,
     node.text && iconButton("copy", "Copy", ({ currentTarget }) => copyText(node.text, currentTarget)),
-    own && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
+    (own || node.text) && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
+    !own && node.text && !node.children.length &&
+      iconButton("continue", "Continue", () => generate(current, node), { disabled: busy }),
     (own ? !node.children.length : !node.error) &&
       iconButton("again", own ? "Answer this" : "Regenerate", retry, { disabled: busy }),
     iconButton("trash", "Delete this and what follows", () => deleteNode(node), { disabled: busy }),
@@ -189,10 +202,8 @@ function footerElement(node) {
 }
 
 function focusAction(id, label) {
-  const foot = document.querySelector(`[data-id="${id}"] .foot`);
-  (
-    foot?.querySelector(`[aria-label="${label}"]:not(:disabled)`) ?? foot?.querySelector("button:not(:disabled)")
-  )?.focus();
+  const buttons = [...document.querySelectorAll(`[data-id="${id}"] .foot button:not(:disabled)`)];
+  (buttons.find(({ ariaLabel }) => ariaLabel === label) ?? buttons[0])?.focus();
 }
 
 /** " (1,093 image, 25 audio)", or nothing. */
@@ -208,6 +219,7 @@ function statsElement(stats) {
     stats.completion !== undefined && `${number.format(stats.completion)} out`,
     stats.prompt !== undefined && `${number.format(stats.prompt)} in${media}`,
     stats.adapter !== undefined && (stats.adapter ? `${stats.adapter} adapter` : "no adapter"),
+    stats.temperature && `temperature ${stats.temperature}`,
   ].filter(Boolean);
   const more = [
     stats.first !== undefined && `first token after ${stats.first.toFixed(2)} s`,
@@ -233,64 +245,100 @@ function deleteNode(node) {
 
 // ---------------------------------------------------------------- answering
 
+/** The nodes that are sent for a path: first the instructions; an answer without text is left out. */
+const sentNodes = (conversation, path) => [
+  ...(conversation.system.trim() ? [{ role: "system", text: conversation.system }] : []),
+  ...path.filter(({ role, text }) => role === "user" || text),
+];
+
 /** OpenAI's messages for a path of nodes; media as base64 before the text of their message. */
-async function messagesOf(conversation, path) {
-  const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-  for (const node of path) {
-    if (node.role === "assistant") {
-      if (node.text) messages.push({ role: "assistant", content: node.text });
-      continue;
-    }
-    const media = (await Promise.all((node.media ?? []).map(loadMedia))).filter(Boolean);
-    messages.push({ role: "user", content: await contentOf(node.text, media) });
-  }
-  return messages;
+const messagesOf = (conversation, path) =>
+  Promise.all(sentNodes(conversation, path).map(async (node) => ({ role: node.role, content: await contentOf(node) })));
+
+async function contentOf(node) {
+  const parts = await Promise.all((await loadAll(node.media ?? [])).map(partOf));
+  if (!parts.length) return node.text;
+  return node.text ? [...parts, { type: "text", text: node.text }] : parts;
 }
 
-async function contentOf(text, media) {
-  if (!media.length) return text;
-  const parts = await Promise.all(media.map(partOf));
-  return text ? [...parts, { type: "text", text }] : parts;
-}
-
-async function partOf({ kind, type, blob }) {
+async function partOf({ kind, name, type, blob }) {
   const data = await base64Of(blob);
-  if (kind === "image") return { type: "image_url", image_url: { url: `data:${type};base64,${data}` } };
+  const url = `data:${type};base64,${data}`;
+  if (kind === "image") return { type: "image_url", image_url: { url } };
+  if (kind === "file") return { type: "file", file: { filename: name, file_data: url } };
   return { type: "input_audio", input_audio: { data, format: type.slice(6).replace("mpeg", "mp3") } };
+}
+
+const ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split(" ");
+const NOUNS = { image: "picture", audio: "recording", file: "file" };
+
+/** What an error's `param` is about, in the user's words; null where the message alone says it. */
+async function subjectOf(param, conversation, path) {
+  const setting = SAMPLING.find(({ name }) => name === param);
+  if (setting) return `${setting.label} in the settings`;
+  const [, message, part] = /^messages\[(\d+)\](?:\.content\[(\d+)\])?/.exec(param) ?? [];
+  const sent = sentNodes(conversation, path);
+  const node = sent[message];
+  if (!node) return null;
+  if (node.role === "system") return "the instructions in the settings";
+  const turn = sent.slice(0, Number(message) + 1).filter(({ role }) => role === "user").length;
+  const own = turn <= ORDINALS.length ? `your ${ORDINALS[turn - 1]} message` : `your message ${turn}`;
+  if (node.role === "assistant") return `the answer to ${own}`;
+  const media = (await loadAll(node.media))[part];
+  return media ? `the ${NOUNS[media.kind]} ${media.name} in ${own}` : own;
+}
+
+/** The sampling of a request. `another` answer to a message is sampled with another seed: it isn't the first one again. */
+function samplingOf(conversation, node, another) {
+  const seed = crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+  const fields = { seed, ...sampling };
+  const siblings = conversation.nodes[node.parent].children.map((id) => conversation.nodes[id]);
+  const earlier = siblings.slice(0, siblings.indexOf(node));
+  if (!another && !earlier.some(({ text, end }) => text && end !== "error")) return fields;
+  const greedy = !((fields.temperature ?? props.sampling?.temperature) > 0);
+  return { ...fields, seed, ...(greedy && { temperature: ANOTHER_TEMPERATURE }) };
 }
 
 function regenerate(node) {
   if (running.has(current.id)) return;
+  if (node.text && (sampling.top_k ?? props.sampling?.top_k) === 1)
+    return toast("With a top k of 1 in the settings, every answer is the same.");
   // An empty answer isn't kept as a version.
   if (!node.text && !node.children.length) removeNode(current, node.id);
-  answer(current, node.parent);
+  answer(current, node.parent, node.end === "stop");
 }
 
-async function answer(conversation, parent) {
-  const node = addNode(conversation, parent, { role: "assistant", end: null, stats: null, error: null });
+function answer(conversation, parent, another = false) {
+  return generate(conversation, addNode(conversation, parent, { role: "assistant" }), another);
+}
+
+/** Generates the text of an answer; one that has text is continued. */
+async function generate(conversation, node, another) {
+  const before = { text: node.text, tokens: node.stats?.completion ?? 0 };
+  let tokens = 0;
+  Object.assign(node, { end: null, error: null });
   const controller = new AbortController();
-  running.set(conversation.id, { controller, node });
+  running.set(conversation.id, { conversation, controller, node });
   const isShown = () => conversation === current;
   renderConversation();
-  renderHistory();
   follow(true);
   announce("Answering");
   const startedAt = performance.now();
-  const seed = sampling.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+  const fields = samplingOf(conversation, node, another);
+  const path = pathOf(conversation, node.id);
   const timing = { first: null, last: null };
   let saved = startedAt;
   try {
     await save(conversation);
-    const path = pathOf(conversation, parent);
-    const { adapter, ...samplingFields } = sampling;
+    renderHistory();
     const json = {
-      model: props.model,
+      model: model ?? props.model,
       messages: await messagesOf(conversation, path),
       stream: true,
       stream_options: { include_usage: true },
-      ...samplingFields,
-      seed,
-      ...(adapter === undefined ? {} : { adapter }),
+      ...fields,
+      adapter, // left out where it is undefined
+      ...(before.text && { continue_final_message: true, add_generation_prompt: false }),
     };
     controller.signal.throwIfAborted();
     const response = await request("/v1/chat/completions", { json, signal: controller.signal });
@@ -301,7 +349,10 @@ async function answer(conversation, parent) {
         break;
       }
       if (event.error) throw new ServerError(500, event.error);
-      if (event.usage) node.stats = { ...node.stats, ...usageOf(event.usage) };
+      if (event.usage) {
+        tokens = event.usage.completion_tokens;
+        node.stats = { ...node.stats, ...usageOf(event.usage), completion: before.tokens + tokens };
+      }
       if (event.adapter !== undefined) node.stats = { ...node.stats, adapter: event.adapter ?? "" };
       const choice = event.choices?.[0];
       if (choice?.finish_reason) node.end = choice.finish_reason;
@@ -321,16 +372,19 @@ async function answer(conversation, parent) {
     node.end ??= "stop";
   } catch (error) {
     node.end = controller.signal.aborted ? "stopped" : "error";
-    if (!controller.signal.aborted) node.error = ServerError.lines(error);
+    if (!controller.signal.aborted)
+      node.error = ServerError.lines(error, await subjectOf(error.param, conversation, path));
   }
   if (timing.first) {
-    node.stats = { ...node.stats, seed, first: (timing.first - startedAt) / 1000 };
+    const { seed, temperature = props.sampling?.temperature } = fields;
+    node.stats = { ...node.stats, seed, temperature, first: (timing.first - startedAt) / 1000 };
     // The time to the first token includes the prompt; the rate counts the other tokens.
     const seconds = (timing.last - timing.first) / 1000;
-    if (node.stats.completion > 1 && seconds > 0) node.stats.rate = (node.stats.completion - 1) / seconds;
+    if (tokens > 1 && seconds > 0) node.stats.rate = (tokens - 1) / seconds;
   }
+  if (before.text && node.text === before.text && node.end === "stop") toast("The model adds nothing to this answer.");
   running.delete(conversation.id);
-  await save(conversation);
+  if (conversations.includes(conversation)) await save(conversation); // it may have been deleted
   renderHistory();
   if (!isShown()) return;
   const focused = document.activeElement === $("stop");
@@ -339,16 +393,12 @@ async function answer(conversation, parent) {
   announce(node.error ? "No answer" : node.text ? `Answer: ${node.text.slice(0, 4000)}` : "Stopped");
 }
 
-function usageOf(usage) {
-  const details = usage.prompt_tokens_details ?? {};
-  return {
-    prompt: usage.prompt_tokens,
-    completion: usage.completion_tokens,
-    image: details.image_tokens ?? 0,
-    audio: details.audio_tokens ?? 0,
-    cached: details.cached_tokens ?? 0,
-  };
-}
+const usageOf = ({ prompt_tokens: prompt, prompt_tokens_details: details }) => ({
+  prompt,
+  image: details?.image_tokens ?? 0,
+  audio: details?.audio_tokens ?? 0,
+  cached: details?.cached_tokens ?? 0,
+});
 
 let paintTimer = 0;
 let paintMs = 0; // ms that the last rendering took
@@ -363,7 +413,6 @@ function paint(node) {
       if (!element || running.get(current.id)?.node !== node) return;
       const startedAt = performance.now();
       renderAnswer(element, node);
-      follow(false);
       paintMs = performance.now() - startedAt;
     },
     Math.min(1000, 16 + 4 * paintMs),
@@ -377,30 +426,31 @@ function finishOnPage(node) {
   for (const other of $("log").children)
     other.querySelector(".foot").replaceWith(footerElement(current.nodes[other.dataset.id]));
   renderButtons();
-  follow(false);
 }
 
-function stopAnswer() {
-  running.get(current.id)?.controller.abort();
-}
+const stopAnswer = () => running.get(current.id)?.controller.abort();
 
 let following = true;
+let lastScrollTop = 0;
 
 /** Scrolls to the end, unless the reader has scrolled away from it. */
 function follow(always) {
-  if (always) following = true;
+  if (always) [following, lastScrollTop] = [true, 0];
   if (following) $("messages").scrollTop = $("messages").scrollHeight;
 }
 
 function listenScrolling() {
   $("messages").addEventListener("scroll", () => {
     const { scrollTop, scrollHeight, clientHeight } = $("messages");
-    following = scrollHeight - scrollTop - clientHeight < 60;
+    const atEnd = scrollHeight - scrollTop - clientHeight < 60;
+    following = atEnd || (following && scrollTop >= lastScrollTop); // only a reader scrolls up
+    lastScrollTop = scrollTop;
     $("to-end").hidden = following;
   });
   $("to-end").addEventListener("click", () => follow(true));
-  // The end stays visible when the message box grows or a phone's keyboard opens.
-  new ResizeObserver(() => follow(false)).observe($("messages"));
+  // The end stays visible when an answer grows, a picture loads, the message box grows or a phone's keyboard opens.
+  const observer = new ResizeObserver(() => follow(false));
+  for (const id of ["messages", "log"]) observer.observe($(id));
 }
 
 // ---------------------------------------------------------------- the message box
@@ -410,32 +460,34 @@ function renderButtons() {
   $("stop").hidden = !busy;
   $("send").hidden = busy;
   $("send").disabled = !$("draft").value.trim() && !attachments.length;
-  $("attach").hidden = !props.modalities.image && !props.modalities.audio;
-  $("mic").hidden = !props.modalities.audio;
+  const { image, audio } = props.modalities;
+  $("attach").hidden = editsAnswer() || (!image && !audio && props.documents === undefined);
+  $("mic").hidden = editsAnswer() || !audio;
 }
+
+const editsAnswer = () => current.nodes[editing]?.role === "assistant";
 
 function renderDraft() {
   $("attachments").replaceChildren(...attachments.map(attachmentElement));
   $("attachments").hidden = !attachments.length;
   $("editing").hidden = !editing;
+  $("editing-what").textContent = editsAnswer()
+    ? "Editing the answer: your text becomes a new version."
+    : "Editing: your message becomes a new version.";
   for (const message of $("log").children) message.classList.toggle("editing", message.dataset.id === editing);
   grow();
   renderButtons();
   countSoon();
 }
 
-function attachmentElement(media) {
-  const { kind, name, blob, seconds } = media;
-  const remove = iconButton("close", `Remove ${name}`, () => {
-    attachments = attachments.filter((other) => other !== media);
-    renderDraft();
+function attachmentElement(id) {
+  const element = mediaElement(id, "li");
+  const onclick = () => {
+    replaceDraft({ text: $("draft").value, media: attachments.filter((other) => other !== id), editing });
     $("draft").focus();
-  });
-  const src = (media.url ??= URL.createObjectURL(blob));
-  const player = { controls: true, preload: "metadata", src, "aria-label": name };
-  const preview = kind === "image" ? h("img", { src, alt: "" }) : h("audio", player);
-  const label = kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name;
-  return h("li", { class: kind }, preview, h("span", { class: "name", title: name }, label), remove);
+  };
+  loadMedia(id).then((media) => element.append(iconButton("close", `Remove ${media?.name ?? "this file"}`, onclick)));
+  return element;
 }
 
 /** Sets the height of the box to that of its text, up to the maximum in the style sheet. */
@@ -448,68 +500,93 @@ function grow() {
 async function attach(files) {
   for (const file of files) {
     try {
+      if (editsAnswer()) throw new Error("An answer has no files: finish or cancel its edit first.");
       if (attachments.length >= props.limits.max_parts)
-        throw new Error(`A message may contain up to ${props.limits.max_parts} pictures and audio files.`);
-      attachments = [...attachments, await readFile(file, props.limits.max_audio_seconds)];
+        throw new Error(`A message may contain up to ${props.limits.max_parts} files.`);
+      const media = await readFile(file, props.limits.max_audio_seconds);
+      await put("media", media).catch(() =>
+        toast("The browser's storage is full: this file can be sent, but it will be missing after a reload."),
+      );
+      setDraft({ text: $("draft").value, media: [...attachments, media.id], editing });
       announce(`${file.name} added`);
     } catch (error) {
       toast(error.message);
     }
-    renderDraft();
   }
 }
 
 function startEditing(node) {
-  editing = node.id;
-  $("draft").value = node.text;
-  Promise.all(node.media.map(loadMedia)).then((media) => {
-    attachments = media.filter(Boolean).map(({ url, ...one }) => one);
-    renderDraft();
-    $("draft").focus();
-  });
+  replaceDraft({ text: node.text, media: node.media, editing: node.id });
+  $("draft").focus();
 }
 
-function cancelEditing() {
-  editing = null;
-  attachments = [];
-  $("draft").value = "";
-  renderDraft();
-}
+const cancelEditing = () => replaceDraft(NO_DRAFT);
 
 async function send() {
   const text = $("draft").value.trim();
   if ((!text && !attachments.length) || running.has(current.id)) return;
   const conversation = current;
-  const parent =
-    editing && conversation.nodes[editing]
-      ? conversation.nodes[editing].parent
-      : (pathOf(conversation).at(-1)?.id ?? "root");
-  const media = attachments.map(({ url, ...one }) => ({
-    ...one,
-    id: one.id ?? newId(),
-    conversation: conversation.id,
-  }));
-  for (const { url } of attachments) URL.revokeObjectURL(url);
+  const parent = conversation.nodes[editing]?.parent ?? pathOf(conversation).at(-1)?.id ?? "root";
   // A conversation without text gets the name of its first file.
-  if (!text && parent === "root" && !conversation.title) conversation.title = media[0].name.replace(/\.\w+$/, "");
-  editing = null;
-  attachments = [];
-  $("draft").value = "";
-  const node = addNode(conversation, parent, { role: "user", text, media: media.map(({ id }) => id) });
-  try {
-    for (const one of media) await put("media", one);
-  } catch {
-    toast("The browser's storage is full: this file is sent, but it will be missing after a reload.");
-  }
+  if (!text && parent === "root" && !conversation.title)
+    conversation.title = cache.media.get(attachments[0])?.name.replace(/\.\w+$/, "") ?? "";
+  const role = editsAnswer() ? "assistant" : "user";
+  const node = { role, text, media: attachments, ...(role === "assistant" && { end: "stop" }) };
+  setDraft(NO_DRAFT);
+  const { id } = addNode(conversation, parent, node);
+  if (role === "user") return answer(conversation, id);
+  renderConversation();
+  await save(conversation);
+  renderHistory();
+}
+
+// ---------------------------------------------------------------- drafts
+
+const NO_DRAFT = { text: "", media: [], editing: null };
+const drafts = new Map(); // copies of the stored ones: all there is where the storage is full
+
+/** The key of a conversation's draft; those without a message share one, as each page load begins a new one. */
+const draftKey = ({ id, nodes }) => `polyphi.draft.${nodes.root.children.length ? id : "new"}`;
+
+/** The unsent message of a conversation: `{text, media: [id], editing: id or null}`. */
+function draftOf(conversation) {
+  const key = draftKey(conversation);
+  const { text, media, editing } = drafts.get(key) ?? storedValue(key) ?? NO_DRAFT;
+  return {
+    text: String(text ?? ""),
+    media: [media ?? []].flat().map(String),
+    editing: Object.hasOwn(conversation.nodes, editing) ? editing : null,
+  };
+}
+
+/** Stores a draft; an empty one is deleted. */
+function saveDraft(conversation, draft) {
+  const key = draftKey(conversation);
+  drafts.set(key, draft);
+  localStorage.removeItem(key);
+  if (draft.text || draft.media.length || draft.editing) storeValue(key, draft);
+}
+
+/** Shows and stores a draft of the open conversation. */
+function setDraft(draft) {
+  saveDraft(current, draft);
+  ({ media: attachments, editing } = draft);
+  $("draft").value = draft.text;
   renderDraft();
-  await answer(conversation, node.id);
+}
+
+/** The same, and deletes the media of the draft before that are in no message. */
+function replaceDraft(draft) {
+  const used = [...draft.media, ...mediaIds(current)];
+  remove("media", attachments.filter((id) => !used.includes(id)));
+  setDraft(draft);
 }
 
 // ---------------------------------------------------------------- counting
 
 let countTimer = 0;
 let counting = null;
-let cachedCount = { key: null, tokens: null }; // the count of the part that doesn't change while the user types
+let cachedCount = { key: null, tokens: null }; // the count of what doesn't change while the user types
 
 function countSoon() {
   clearTimeout(countTimer);
@@ -526,27 +603,16 @@ async function count() {
   counting = new AbortController();
   const { signal } = counting;
   const text = $("draft").value.trim();
-  const path = editing ? pathOf(current, current.nodes[editing].parent) : pathOf(current);
+  const path = pathOf(current, current.nodes[editing]?.parent);
+  const nodes = [...path, { role: "user", text: "", media: attachments }];
   const tokenize = async (json) => (await request("/tokenize", { json, signal })).json();
   try {
-    let result;
-    const messages = await messagesOf(current, path);
-    if (!attachments.length && !path.some(({ media }) => media?.length)) {
-      result = await tokenize({ messages: [...messages, { role: "user", content: text }] });
-    } else {
-      const key = JSON.stringify([
-        current.id,
-        current.system,
-        path.map(({ id }) => id),
-        attachments.map(({ url }) => url),
-      ]);
-      if (cachedCount.key !== key) {
-        const last = attachments.length ? [{ role: "user", content: await contentOf("", attachments) }] : [];
-        cachedCount = { key, tokens: await tokenize({ messages: [...messages, ...last] }) };
-      }
-      result = { ...cachedCount.tokens };
-      if (text) result.count += (await tokenize({ prompt: text })).count;
-    }
+    const texts = path.map(({ id, text }) => [id, text.length]);
+    const key = JSON.stringify([current.id, current.system, texts, attachments]);
+    if (cachedCount.key !== key)
+      cachedCount = { key, tokens: await tokenize({ messages: await messagesOf(current, nodes) }) };
+    const result = { ...cachedCount.tokens };
+    if (text) result.count += (await tokenize({ prompt: text })).count;
     const limit = result.max_model_len;
     const over = result.count >= limit;
     $("count").classList.toggle("over", over);
@@ -557,13 +623,20 @@ async function count() {
     if (!over) $("count").append(h("span", { class: "of" }, media));
     $("count").title = `Of the whole conversation with this message; the model reads up to ${number.format(limit)}.`;
   } catch (error) {
-    if (!signal.aborted) $("count").textContent = error instanceof ServerError ? error.message : "";
+    const subject = await subjectOf(error.param, current, nodes);
+    const [line] = error instanceof ServerError ? ServerError.lines(error, subject) : [""];
+    if (!signal.aborted) $("count").textContent = line;
   }
 }
 
 function listenDraft() {
   const box = $("draft");
-  box.addEventListener("input", () => (grow(), renderButtons(), countSoon()));
+  box.addEventListener("input", () => {
+    saveDraft(current, { text: box.value, media: attachments, editing });
+    grow();
+    renderButtons();
+    countSoon();
+  });
   box.addEventListener("keydown", (event) => {
     // On a touch keyboard Enter inserts a new line.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
@@ -588,9 +661,12 @@ function listenDraft() {
     if (file) await attach([file]);
     $("draft").focus();
   });
-  $("system").addEventListener("input", ({ target }) => {
-    current.system = target.value;
-    if (pathOf(current).length) save(current);
-    countSoon();
-  });
+  $("system").addEventListener("input", ({ target }) => setInstructions(target.value));
+}
+
+function setInstructions(text) {
+  current.system = $("system").value = text;
+  if (pathOf(current).length) save(current);
+  renderPresets();
+  countSoon();
 }

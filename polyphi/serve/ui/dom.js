@@ -47,9 +47,7 @@ function toast(text, action, onaction) {
   toastTimer = setTimeout(hideToast, action ? 8000 : 4000);
 }
 
-function hideToast() {
-  $("toast").hidden = true;
-}
+const hideToast = () => ($("toast").hidden = true);
 
 async function copyText(text, button) {
   try {

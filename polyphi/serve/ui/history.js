@@ -6,11 +6,7 @@ function renderHistory() {
     .filter((conversation) => conversation.nodes.root.children.length)
     .filter((conversation) => !query || matches(conversation, query))
     .sort((a, b) => b.updated - a.updated);
-  const groups = new Map();
-  for (const conversation of matching) {
-    const age = dayOf(conversation.updated);
-    groups.set(age, [...(groups.get(age) ?? []), conversation]);
-  }
+  const groups = Map.groupBy(matching, ({ updated }) => dayOf(updated));
   $("history").replaceChildren(
     ...[...groups].flatMap(([age, group]) => [h("h3", null, age), h("ul", null, group.map(historyItem))]),
   );
@@ -46,6 +42,7 @@ function historyItem(conversation) {
     { class: "acts" },
     iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
     iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
+    iconButton("file", `Save ${title} as Markdown`, () => exportMarkdown(conversation)),
     iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
   );
   const item = h("li", { class: isCurrent ? "item current" : "item" }, open, actions);
@@ -84,10 +81,15 @@ async function removeWithUndo(conversation) {
   conversations = conversations.filter((other) => other !== conversation);
   if (conversation === current) openConversation(newConversation());
   renderHistory();
-  const media = await removeConversation(conversation);
+  const draft = draftOf(conversation);
+  const media = await loadAll([...mediaIds(conversation), ...draft.media]);
+  saveDraft(conversation, NO_DRAFT);
+  remove("conversations", [conversation.id]);
+  remove("media", media.map(({ id }) => id));
   toast("Conversation deleted.", "Undo", async () => {
     for (const one of media) await put("media", one);
     await put("conversations", conversation);
+    saveDraft(conversation, draft);
     conversations.push(conversation);
     openConversation(conversation);
   });
@@ -96,6 +98,19 @@ async function removeWithUndo(conversation) {
 async function exportConversations(selected) {
   const day = new Date().toISOString().slice(0, 10);
   download(`polyphi-${day}.json`, "application/json", await exportText(selected));
+}
+
+/** Downloads what is shown of a conversation: its title, instructions and messages, with the names of their files. */
+async function exportMarkdown(conversation) {
+  const title = titleOf(conversation);
+  const paragraphs = [`# ${title}`];
+  for (const node of sentNodes(conversation, pathOf(conversation))) {
+    paragraphs.push(`## ${{ system: "Instructions", user: "You", assistant: "Answer" }[node.role]}`);
+    for (const { name } of await loadAll(node.media ?? [])) paragraphs.push(`Attached: \`${name.replaceAll("`", "'")}\``);
+    if (node.text) paragraphs.push(node.text.trim());
+  }
+  const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);
+  download(`${name}.md`, "text/markdown", `${paragraphs.join("\n\n")}\n`);
 }
 
 async function importFile(file) {

@@ -85,8 +85,7 @@ class LiveSession {
     const samples = pcm16(this.converter.convert(chunk));
     this.samples += samples.length;
     $("live-timer").textContent = clock(this.samples / LIVE_RATE);
-    const bytes = new Uint8Array(samples.buffer);
-    this.send({ type: "input_audio_buffer.append", audio: btoa(String.fromCharCode(...bytes)) });
+    this.send({ type: "input_audio_buffer.append", audio: new Uint8Array(samples.buffer).toBase64() });
     if (this.socket.bufferedAmount > LIVE_UNSENT) {
       showLiveError("The connection to the server is too slow for live captions.");
       this.end();

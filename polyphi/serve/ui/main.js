@@ -25,9 +25,9 @@ function showTab(name) {
     $(`tab-${other}`).tabIndex = selected ? 0 : -1;
     $(`panel-${other}`).hidden = !selected;
   }
-  $("settings-open").hidden = name !== "chat";
+  for (const id of ["settings-open", "model"]) $(id).hidden = name !== "chat";
   renderTitle();
-  if (name !== "chat") closeSettings();
+  if (name !== "chat") setSettings(false);
 }
 
 // ---------------------------------------------------------------- drawer and panel
@@ -51,16 +51,12 @@ function setSettings(open) {
   if (open) (narrow.matches ? $("settings-close") : $("system")).focus();
 }
 
-function closeSettings() {
-  if (!$("settings").hidden) setSettings(false);
-}
-
 // ---------------------------------------------------------------- keys and drops
 
 function onKey(event) {
   const command = event.ctrlKey || event.metaKey;
   const key = event.key.toLowerCase();
-  if (document.querySelector("dialog[open]")) return;
+  if (document.querySelector("dialog[open], :popover-open")) return;
   if (command && event.shiftKey && (key === "n" || key === "o")) {
     event.preventDefault();
     startConversation();
@@ -106,14 +102,14 @@ function listenDrops() {
     if (hasFiles(event) && --depth <= 0) $("drop").hidden = true;
   });
   addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-  addEventListener("drop", (event) => {
+  addEventListener("drop", async (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
     $("drop").hidden = true;
     const files = [...event.dataTransfer.files];
     if (!props || !files.length) return;
-    if (files.length === 1 && /\.json$/i.test(files[0].name)) importFile(files[0]);
+    if (files.length === 1 && (await isExport(files[0]))) importFile(files[0]);
     else if (tab === "chat") attach(files);
     else {
       showTab("speech");
@@ -159,25 +155,15 @@ function listenPage() {
   addEventListener("keydown", onKey);
   addEventListener("visibilitychange", refresh);
   // Unfinished answers are saved as they are.
-  addEventListener("pagehide", () =>
-    running.forEach(({ node }, id) => {
-      const conversation = conversations.find((one) => one.id === id);
-      if (conversation && node) put("conversations", conversation);
-    }),
-  );
+  addEventListener("pagehide", () => running.forEach(({ conversation }) => put("conversations", conversation)));
 }
 
 /** Renders the start screen according to the model's modalities. */
 function renderEmpty() {
   const { image, audio } = props.modalities;
-  $("empty-can").textContent =
-    image && audio
-      ? "This model accepts text, pictures and speech."
-      : image
-        ? "This model accepts text and pictures."
-        : audio
-          ? "This model accepts text and speech."
-          : "This model accepts text.";
+  const inputs = ["text", image && "pictures", audio && "speech"].filter(Boolean);
+  const list = new Intl.ListFormat("en-GB").format(inputs); // British: no comma before "and"
+  $("empty-can").textContent = `This model accepts ${list}.`;
   const idea = (name, label, act) => h("button", { class: "idea", onclick: act }, icon(name), label);
   const ideas = [
     image && idea("image", "Ask about a picture", () => $("files").click()),
@@ -228,18 +214,14 @@ let booted = false;
 async function boot() {
   if (booted || !(await loadProps())) return;
   booted = true;
-  $("model").textContent = props.model;
-  $("model").title =
-    `${props.model} · ${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
-  const { image, audio } = props.modalities;
-  $("tab-speech").hidden = $("tab-live").hidden = !audio;
-  $("files").accept = [...(image ? IMAGE_TYPES : []), ...(audio ? ["audio/*"] : [])].join(",");
+  $("tab-speech").hidden = $("tab-live").hidden = !props.modalities.audio;
   if (!canRecord()) {
     $("mic").disabled = true;
     $("mic").title = "Recording needs https, or the server on this machine";
   }
-  loadSampling();
+  loadSettings();
   renderSettings();
+  renderModel();
   renderEmpty();
   listenSettings();
   listenScrolling();

@@ -1,4 +1,4 @@
-// Input of pictures and audio: from files and the microphone.
+// Input of pictures, audio and documents: from files and the microphone.
 
 const WAV_RATE = 16_000; // Hz, the model's sample rate
 
@@ -11,26 +11,47 @@ function sniff(bytes) {
   if (bytes[0] === 0xff && bytes[1] === 0xd8 && bytes[2] === 0xff) return "image/jpeg";
   if (ascii(0, 4) === "GIF8") return "image/gif";
   if (ascii(0, 2) === "BM") return "image/bmp";
+  if (ascii(0, 4) === "II*\0" || ascii(0, 4) === "MM\0*") return "image/tiff";
+  if (ascii(0, 5) === "%PDF-") return "application/pdf";
   if (ascii(0, 4) === "RIFF" && ascii(8, 12) === "WEBP") return "image/webp";
   if (ascii(0, 4) === "RIFF" && ascii(8, 12) === "WAVE") return "audio/wav";
   if (ascii(0, 4) === "fLaC") return "audio/flac";
   if (ascii(0, 4) === "OggS") return "audio/ogg";
   if (ascii(0, 3) === "ID3" || (bytes[0] === 0xff && (bytes[1] & 0xe6) === 0xe2)) return "audio/mpeg";
   if (ascii(0, 4) === "\x1aE\xdf\xa3") return "audio/webm";
-  if (ascii(4, 8) === "ftyp") return "audio/mp4";
+  if (ascii(4, 8) === "ftyp") {
+    const brands = ascii(8, bytes[3]); // the first box, whose size is in the first four bytes
+    return /avi[fs]/.test(brands) ? "image/avif" : /hei[cmsx]|mif1/.test(brands) ? "image/heic" : "audio/mp4";
+  }
   if (bytes[0] === 0xff && (bytes[1] & 0xf6) === 0xf0) return "audio/aac";
   if (ascii(0, 5) === "#!AMR") return "audio/amr";
   return null;
 }
 
+/** Whether a file is text: UTF-8 without NUL. Most files of other formats are read up to the first 4 KB only. */
+async function isText(file) {
+  try {
+    for (const end of [4096, Math.min(file.size, props.limits.max_document_bytes ?? 4096)]) {
+      const bytes = await file.slice(0, end).arrayBuffer();
+      const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes, { stream: end < file.size });
+      if (text.includes("\0")) return false;
+    }
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /**
- * A file as `{kind, name, type, blob, width, height, seconds}`, checked against the server's limits. Throws an Error
- * with a message for the user. Audio that the browser can decode and the server can't is converted to WAV.
+ * A file as `{id, kind, name, type, blob, width, height, seconds}`, checked against the server's limits. Throws an
+ * Error with a message for the user. Audio that the browser can decode and the server can't is converted to WAV.
  */
 async function readFile(file, longest) {
   const name = file.name || "file";
   if (!file.size) throw new Error(`${name} is empty.`);
-  const type = sniff(new Uint8Array(await file.slice(0, 16).arrayBuffer()));
+  const type = sniff(new Uint8Array(await file.slice(0, 256).arrayBuffer()));
+  if (type === "application/pdf") return readDocument(file, name, type, "PDF files");
+  if (await isText(file)) return readDocument(file, name, "text/plain", "text files");
   if (type?.startsWith("image/")) return readImage(file, name, type);
   if (type && (props.containers || !CONTAINER_TYPES.includes(type))) return readAudio(file, name, type, longest);
   if (/^(?:audio|video)\//.test(file.type)) {
@@ -38,34 +59,42 @@ async function readFile(file, longest) {
     const samples = await decode(await file.arrayBuffer()).catch(() => null);
     if (samples) return readAudio(wav(samples), name.replace(/\.\w+$/, "") + ".wav", "audio/wav", longest);
   }
-  throw new Error(`${name} can't be read: use PNG, JPEG, WebP, GIF or BMP for pictures, and WAV, FLAC, OGG or MP3 for audio.`);
+  throw new Error(
+    `${name} can't be read: use pictures (PNG, JPEG, WebP, GIF, BMP), audio (WAV, FLAC, OGG, MP3), PDF or UTF-8 text.`,
+  );
 }
 
 function tooLarge(name, size, limit) {
   return new Error(`${name} has ${megabytes(size)}; the server accepts up to ${megabytes(limit)}.`);
 }
 
+function readDocument(file, name, type, label) {
+  // A server that converts no PDF has `documents: false`; an older one, which reads no text either, has none.
+  if (!props.documents && (type === "application/pdf" || props.documents === undefined))
+    throw new Error(`${name}: this server doesn't read ${label}.`);
+  const { max_document_bytes: maxBytes } = props.limits;
+  if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
+  return { id: newId(), kind: "file", name, type, blob: new Blob([file], { type }) };
+}
+
 async function readImage(file, name, type) {
   if (!props.modalities.image) throw new Error(`${name}: this model doesn't support pictures.`);
+  const common = IMAGE_TYPES.includes(type);
+  if (!common && !props.image_formats?.includes(type))
+    throw new Error(`${name}: this server doesn't read ${type.slice(6).toUpperCase()} pictures; save it as JPEG or PNG.`);
   const { max_image_bytes: maxBytes, max_image_pixels: maxPixels } = props.limits;
   if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
   const blob = new Blob([file], { type });
-  const image = new Image();
-  image.src = URL.createObjectURL(blob);
-  try {
-    await image.decode();
-  } catch {
-    throw new Error(`${name} is damaged: it can't be decoded.`);
-  } finally {
-    URL.revokeObjectURL(image.src);
-  }
-  const { naturalWidth: width, naturalHeight: height } = image;
+  const bitmap = await createImageBitmap(blob).catch(() => null);
+  if (!bitmap && common) throw new Error(`${name} is damaged: it can't be decoded.`);
+  const { width, height } = bitmap ?? { width: null, height: null }; // the server may decode what this browser doesn't
+  bitmap?.close();
   if (width * height > maxPixels) {
     throw new Error(
       `${name} has ${number.format(width * height)} pixels; the server accepts up to ${number.format(maxPixels)}.`,
     );
   }
-  return { kind: "image", name, type, blob, width, height };
+  return { id: newId(), kind: "image", name, type, blob, width, height };
 }
 
 async function readAudio(file, name, type, longest) {
@@ -76,22 +105,18 @@ async function readAudio(file, name, type, longest) {
   const seconds = file.seconds ?? (await lengthOf(blob)); // what a browser records doesn't say how long it is
   if (seconds && seconds > longest)
     throw new Error(`${name} lasts ${clock(seconds)}; the server accepts up to ${clock(longest)}.`);
-  return { kind: "audio", name, type, blob, seconds };
+  return { id: newId(), kind: "audio", name, type, blob, seconds };
 }
 
 /** The duration of an audio blob in seconds; null where it is unknown. */
-function lengthOf(blob) {
-  return new Promise((resolve) => {
-    const player = new Audio();
-    const finish = (seconds) => {
-      URL.revokeObjectURL(player.src);
-      resolve(Number.isFinite(seconds) ? seconds : null);
-    };
-    player.preload = "metadata";
-    player.onloadedmetadata = () => finish(player.duration);
-    player.onerror = () => finish(NaN);
-    player.src = URL.createObjectURL(blob);
-  });
+async function lengthOf(blob) {
+  const player = new Audio();
+  const ready = new Promise((resolve) => (player.onloadedmetadata = player.onerror = resolve));
+  player.preload = "metadata";
+  player.src = URL.createObjectURL(blob);
+  await ready;
+  URL.revokeObjectURL(player.src);
+  return Number.isFinite(player.duration) ? player.duration : null;
 }
 
 /** Mono samples at `WAV_RATE` of any audio that the browser can decode. */
@@ -264,8 +289,7 @@ class Recorder {
  */
 async function record(name, longest) {
   const panel = $(`${name}-recording`);
-  let resolveDecision;
-  const decision = new Promise((resolve) => (resolveDecision = resolve));
+  const { promise: decision, resolve: resolveDecision } = Promise.withResolvers();
   const recorder = new Recorder(
     (level, seconds) => {
       $(`${name}-level`).style.width = `${Math.round(100 * level)}%`;

@@ -11,11 +11,11 @@ class ServerError extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** The lines shown for an error: the message, the invalid part of the request, and when to try again. */
-  static lines(error) {
+  /** The lines shown for an error: the message, after the words for what it is about, and when to try again. */
+  static lines(error, subject) {
     if (error instanceof ServerError) {
-      const lines = [error.message];
-      if (error.param) lines.push(`About: ${error.param}`);
+      const message = error.message.replace(/^messages\[\S*: /, ""); // the path, which `subject` replaces
+      const lines = [subject ? `${subject[0].toUpperCase()}${subject.slice(1)}: ${message}` : message];
       if (error.retryAfter) lines.push(`Try again in ${error.retryAfter} s.`);
       return lines;
     }
@@ -74,7 +74,7 @@ async function request(path, { json, form, signal } = {}) {
     const limit = props?.limits.max_body_bytes;
     if (limit && json !== undefined && body.length > limit) {
       throw new Error(
-        `With its pictures and audio this conversation has ${megabytes(body.length)}; the server accepts up to ${megabytes(limit)}.`,
+        `With its files this conversation has ${megabytes(body.length)}; the server accepts up to ${megabytes(limit)}.`,
       );
     }
     const response = await fetch(path, {
@@ -96,13 +96,12 @@ async function request(path, { json, form, signal } = {}) {
 
 /** The parsed events of a stream; null for "[DONE]". Characters split between network packets are decoded correctly. */
 async function* events(response) {
-  const reader = response.body.getReader();
-  const decoder = new TextDecoder();
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
-      rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
+      rest += value ?? "";
       // A CR at the end may be the first half of a CR LF.
       const lines = rest.split(/\r\n|\n|\r(?=[^])/);
       rest = done ? "" : lines.pop();

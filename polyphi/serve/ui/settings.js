@@ -1,4 +1,5 @@
-// The settings panel: instructions, adapter and sampling. The server's defaults apply to empty fields.
+// The menu of models and adapters, and the settings panel: presets, instructions and sampling. Empty fields have the
+// server's defaults.
 
 const SAMPLING = [
   // name, label, hint, min, max, step (1: an integer, without a slider), the server's default
@@ -11,36 +12,115 @@ const SAMPLING = [
   ["seed", "Seed", "empty for a new random seed each time", 0, 2 ** 31 - 1, 1, null],
 ].map(([name, label, hint, min, max, step, fallback]) => ({ name, label, hint, min, max, step, fallback }));
 const SAMPLING_KEY = "polyphi.sampling";
+const PRESETS_KEY = "polyphi.presets";
+const PRESETS = [
+  // [ours]; the first is the server's defaults
+  { name: "Exact", sampling: {} },
+  { name: "Balanced", sampling: { temperature: 0.7, top_p: 0.95 } },
+  { name: "Creative", sampling: { temperature: 1, min_p: 0.05 } },
+];
 let sampling = {};
+let adapter; // an adapter's name, null for none, undefined to let the server choose by the content
+let model = null; // the name chosen in the menu; null: the server's first
+let presets = PRESETS; // with the user's own: {name, system, sampling}
 
-function loadSampling() {
-  try {
-    const stored = JSON.parse(localStorage.getItem(SAMPLING_KEY)) ?? {};
-    for (const { name, min, max } of SAMPLING)
-      if (stored[name] >= min && stored[name] <= max) sampling[name] = Number(stored[name]);
-    if (stored.adapter === null || typeof stored.adapter === "string") sampling.adapter = stored.adapter;
-  } catch {
-    // The stored value is invalid: use the defaults.
-  }
+/** The valid values of stored sampling, in the order of `SAMPLING`. */
+function validSampling(stored) {
+  const valid = SAMPLING.filter(({ name, min, max }) => stored?.[name] >= min && stored[name] <= max);
+  return Object.fromEntries(valid.map(({ name }) => [name, Number(stored[name])]));
+}
+
+function loadSettings() {
+  const stored = storedValue(SAMPLING_KEY);
+  sampling = validSampling(stored);
+  if (stored?.adapter === null || props.adapters.includes(stored?.adapter)) adapter = stored.adapter;
+  const own = [storedValue(PRESETS_KEY)].flat().filter((one) => typeof one?.name === "string");
+  const copy = ({ name, system, sampling }) => ({ name, system: String(system ?? ""), sampling: validSampling(sampling) });
+  presets = [...PRESETS, ...own.map(copy)];
 }
 
 function saveSampling() {
-  localStorage.setItem(SAMPLING_KEY, JSON.stringify(sampling));
+  storeValue(SAMPLING_KEY, { ...sampling, adapter });
   $("settings-changed").hidden = !Object.keys(sampling).length;
+  renderPresets();
 }
 
 function renderSettings() {
-  if (sampling.adapter && !props.adapters.includes(sampling.adapter)) delete sampling.adapter;
-  const chosen =
-    sampling.adapter === undefined ? "auto" : sampling.adapter === null ? "none" : `name:${sampling.adapter}`;
-  const option = (value, label) => h("option", { value, selected: value === chosen }, label);
-  $("adapter").replaceChildren(
-    option("auto", "Automatic"),
-    option("none", "None"),
-    ...props.adapters.map((name) => option(`name:${name}`, name)),
-  );
   $("sampling").replaceChildren(...SAMPLING.map(samplingRow));
   saveSampling();
+}
+
+// ---------------------------------------------------------------- presets
+
+function renderPresets() {
+  const same = (one) => JSON.stringify(one) === JSON.stringify(validSampling(sampling));
+  const index = presets.findLastIndex((one) => same(one.sampling) && [undefined, current.system].includes(one.system));
+  $("preset").replaceChildren(
+    h("option", { value: -1, hidden: true }, "None of these"),
+    ...presets.map(({ name }, i) => h("option", { value: i }, name)),
+  );
+  $("preset").value = index;
+  $("preset-delete").disabled = index < PRESETS.length;
+}
+
+function choosePreset({ system, sampling: values }) {
+  sampling = { ...values };
+  if (system !== undefined) setInstructions(system);
+  renderSettings();
+}
+
+function savePresets(own) {
+  presets = [...PRESETS, ...own];
+  storeValue(PRESETS_KEY, own);
+  renderPresets();
+}
+
+function addPreset(name) {
+  if (PRESETS.some((preset) => preset.name === name)) return toast(`${name} is built in: choose another name.`);
+  const others = presets.slice(PRESETS.length).filter((preset) => preset.name !== name);
+  savePresets([...others, { name, system: current.system, sampling: validSampling(sampling) }]);
+  $("preset-name").value = "";
+  announce(`${name} saved`);
+}
+
+// ---------------------------------------------------------------- the menu of models and adapters
+
+function renderModel() {
+  const name = adapter === null ? "no adapter" : adapter;
+  $("model-name").textContent = [model ?? props.model, name].filter(Boolean).join(" · ");
+  $("model").title =
+    `${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
+}
+
+function renderModelMenu(models) {
+  const choices = (label, options, chosen, choose) => {
+    const radios = options.map(([value, text]) => {
+      const onchange = () => (choose(value), saveSampling(), renderModel());
+      const radio = h("input", { type: "radio", name: label, checked: value === chosen, onchange });
+      return h("label", { class: "choice" }, radio, h("span", { class: "name", title: text }, text));
+    });
+    return h("fieldset", null, h("legend", null, label), radios);
+  };
+  const adapters = [[undefined, "Chosen by content"], [null, "None"], ...props.adapters.map((name) => [name, name])];
+  $("model-menu").replaceChildren(
+    choices("Model", models.map((name) => [name, name]), model ?? props.model, (value) => (model = value)),
+    choices("Adapter", adapters, adapter, (value) => (adapter = value)),
+    h("p", { class: "hint" }, "By content: vision for pictures and PDF, speech for audio, none for text."),
+  );
+  $("model-menu").querySelector(":checked")?.focus();
+}
+
+/** Shows what is known, then what the server has now: adapters come and go while it runs. */
+async function openModelMenu() {
+  renderModelMenu([props.model]);
+  try {
+    const answers = ["/props", "/v1/models"].map(async (path) => (await request(path)).json());
+    const [fresh, { data }] = await Promise.all(answers);
+    props = fresh;
+    renderModelMenu(data.map(({ id }) => id).filter((id) => !props.adapters.includes(id)));
+  } catch (error) {
+    toast(ServerError.lines(error)[0]);
+  }
 }
 
 function samplingRow({ name, label, hint, min, max, step, fallback }) {
@@ -78,14 +158,14 @@ function samplingRow({ name, label, hint, min, max, step, fallback }) {
 }
 
 function listenSettings() {
-  $("adapter").addEventListener("change", ({ target }) => {
-    if (target.value === "auto") delete sampling.adapter;
-    else sampling.adapter = target.value === "none" ? null : target.value.slice(5);
-    saveSampling();
+  $("model-menu").addEventListener("toggle", ({ newState }) => newState === "open" && openModelMenu());
+  $("preset").addEventListener("change", ({ target }) => choosePreset(presets[target.value]));
+  $("preset-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    addPreset($("preset-name").value.trim());
   });
-  $("settings-reset").addEventListener("click", () => {
-    sampling = {};
-    renderSettings();
-    announce("Settings reset");
+  $("preset-delete").addEventListener("click", () => {
+    savePresets(presets.slice(PRESETS.length).filter((preset) => preset !== presets[$("preset").value]));
+    $("preset").focus();
   });
 }

@@ -4,9 +4,13 @@
 // a node "root"; the path of chosen children is shown and sent.
 
 const FILE_FORMAT = "polyphi-conversations";
-const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]; // every server and browser
 const CONTAINER_TYPES = ["audio/webm", "audio/mp4", "audio/aac", "audio/amr"]; // accepted with `props.containers`
-const AUDIO_TYPES = ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", ...CONTAINER_TYPES];
+const TYPES = {
+  image: [...IMAGE_TYPES, "image/avif", "image/heic", "image/tiff"], // the last ones: if in `props.image_formats`
+  audio: ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", ...CONTAINER_TYPES],
+  file: ["application/pdf", "text/plain"],
+};
 
 let database = null;
 
@@ -45,9 +49,7 @@ async function loadConversations() {
   if (database) {
     cache.conversations.clear();
     const stored = database.transaction("conversations").objectStore("conversations").getAll();
-    for (const conversation of await requestResult(stored)) {
-      cache.conversations.set(conversation.id, conversation);
-    }
+    for (const conversation of await requestResult(stored)) cache.conversations.set(conversation.id, conversation);
   }
   return [...cache.conversations.values()];
 }
@@ -59,21 +61,30 @@ async function loadMedia(id) {
   return media ?? null;
 }
 
-/** Deletes a conversation and its media; returns the media, for undo. */
-async function removeConversation(conversation) {
-  const media = [];
-  for (const id of mediaIds(conversation)) {
-    const one = await loadMedia(id);
-    if (one) media.push(one);
+/** The media with these ids that are stored. */
+const loadAll = async (ids) => (await Promise.all(ids.map(loadMedia))).filter(Boolean);
+
+function remove(name, ids) {
+  for (const id of ids) cache[name].delete(id);
+  const store = database?.transaction(name, "readwrite").objectStore(name);
+  for (const id of ids) store?.delete(id);
+}
+
+/** The JSON value in localStorage under `key`; null where there is none or it is invalid. */
+function storedValue(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key));
+  } catch {
+    return null;
   }
-  cache.conversations.delete(conversation.id);
-  for (const { id } of media) cache.media.delete(id);
-  if (database) {
-    const transaction = database.transaction(["conversations", "media"], "readwrite");
-    transaction.objectStore("conversations").delete(conversation.id);
-    for (const { id } of media) transaction.objectStore("media").delete(id);
+}
+
+function storeValue(key, value) {
+  try {
+    localStorage.setItem(key, JSON.stringify(value));
+  } catch {
+    // The storage is full: the value lasts until the page is closed.
   }
-  return media;
 }
 
 const mediaIds = (conversation) => [...new Set(Object.values(conversation.nodes).flatMap((node) => node.media ?? []))];
@@ -102,16 +113,10 @@ function addNode(conversation, parent, values) {
 
 /** The nodes of the visible path, from the first message to the last; or the path to the node `last`. */
 function pathOf(conversation, last = null) {
+  let node = conversation.nodes[last ?? "root"];
+  while (!last && node.chosen) node = conversation.nodes[node.chosen];
   const path = [];
-  if (last) {
-    for (let node = conversation.nodes[last]; node && node.role !== "root"; node = conversation.nodes[node.parent])
-      path.unshift(node);
-    return path;
-  }
-  for (let node = conversation.nodes.root; node.chosen;) {
-    node = conversation.nodes[node.chosen];
-    path.push(node);
-  }
+  for (; node && node.role !== "root"; node = conversation.nodes[node.parent]) path.unshift(node);
   return path;
 }
 
@@ -131,26 +136,17 @@ function removeNode(conversation, id) {
 
 // ---------------------------------------------------------------- files
 
-function base64Of(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(blob);
-  });
-}
+const base64Of = async (blob) => new Uint8Array(await blob.arrayBuffer()).toBase64();
 
 async function exportText(conversations) {
-  const media = [];
-  for (const id of new Set(conversations.flatMap(mediaIds))) {
-    const entry = await loadMedia(id);
-    if (entry) {
-      const { blob, ...fields } = entry;
-      media.push({ ...fields, data: await base64Of(blob) });
-    }
-  }
+  const entries = await loadAll([...new Set(conversations.flatMap(mediaIds))]);
+  const withData = async ({ blob, ...fields }) => ({ ...fields, data: await base64Of(blob) });
+  const media = await Promise.all(entries.map(withData));
   return JSON.stringify({ format: FILE_FORMAT, version: 1, exported: new Date().toISOString(), conversations, media });
 }
+
+/** Whether a file is an export, by its beginning. */
+const isExport = async (file) => /^\s*\{\s*"format":\s*"polyphi-conversations"/.test(await file.slice(0, 200).text());
 
 /**
  * Imports an exported file and returns its conversations. Files are untrusted: every field is checked and copied under
@@ -172,11 +168,11 @@ async function importText(source) {
 
   const mediaById = new Map();
   for (const one of list(file.media)) {
-    const types = one?.kind === "image" ? IMAGE_TYPES : one?.kind === "audio" ? AUDIO_TYPES : [];
+    const types = Object.hasOwn(TYPES, one?.kind) ? TYPES[one.kind] : [];
     if (!types.includes(one?.type) || typeof one.id !== "string") continue;
     let bytes;
     try {
-      bytes = Uint8Array.from(atob(text(one.data)), (character) => character.charCodeAt(0));
+      bytes = Uint8Array.fromBase64(text(one.data));
     } catch {
       continue; // invalid base64
     }
@@ -237,9 +233,8 @@ async function importText(source) {
 function statsOf(value) {
   if (!value || typeof value !== "object") return null;
   const stats = {};
-  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed"]) {
+  for (const name of ["prompt", "completion", "image", "audio", "cached", "first", "rate", "seed", "temperature"])
     if (Number.isFinite(value[name])) stats[name] = value[name];
-  }
   if (typeof value.adapter === "string") stats.adapter = value.adapter.slice(0, 100);
   return stats;
 }

@@ -7,7 +7,7 @@ let transcribing = null; // the AbortController of the running request
 async function chooseRecording(file) {
   try {
     const loaded = await readFile(file, props.limits.max_recording_seconds);
-    if (loaded.kind !== "audio") throw new Error(`${loaded.name} is a picture; choose an audio file.`);
+    if (loaded.kind !== "audio") throw new Error(`${loaded.name} is no recording; choose an audio file.`);
     if (recording) URL.revokeObjectURL(recording.url);
     recording = { ...loaded, url: URL.createObjectURL(loaded.blob) };
     transcript = null;

@@ -19,7 +19,7 @@ from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import StepPart
 from polyphi.engine.scores import logits_many, score_many
-from polyphi.engine.tools import ToolCall, parse_calls
+from polyphi.engine.tools import ToolCall, ToolParser, parse_calls
 from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize
@@ -82,7 +82,7 @@ def test_which_tables_were_used(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("draft", [0, 6])
-def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft: int) -> None:
+def test_stop_at_calls_draws_no_token_after_the_first_call(engine: Engine, draft: int) -> None:
     """The grammar determines the text; all ways of answering return the same tokens."""
     call = 'functools[{"name": "a", "arguments": {}}'
     text = f"So: {call}, {call[10:]}] {call} {call}"
@@ -92,13 +92,18 @@ def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft:
     messages = [Message.user("the fox")]
     whole = engine.generate(messages, sampling=sampling)
     assert whole.text == text
-    stopping = replace(sampling, stop_at_call=True)
+    stopping = replace(sampling, stop_at_calls=("a",))
     first = engine.generate(messages, sampling=stopping)
-    assert parse_calls(first.text) == ("So: ", [ToolCall("a", "{}")])
+    assert parse_calls(first.text, ["a"]) == ("So: ", [ToolCall("a", "{}")])
     assert first.finish_reason == "stop"
     assert first.tokens == whole.tokens[: len(first.tokens)]
     before_last = engine.processor.tokenizer.decode(first.tokens[:-1])
-    assert not parse_calls(before_last)[1]
+    ends = [
+        part.complete for part in ToolParser(["a"]).add(before_last) if not isinstance(part, str)
+    ]
+    assert True not in ends
+    other = engine.generate(messages, sampling=replace(stopping, stop_at_calls="b"))
+    assert other.text == text, "no tool of that name is offered"
     pieces = list(engine.stream(messages, sampling=stopping))
     assert "".join(piece.text for piece in pieces) == first.text
     assert pieces[-1].completion == first
@@ -106,7 +111,7 @@ def test_stop_at_call_draws_no_token_after_the_first_call(engine: Engine, draft:
     assert engine.generate(messages, sampling=exact) == first
     assert engine.generate_many([messages] * 2, sampling=[stopping, sampling]) == [first, whole]
     assert (
-        engine.generate(messages, sampling=SamplingParams(stop_at_call=True)).finish_reason
+        engine.generate(messages, sampling=SamplingParams(stop_at_calls=("a",))).finish_reason
         == "length"
     )
 

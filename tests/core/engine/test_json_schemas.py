@@ -253,3 +253,38 @@ def test_the_module_needs_neither_torch_nor_llguidance() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+CLOSED = {"additionalProperties": False}
+LISTED = {"type": "object", "properties": {"a": STRING}, "required": ["a"]}
+
+
+def test_objects_with_listed_members_have_no_others() -> None:
+    inner = {"type": "array", "items": {"$ref": "#/$defs/b"}}
+    schema = {"properties": {"a": LISTED, "c": inner}, "$defs": {"b": LISTED}}
+    closed = {**LISTED, **CLOSED}
+    assert for_grammar(schema) == {
+        "properties": {"a": closed, "c": inner},
+        "$defs": {"b": closed},
+        **CLOSED,
+    }
+    assert for_grammar({"anyOf": [LISTED, {"type": "null"}]})["anyOf"][0] == closed
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**LISTED, "additionalProperties": True},
+        {**LISTED, "additionalProperties": STRING},
+        {**LISTED, "patternProperties": {"^x": STRING}},
+        {**LISTED, "required": ["a", "b"]},
+        {**LISTED, "anyOf": [{"properties": {"b": STRING}}, {"properties": {"c": STRING}}]},
+        {**LISTED, "$ref": "#/$defs/b", "$defs": {"b": {"properties": {"b": STRING}}}},
+        {"allOf": [LISTED, {"properties": {"b": STRING}}]},
+        {"oneOf": [LISTED, {"properties": {"b": STRING}}]},
+        {"type": "object"},
+    ],
+    ids=str,
+)
+def test_objects_that_may_have_others_stay_open(schema: dict[str, Any]) -> None:
+    assert for_grammar(schema) == schema

@@ -156,7 +156,7 @@ def test_a_budget_is_the_same_in_any_batch_and_with_drafts(engine: Engine) -> No
 def test_a_call_in_the_reasoning_does_not_end_the_answer(engine: Engine, script: Script) -> None:
     call = 'functools[{"name": "f", "arguments": {}}]'
     script.text = f"<think>{call}</think>{call} and on"
-    result = answer(engine, reasoning=True, stop_at_call=True)
+    result = answer(engine, reasoning=True, stop_at_calls="f")
     assert result.finish_reason == "stop" and result.text == f"<think>{call}</think>{call[:-1]}"
 
 

@@ -13,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.engine import tools
-from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser, parse_calls
+from polyphi.engine.tools import CallDelta, CallList, GrammarToolParser, ToolCall, ToolParser
 from polyphi.tools import CALL, CALL_END, call_text
 
 Parsed = tuple[str, list[ToolCall]]
+
+
+class AnyName:
+    """Every tool is offered."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+Parser = partial(ToolParser, AnyName())
+parse_calls = partial(tools.parse_calls, names=AnyName())
 
 RIGHT: dict[str, Parsed] = {
     '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>': (
@@ -94,8 +105,6 @@ CONTENT = [
     "<|tool_call|>[[{}]]<|/tool_call|>",
     "<|/tool_call|>",
     "<|tool_ca",
-    '<|tool_call|>[{"name": "a", "arguments": {"x": 1',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": "1',
     '<|tool_call|>[{"name": "a", "arguments": [1]}]<|/tool_call|>',
     '<|tool_call|>[{"name": "a", "arguments": "no"}]<|/tool_call|>',
     '<|tool_call|>[{"name": "a", "arguments": "{\\"x\\": NaN}"}]<|/tool_call|>',
@@ -104,26 +113,45 @@ CONTENT = [
     '<|tool_call|>[{"name": "\\ud800", "arguments": {}}]<|/tool_call|>',
     "<|tool_call|>[{'name': 'a', 'arguments': {}}]<|/tool_call|>",
     '<|tool_call|>[{"name": "a" "arguments": {}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {},}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": 01}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": Infinity}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": tru}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": "two\nlines"}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": "\\q"}}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": 1]}]<|/tool_call|>',
-    '<|tool_call|>[{"name": "a", "arguments": {"x": ' + "[" * 70 + "]" * 70 + "}}]",
-    '<|tool_call|>[{"name": "a", "arguments": {"x": ' + "1" * 500 + "}}]",
 ]
+
+BEFORE = '<|tool_call|>[{"name": "a", "arguments": '
+INCOMPLETE: dict[str, tuple[str, str]] = {
+    BEFORE + '{"x": 1': ('{"x": ', "1"),
+    BEFORE + '{"x": "1': ('{"x": "1', ""),
+    BEFORE + '{"x": 01}}]<|/tool_call|>': ('{"x": ', "01}}]<|/tool_call|>"),
+    BEFORE + '{"x": Infinity}}]': ('{"x": ', "Infinity}}]"),
+    BEFORE + '{"x": tru}}]': ('{"x": ', "tru}}]"),
+    BEFORE + '{"x": "two\nlines"}}]': ('{"x": "two', '\nlines"}}]'),
+    BEFORE + '{"x": "\\q"}}]<|/tool_call|>': ('{"x": "', '\\q"}}]<|/tool_call|>'),
+    BEFORE + '{"x": 1]}]': ('{"x": 1', "]}]"),
+    BEFORE + '{"x": ' + "[" * 70 + "]": ('{"x": ' + "[" * 61, "[" * 9 + "]"),
+    BEFORE + '{"x": ' + "1" * 500 + "}}]": ('{"x": ', "1" * 500 + "}}]"),
+}
+"""Text -> the arguments of a call that ends early or turns invalid, and the text after them, which is content."""
+LENIENT: dict[str, Parsed] = {
+    BEFORE + '{"x": 1}': ("", [ToolCall("a", '{"x": 1}')]),
+    BEFORE + '{"x": 1}]<|/tool_call|>': ("", [ToolCall("a", '{"x": 1}')]),
+    BEFORE + "{},}]<|/tool_call|>": (",}]<|/tool_call|>", [ToolCall("a", "{}")]),
+    BEFORE + '{}, "id": 7, "arguments": 5}]': ("", [ToolCall("a", "{}")]),
+}
+"""A call whose arguments are complete is complete, whatever follows."""
 
 
 def parsed(
-    pieces: Iterable[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
+    pieces: Iterable[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = Parser
 ) -> Parsed:
-    parser = parser_class()
+    parser, calls = parser_class(), CallList()
     parts = [part for piece in pieces for part in parser.add(piece)] + parser.finish()
-    assert all(parts), "no part is an empty string"
-    content = "".join(part for part in parts if isinstance(part, str))
-    return content, [part for part in parts if isinstance(part, ToolCall)]
+    for part in parts:
+        assert part, "no part is an empty string"
+        if isinstance(part, CallDelta):
+            assert part.name or part.arguments or part.complete is not None
+            calls.add(part)
+        else:
+            assert not calls.growing, "content within a call"
+    assert not calls.growing
+    return "".join(part for part in parts if isinstance(part, str)), calls
 
 
 @pytest.mark.parametrize("text", RIGHT)
@@ -138,7 +166,32 @@ def test_text_without_calls_is_content_unchanged(text: str) -> None:
     assert parse_calls(text) == (text, [])
 
 
-@pytest.mark.parametrize("text", [*RIGHT, *CONTENT])
+@pytest.mark.parametrize("text", INCOMPLETE)
+def test_a_call_that_ends_early_or_turns_invalid_is_incomplete(text: str) -> None:
+    arguments, content = INCOMPLETE[text]
+    assert parse_calls(text) == (content, [ToolCall("a", arguments, False)])
+
+
+@pytest.mark.parametrize("text", LENIENT)
+def test_a_call_with_complete_arguments_is_complete(text: str) -> None:
+    assert parse_calls(text) == LENIENT[text]
+
+
+@pytest.mark.parametrize("text", [*RIGHT, *INCOMPLETE, *LENIENT])
+def test_a_tool_that_is_not_offered_is_not_called(text: str) -> None:
+    """All of its text is content, unless another call in it is of an offered tool."""
+    names = {call.name for call in parse_calls(text)[1]}
+    assert tools.parse_calls(text, ()) == (text, [])
+    for name in names:
+        content, calls = tools.parse_calls(text, [name])
+        assert {call.name for call in calls} <= {name}
+        assert all(json.dumps(other)[1:-1] in content for other in names - {name})
+        for at in range(len(text)):
+            pieces = [text[:at], text[at:]]
+            assert parsed(pieces, partial(ToolParser, [name])) == (content, calls)
+
+
+@pytest.mark.parametrize("text", [*RIGHT, *CONTENT, *INCOMPLETE, *LENIENT])
 def test_the_result_is_the_same_for_every_cut(text: str) -> None:
     whole = parse_calls(text)
     assert parsed(text) == whole
@@ -217,11 +270,16 @@ def test_written_calls_are_parsed_back(calls: list[dict], way: str, data: st.Dat
 
 
 def test_content_and_calls_are_returned_as_soon_as_they_are_final() -> None:
-    parser = ToolParser()
+    parser = Parser()
     assert parser.add("Hello <") == ["Hello "]
     assert parser.add("b> ") == ["<b> "]
-    assert parser.add('<|tool_call|>[{"name": "a", "arguments": {"x": {}}') == []
-    assert parser.add("}, ") == [ToolCall("a", '{"x": {}}')]
+    assert parser.add('<|tool_call|>[{"name": "a", "arguments":') == []
+    assert parser.add(' {"x": {') == [CallDelta("a", '{"x": {')]
+    assert parser.add('}, "y": "a\\') == [CallDelta(None, '}, "y": "a')]
+    assert parser.add('"') == [CallDelta(None, '\\"')]
+    assert parser.add('"}') == [CallDelta(None, '"}')]
+    assert parser.add(" ") == []
+    assert parser.add("}, ") == [CallDelta(None, "", True)]
     assert parser.add('{"name": oops and so on') == [', {"name": oops and so on']
     assert parser.add(" and on") == [" and on"]
 
@@ -247,7 +305,7 @@ HOSTILE = [
 
 
 def effort(
-    pieces: list[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = ToolParser
+    pieces: list[str], parser_class: Callable[[], ToolParser | GrammarToolParser] = Parser
 ) -> tuple[int, int]:
     """Lines of the parser that run, and characters that its patterns match, while it parses an answer."""
     ran, matched, end_of = 0, 0, tools._end
@@ -352,7 +410,7 @@ def test_numbers_have_at_most_max_digits(written: str) -> None:
     for number, calls in ((written, 1), (written + "1", 0)):
         for after in ("}", ', "b": [' + number + ", " + number + "]}"):
             text = f'{CALL}{{"name": "f", "arguments": {{"a": {number}{after}}}'
-            assert len(parse_calls(text)[1]) == calls
+            assert [call.complete for call in parse_calls(text)[1]] == [calls == 1]
             for at in range(len(text)):
                 assert parsed([text[:at], text[at:]]) == parse_calls(text)
 
@@ -391,8 +449,9 @@ def test_a_call_that_is_cut_off_has_its_incomplete_arguments(answer: str) -> Non
             if call.complete:
                 assert call == whole
             else:
-                assert whole.arguments.startswith(call.arguments.rstrip())
-                assert answer[:end].endswith(call.arguments)
+                assert whole.arguments.startswith(call.arguments)
+                unread = end - answer[:end].rindex(call.arguments) - len(call.arguments)
+                assert unread < 6 or not call.arguments, "less than an escape"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +462,7 @@ def test_a_call_that_is_cut_off_has_its_incomplete_arguments(answer: str) -> Non
         ('[{"name": "add"', [ToolCall("add", "", False)]),
         ('[{"name": "add", "argu', [ToolCall("add", "", False)]),
         ('[{"name": "add", "arguments": {"a": "x ', [ToolCall("add", '{"a": "x ', False)]),
-        ('[{"name": "add", "arguments": {"a": 1}', [ToolCall("add", '{"a": 1}', False)]),
+        ('[{"name": "add", "arguments": {"a": 1}', [ToolCall("add", '{"a": 1}')]),
         ('[{"name": "add", "arguments": {}}, {"na', [ToolCall("add", "{}")]),
         (
             '[{"name": "add", "arguments": {}}, {"name": "b", "arguments": {"',
@@ -433,7 +492,11 @@ def test_an_answer_of_the_alternative_is_content_unchanged(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "\\", '\\"', "\\u00e9", CALL, '","', '":{"', '"},{"', '":[{},"', "{" * 9]
+    "unit",
+    [
+        *("a", "\\", '\\"', "\\u00e9", CALL, '","', '":{"', '":[{},"', "{" * 9),
+        '"}},{"name":"f","arguments":{"a":"',
+    ],
 )
 def test_effort_for_answers_of_a_grammar_grows_no_faster_than_the_text(unit: str) -> None:
     """Lines grow with pieces and braces; the other characters are read by patterns, once."""

@@ -27,6 +27,7 @@ from polyphi.processing.media import (
     decode_audio,
     decode_image,
     image_size,
+    missing_image_decoder,
 )
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -35,6 +36,9 @@ from polyphi.steps import result_of, stopped_by
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
 NOISE = 0.3 * np.random.default_rng(0).standard_normal((20_000, 2)).clip(-3, 3).astype(np.float32)
+
+
+assert missing_image_decoder("HEIC") is None, "the tests need pillow-heif"
 
 
 def picture(format: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -65,6 +69,14 @@ PICTURES = {
     "WebP without loss": picture("WEBP", "RGBA", lossless=True),
     "GIF": picture("GIF", "P"),
     "BMP": picture("BMP"),
+    "TIFF": picture("TIFF"),
+    "TIFF of 16 bits": picture("TIFF", "I;16"),
+    "TIFF of four inks, LZW": picture("TIFF", "CMYK", compression="tiff_lzw"),
+    "TIFF with JPEG": picture("TIFF", compression="jpeg"),
+    "TIFF of two pages": picture("TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]),
+    "AVIF": picture("AVIF", "RGBA", speed=10),
+    "HEIC of tiles": picture("HEIF", tile_size=64),
+    "HEIC with alpha": picture("HEIF", "RGBA"),
 }
 CLIPS = {
     "WAV": clip("WAV", "PCM_16"),

@@ -2,8 +2,10 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,12 @@ from polyphi.processing.media import (
     decode_audio,
     decode_image,
     image_size,
+    image_types,
+    missing_image_decoder,
 )
 
 Make = Callable[..., bytes]
+assert missing_image_decoder("HEIC") is None, "the tests need pillow-heif"
 
 
 def encode(picture: Image.Image, format: str, **options: object) -> bytes:
@@ -35,7 +40,7 @@ def encode(picture: Image.Image, format: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "TIFF"])
 def test_lossless_pictures_decode_to_their_pixels_whatever_the_name(
     format: str, png: Make, tmp_path: Path
 ) -> None:
@@ -53,10 +58,29 @@ def test_a_jpeg_decodes(png: Make) -> None:
     assert decode_image(png(20, 10, format="JPEG")).size == (20, 10)
 
 
-def test_only_the_first_frame_of_a_gif_is_seen() -> None:
-    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    picture = decode_image(encode(red, "GIF", save_all=True, append_images=[blue]))
-    assert picture.getpixel((0, 0)) == (255, 0, 0)
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "AVIF", "HEIF"])
+def test_only_the_first_frame_or_page_is_seen(format: str) -> None:
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    picture = decode_image(encode(red, format, save_all=True, append_images=[blue]))
+    red_, _, blue_ = picture.getpixel((9, 9))
+    assert red_ > 240 and blue_ < 15
+
+
+def test_heic_without_its_decoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (64, 64)), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    missing_image_decoder.cache_clear()
+    try:
+        with pytest.raises(
+            ValueError, match=r'needs pillow-heif; pip install "\.\[heic\]"'
+        ) as error:
+            decode_image(data)
+        assert "convert it to PNG or JPEG" in str(error.value)
+        assert "image/heic" not in image_types() and "image/avif" in image_types()
+    finally:
+        monkeypatch.undo()
+        missing_image_decoder.cache_clear()
+    assert decode_image(data).size == (64, 64)
 
 
 def test_alpha_is_dropped_not_blended() -> None:
@@ -96,7 +120,7 @@ def test_exif_orientation_is_left_alone() -> None:
         ("photo.jpg", b"%PDF-1.7 ...", "PDF"),
         ("photo.png", b"RIFF\0\0\0\0WAVEfmt ", "WAV"),
         ("photo.png", bytes(range(256)), "unknown data"),
-        ("photo.heic", b"\0\0\0\x18ftypheic", "HEIC"),
+        ("photo.heic", b"\0\0\0\x18ftypisom", "MP4"),
     ],
 )
 def test_data_that_is_no_picture_is_named_in_the_error(
@@ -124,13 +148,99 @@ def test_missing_files_and_folders_are_named(decode: Callable, tmp_path: Path) -
         decode(7)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
 def test_truncated_pictures_are_refused_in_our_words(format: str, png: Make) -> None:
     data = png(64, 64, format=format)
     for length in (16, len(data) // 2):
         with pytest.raises(ValueError, match="damaged or truncated") as error:
             decode_image(data[:length])
         assert "0x" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("brand", "compatible", "kind"),
+    [
+        (b"heic", b"mif1", "HEIC"),
+        (b"hevc", b"", "HEIC"),
+        (b"mif1", b"mif1heic", "HEIC"),
+        (b"mif1", b"miafavif", "AVIF"),
+        (b"avif", b"mif1heic", "AVIF"),
+        (b"avis", b"avifmsf1", "AVIF"),
+        (b"M4A ", b"heic", "M4A audio"),
+        (b"isom", b"avif", "MP4"),
+    ],
+)
+def test_the_brands_of_a_file_say_what_it_is(brand: bytes, compatible: bytes, kind: str) -> None:
+    head = struct.pack(">I", 16 + len(compatible)) + b"ftyp" + brand + bytes(4) + compatible
+    assert sniff(head + b"avifheic" * 9) == kind
+
+
+@pytest.mark.parametrize("format", ["TIFF", "HEIF", "AVIF", "JPEG"])
+def test_which_orientation_is_applied(format: str) -> None:
+    """A HEIC file has its own property for it, which replaces EXIF's, and a TIFF a tag."""
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    data = encode(Image.new("RGB", (64, 32)), format, exif=exif.tobytes())
+    expected = (32, 64) if format in ("TIFF", "HEIF") else (64, 32)
+    assert image_size(data) == decode_image(data).size == expected
+
+
+def test_sixteen_bits_of_grey_keep_the_upper_eight() -> None:
+    grey = np.arange(0, 65536, 257, np.uint16).reshape(16, 16)
+    for format in ("PNG", "TIFF"):
+        picture = decode_image(encode(Image.fromarray(grey), format))
+        np.testing.assert_array_equal(np.asarray(picture)[..., 0], grey >> 8)
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_pixels_of_an_unknown_range_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match="8 or 16 bits"):
+        decode_image(encode(Image.new(mode, (9, 9)), "TIFF"))
+
+
+def tiff(tags: dict[int, list[int]], data: bytes) -> bytes:
+    """A TIFF file of tags of 32 bits; its data begin at byte 8."""
+    entries, extra = b"", b""
+    start = 8 + len(data) + 2 + 12 * len(tags) + 4
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        where = struct.pack("<I", start + len(extra)) if len(values) > 1 else packed
+        extra += packed if len(values) > 1 else b""
+        entries += struct.pack("<HHI", tag, 4, len(values)) + where
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4) + extra
+
+
+@pytest.mark.parametrize(
+    ("side", "message"), [(16, None), (30_000, "tiles"), (2**31, "tiles"), (0, "damaged")]
+)
+def test_tiles_are_not_larger_than_a_picture_may_be(side: int, message: str | None) -> None:
+    body = zlib.compress(bytes(3 * 16 * 16))
+    tags = {256: [10], 257: [10], 258: [8, 8, 8], 259: [8], 262: [2], 277: [3]}
+    data = tiff({**tags, 322: [side], 323: [side], 324: [8], 325: [len(body)]}, body)
+    if message is None:
+        assert decode_image(data, max_pixels=100).size == (10, 10)
+    else:
+        with pytest.raises(ValueError, match=message):
+            decode_image(data)
+
+
+def test_a_header_of_another_size_than_the_picture_is_damage() -> None:
+    """Pillow takes the size of a HEIC image from its decoder in the end."""
+    data = encode(Image.new("RGB", (64, 64)), "HEIF")
+    at = data.index(b"ispe") + 8
+    with pytest.raises(ValueError, match="damaged"):
+        decode_image(data[:at] + struct.pack(">II", 8, 8) + data[at + 8 :])
+
+
+def test_damaged_files_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    decode_image(encode(Image.new("RGB", (64, 64)), "TIFF"))
+    data = encode(Image.new("RGB", (64, 64)), "TIFF", compression="tiff_lzw")
+    for at in range(4, len(data), 3):
+        for value in (0, 255):
+            with suppress(ValueError):
+                decode_image(data[:at] + bytes([value]) + data[at + 1 :])
+    assert capfd.readouterr() == ("", "")
 
 
 def huge_png(side: int) -> bytes:

@@ -1,5 +1,6 @@
 """The decoder's process: the samples and frames that FFmpeg decodes, and what it is refused."""
 
+import errno
 import io
 import os
 import socket
@@ -305,6 +306,27 @@ def test_a_sealed_child_can_do_nothing_else(
     )
     with child(code) as process:
         assert [message for message, _ in process] == [{"errno": 1}]
+
+
+def test_a_process_that_may_start_threads_can_do_nothing_else(
+    child: Callable[..., DecoderProcess],
+) -> None:
+    """In such a thread, too: the one that decodes HEIC."""
+    attempts = (
+        "lambda: open('/etc/passwd'), os.fork, os.getpid, socket.socket, os.pipe, kill, execute"
+    )
+    code = (
+        "import socket, threading\nerrors = []\ndef kill(): os.kill(os.getppid(), 9)\n"
+        "def execute(): os.execv('/bin/sh', ['sh'])\n"
+        "def work():\n    for attempt in (" + attempts + "):\n        try:\n            attempt()\n"
+        "        except OSError as error:\n            errors.append(error.errno)\n"
+        + SEAL.replace(")", ", threads=True)")
+        + "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "_send({'errors': errors})\n_send({'end': True})"
+    )
+    with child(code) as process:
+        ((message, _),) = list(process)
+    assert set(message["errors"]) <= {errno.EPERM, errno.ENOSYS} and len(message["errors"]) >= 6
 
 
 def test_time_counts_while_output_is_awaited(child: Callable[..., DecoderProcess]) -> None:

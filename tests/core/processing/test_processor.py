@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from polyphi.batch import IGNORE, pack
 from polyphi.messages import Audio, Image, Message, Text, Video
 from polyphi.processing import audio, media
+from polyphi.processing.expansion import expand
 from polyphi.processing.image import ImageReader
 from polyphi.processing.media import LONGEST_AUDIO_SECONDS, Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.video import expand_videos
 from polyphi.steps import at_once, result_of
 
 Make = Callable[..., bytes]
@@ -263,7 +263,7 @@ def test_a_video_is_its_frames(processor: Processor) -> None:
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
     low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
     assert [i.crops for i in low.inputs["image"].layouts] == [2, 2]
-    frames_row = processor.row(expand_videos(chat), generation_prompt=True)
+    frames_row = processor.row(expand(chat), generation_prompt=True)
     assert frames_row.ids.equal(row.ids) and frames_row.inputs["image"].crops.equal(
         row.inputs["image"].crops
     )

@@ -12,8 +12,9 @@ from variants import few
 
 from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Text, Video
+from polyphi.processing.expansion import expand
 from polyphi.processing.media import Caps, MediaError, decode_image
-from polyphi.processing.video import decode_video, expand_videos
+from polyphi.processing.video import decode_video
 
 Make = Callable[..., bytes]
 
@@ -102,7 +103,7 @@ def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
     (tmp_path / "walk.mp4").write_bytes(film(40))
     before, after = Text("Before."), Text("What happens?")
     walk = Video(tmp_path / "walk.mp4", frames=4, detail="low", max_crops=2)
-    first, second = expand_videos([Message.user(before, walk, after), Message.assistant("It.")])
+    first, second = expand([Message.user(before, walk, after), Message.assistant("It.")])
     assert first.parts[0] == before and first.parts[-1] == after
     assert second == Message.assistant("It.")
     frames = first.parts[1:-1]

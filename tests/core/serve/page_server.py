@@ -3,6 +3,7 @@ every request."""
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -69,6 +70,16 @@ PROPS: dict[str, Any] = {
     "model": "phi-mock",
     "modalities": {"image": True, "audio": True, "video": True},
     "containers": True,
+    "documents": True,
+    "image_formats": [
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/avif",
+        "image/heic",
+    ],
     "adapters": ["vision", "speech"],
     "context": 131072,
     "languages": {"de": "German", "en": "English", "fr": "French", "ja": "Japanese"},
@@ -79,6 +90,8 @@ PROPS: dict[str, Any] = {
         "max_audio_seconds": 1800,
         "max_recording_seconds": 14400,
         "max_body_bytes": 100 << 20,
+        "max_document_bytes": 1 << 20,
+        "max_document_pages": 20,
         "max_parts": 256,
         "max_answers": 8,
         "max_tokens": 16384,
@@ -160,6 +173,9 @@ class PageServer:
     async def _answer(self, request: Request, path: str, body: Any) -> Response:
         if path == "/props":
             return JSONResponse(self.props)
+        if path == "/v1/models":
+            names = [self.props["model"], "phi-alias", *self.props["adapters"]]
+            return JSONResponse({"object": "list", "data": [{"id": name} for name in names]})
         if path == "/tokenize":
             return JSONResponse(self._tokens(body))
         if path == "/v1/chat/completions":
@@ -197,6 +213,10 @@ class PageServer:
             texts += [part["text"] for part in parts if part["type"] == "text"]
             images += sum(part["type"] == "image_url" for part in parts)
             audios += sum(part["type"] == "input_audio" for part in parts)
+            images += sum(
+                part["type"] == "file" and "application/pdf" in part["file"]["file_data"]
+                for part in parts
+            )
         words = sum(len(text.split()) for text in texts)
         count = {"text_tokens": words, "image_tokens": 1093 * images, "audio_tokens": 25 * audios}
         return {**count, "count": sum(count.values()), "max_model_len": self.props["context"]}
@@ -204,13 +224,16 @@ class PageServer:
     async def _chat(self, request: Request, body: dict[str, Any]) -> Response:
         content = body["messages"][-1]["content"]
         prompt = content if isinstance(content, str) else content[-1].get("text", "")
-        if "refuse" in prompt:
-            param = "messages[0].content[0].image_url.url"
-            return _error(400, "this <b>picture</b> can't be read", param=param)
+        if match := re.match(r"refuse (\S+)", prompt):
+            return _error(400, "this <b>picture</b> can't be read", param=match[1])
         counts = self._tokens(body)
         answer = {"rich": RICH, "hostile": HOSTILE}.get(
             prompt.split(" ")[0], f"You said: {prompt} 🙂é"
         )
+        if body.get("continue_final_message"):
+            answer = "" if "complete" in prompt else " And more."
+        elif prompt == "nothing" and not body.get("temperature"):
+            answer = ""
         usage = {
             "prompt_tokens": counts["count"],
             "completion_tokens": len(answer) // 4,
@@ -249,7 +272,7 @@ class PageServer:
                         failure = {"message": "out of memory", "type": "server_error"}
                         yield f"data: {json.dumps({'error': failure})}\n\n".encode()
                         return
-                yield delta("stop")
+                yield delta("length" if "long" in prompt else "stop")
                 yield chunk(choices=[], usage=usage)
                 yield b"data: [DONE]\n\n"
             except asyncio.CancelledError:

@@ -131,3 +131,26 @@ def test_errors(running: Running, client: anthropic.Anthropic) -> None:
         stranger.messages.create(model="tiny", max_tokens=1, messages=HI)
     bearer = anthropic.Anthropic(base_url=running.url, auth_token=KEY, max_retries=0)
     assert bearer.messages.create(model="tiny", max_tokens=1, messages=HI).usage.output_tokens == 1
+
+
+def test_the_list_of_models_has_anthropics_form(client: anthropic.Anthropic) -> None:
+    """The client reads page after page."""
+    assert [one.id for one in client.models.list(limit=1)] == ["tiny", "vision", "speech"]
+    page = client.models.list(limit=2)
+    assert (page.first_id, page.last_id, page.has_more) == ("tiny", "vision", True)
+    before = client.models.list(before_id="speech", limit=1)
+    assert [one.id for one in before.data] == ["vision"] and before.has_more
+    one = client.models.retrieve("vision")
+    assert (one.type, one.id, one.display_name) == ("model", "vision", "vision")
+    assert one.created_at.year >= 2026
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("mini")
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.list(after_id="mini")
+
+
+def test_cached_tokens_are_counted_apart(client: anthropic.Anthropic) -> None:
+    long = [{"role": "user", "content": "the quick brown fox " * 40}]
+    first, second = (client.messages.create(messages=long, **OPTIONS).usage for _ in range(2))
+    assert first.cache_read_input_tokens == 0 < second.cache_read_input_tokens
+    assert second.input_tokens + second.cache_read_input_tokens == first.input_tokens

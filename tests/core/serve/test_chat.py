@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def test_an_adapter_by_its_name(client: OpenAI) -> None:
         )
         assert none.model_extra["adapter"] is None
     with pytest.raises(NotFoundError) as caught:
-        client.chat.completions.create(model="gpt-4", messages=messages)
+        client.chat.completions.create(model="mini", messages=messages)
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
 
 
@@ -132,13 +132,12 @@ def test_structured_output_and_tools(client: OpenAI) -> None:
     whole = client.chat.completions.create(**params).choices[0]
     assert whole.finish_reason == "tool_calls"
     assert json.loads(whole.message.tool_calls[0].function.arguments) == {"city": "Rome"}
-    streamed: list[dict] = []
+    calls: list[dict] = []
     for chunk in client.chat.completions.create(**params, stream=True):
-        for call in chunk.choices[0].delta.tool_calls or ():
-            streamed.append({"name": call.function.name, "arguments": call.function.arguments})
+        add_calls(calls, chunk.choices[0].delta.model_dump()["tool_calls"])
         reason = chunk.choices[0].finish_reason
     assert reason == "tool_calls"
-    assert streamed == [
+    assert [call["function"] for call in calls] == [
         {"name": c.function.name, "arguments": c.function.arguments}
         for c in whole.message.tool_calls
     ]
@@ -305,8 +304,8 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
         for size in (1, 7, len(text)):
-            sampling = SamplingParams(stop_at_call=not parallel)
-            answer = ChatMessage(Output(sampling, tools=True))
+            sampling = SamplingParams(stop_at_calls=() if parallel else ("a", "b"))
+            answer = ChatMessage(Output(sampling, tools=[{"name": "a"}, {"name": "b"}]))
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
                 last = "stop" if number == len(pieces) - 1 else None
@@ -377,17 +376,28 @@ def outcome(choice: dict) -> tuple[str | None, list[tuple[str, str]], str]:
     return message["content"] or None, called, choice["finish_reason"]
 
 
+def add_calls(calls: list[dict], deltas: Sequence[dict] | None) -> None:
+    """Adds the call deltas of a chunk to the calls so far. A call begins with its id and name; its arguments follow."""
+    for delta in deltas or ():
+        if delta["index"] == len(calls):
+            assert delta["id"] and delta["type"] == "function" and delta["function"]["name"]
+            calls.append({**delta, "function": dict(delta["function"])})
+        else:
+            assert delta["index"] == len(calls) - 1 and delta.get("id") is None
+            assert delta["function"]["arguments"] and not delta["function"].get("name")
+            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+
+
 def joined(chunks: list[dict]) -> tuple[str | None, list[tuple[str, str]], str]:
     """`outcome` of a stream."""
-    content, calls, reasons = "", list[tuple[str, str]](), []
+    content, calls, reasons = "", list[dict](), []
     for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
         content += choice["delta"].get("content") or ""
-        for call in choice["delta"].get("tool_calls", ()):
-            assert call["index"] == len(calls), "a call comes in one delta"
-            calls.append((call["function"]["name"], call["function"]["arguments"]))
+        add_calls(calls, choice["delta"].get("tool_calls"))
         reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
     (reason,) = reasons
-    return content or None, calls, reason
+    called = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+    return content or None, called, reason
 
 
 @pytest.fixture
@@ -445,7 +455,8 @@ def test_a_required_call_has_no_content(model: Model, logprobs: bool) -> None:
     chunks = [json.loads(e.removeprefix("data: ")) for e in text.split("\n\n")[:-2]]
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     assert [delta["content"] for delta in deltas if "content" in delta] == [None]
-    assert sum("tool_calls" in delta for delta in deltas) == 2
+    numbers = [call["index"] for delta in deltas for call in delta.get("tool_calls", ())]
+    assert sorted(set(numbers)) == [0, 1] and len(numbers) > 2, "arguments come in pieces"
     entries = [
         entry
         for chunk in chunks
@@ -519,3 +530,53 @@ def test_a_stop_string_within_a_call_leaves_it_incomplete(model: Model) -> None:
     model.text = CALLS
     result = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
     assert result == (None, [("weather", '{"city": "R')], "stop")
+
+
+def test_a_tool_that_is_not_offered_is_content(model: Model) -> None:
+    model.text = CALLS
+    weather = TOOLS[:1]
+    content, calls, reason = outcome(model.answer(tools=weather)[0])
+    assert (calls, reason) == (BOTH_CALLS[:1], "tool_calls")
+    assert content is not None and NOW in content
+    others = [{"type": "function", "function": {"name": "other"}}]
+    assert outcome(model.answer(tools=others)[0]) == (CALLS, [], "stop")
+
+
+def test_the_old_form_of_tools(model: Model, client: OpenAI) -> None:
+    """At most one call, as `function_call`; its result comes back with the role `function`."""
+    functions = [tool["function"] for tool in TOOLS]
+    options: dict[str, Any] = {"model": "tiny", "max_tokens": 300, "temperature": 0.1}
+    model.text = f"So: {CALLS}"
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    create = client.chat.completions.create
+    (choice,) = create(messages=messages, functions=functions, **options).choices
+    assert choice.finish_reason == "function_call" and choice.message.content == "So: "
+    call = choice.message.function_call
+    assert (call.name, call.arguments) == BOTH_CALLS[0] and choice.message.tool_calls is None
+    streamed = create(messages=messages, functions=functions, stream=True, **options)
+    choices = [chunk.choices[0] for chunk in streamed]
+    deltas = [c.delta.function_call for c in choices if c.delta.function_call]
+    assert [d.name for d in deltas if d.name] == ["weather"] and len(deltas) > 1
+    assert "".join(d.arguments for d in deltas) == call.arguments
+    assert choices[-1].finish_reason == "function_call"
+    messages += [
+        {"role": "assistant", "content": "So: ", "function_call": call.model_dump()},
+        {"role": "function", "name": "weather", "content": "sunny"},
+    ]
+    old = create(messages=messages, functions=functions, **options).usage.prompt_tokens
+    tool_call = {"id": "1", "type": "function", "function": call.model_dump()}
+    new = [
+        messages[0],
+        {"role": "assistant", "content": "So: ", "tool_calls": [tool_call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+    assert create(messages=new, tools=TOOLS, **options).usage.prompt_tokens == old
+    model.text = CALLS
+    named = create(
+        messages=messages[:1], functions=functions, function_call={"name": "now"}, **options
+    )
+    assert named.choices[0].message.function_call.name == "now"
+    none = create(messages=messages[:1], functions=functions, function_call="none", **options)
+    assert none.choices[0].message.function_call is None
+    with pytest.raises(BadRequestError, match="one of the two forms"):
+        create(messages=messages[:1], functions=functions, tools=TOOLS, **options)

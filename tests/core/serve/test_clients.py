@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -203,10 +204,36 @@ def test_models_by_name(client: OpenAI) -> None:
         assert (model.id, model.object, model.owned_by) == (name, "model", "polyphi")
         assert model.model_extra["max_model_len"] == 2048
     assert client.models.retrieve("vision").model_extra["parent"] == "tiny"
-    for strange in ("gpt-4", "org/gpt-4", "../tiny"):
+    for strange in ("mini", "org/gpt-4", "../tiny"):
         with pytest.raises(NotFoundError) as caught:
             client.models.retrieve(strange)
         assert caught.value.code == "model_not_found", strange
+
+
+HI = [{"role": "user", "content": "hi"}]
+KNOWN = ("gpt-4o", "gpt-4o-mini-transcribe", "whisper-1", "o3", "claude-sonnet-4-5-20250929")
+
+
+def test_known_names_on_this_machine_are_the_model(running: Running, client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="gpt-4o", messages=HI, max_tokens=2)
+    assert answer.model == "tiny", "the answer names the model that gave it"
+    for name in KNOWN:
+        assert client.models.retrieve(name).model_extra["root"] == "tiny"
+    assert "gpt-4o" not in {model.id for model in client.models.list()}
+
+
+def test_known_names_are_off_where_others_reach_the_server(engine: Engine) -> None:
+    away = Settings("tiny", host="0.0.0.0", keys=("key",))
+    for settings, expected in (
+        (Settings("tiny", known_names=False), 404),
+        (away, 404),
+        (replace(away, known_names=True), 200),
+    ):
+        with serving(engine, settings) as running, running.client("key") as client:
+            for name in KNOWN[:2]:
+                reply = client.get(f"/v1/models/{name}")
+                assert reply.status_code == expected
+                assert expected == 200 or "--known-names" in reply.json()["error"]["message"]
 
 
 def test_errors_are_of_their_class(engine: Engine) -> None:
@@ -228,7 +255,7 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
         right = client("right")
         assert right.chat.completions.create(**params).choices
         with pytest.raises(NotFoundError):
-            right.embeddings.create(model="tiny", input="x")
+            right.moderations.create(model="tiny", input="x")
         with pytest.raises(BadRequestError) as long:
             right.chat.completions.create(
                 model="tiny", messages=[{"role": "user", "content": "fox " * 3000}]

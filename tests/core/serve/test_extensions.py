@@ -376,3 +376,15 @@ def test_a_model_has_several_names(engine: Engine) -> None:
             serving(engine, Settings("tiny", aliases=(alias,))),
         ):
             pass
+
+
+def test_the_other_name_of_the_repetition_penalty(running: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}
+    with running.client() as client:
+        answers = [
+            client.post("/v1/chat/completions", json={**body, **fields}).json()["choices"]
+            for fields in ({"repeat_penalty": 3.0}, {"repetition_penalty": 3.0}, {})
+        ]
+        wrong = client.post("/v1/chat/completions", json={**body, "repeat_penalty": "much"}).json()
+    assert answers[0] == answers[1] != answers[2]
+    assert wrong["error"]["param"] == "repetition_penalty"

@@ -92,6 +92,7 @@ ROUTES = {
     ),
 }
 NEEDED: dict[str, dict[str, Any]] = {
+    "function_call": {"functions": [{"name": "f"}]},
     "continue_final_message": {"messages": [HI, {"role": "assistant", "content": "a"}]},
     "parallel_tool_calls": {"tools": [TOOL]},
     "stream_options": {"stream": True},
@@ -212,7 +213,11 @@ def placed(place: str, fields: dict[str, Any]) -> dict[str, Any]:
     image = {"url": f"data:image/png;base64,{data}"}
     if place == "image":
         user["content"].append({"type": "image_url", "image_url": image})
+    file = {"file_data": base64.b64encode(b"hi").decode(), "filename": "a.txt"}
+    if place == "file":
+        user["content"].append({"type": "file", "file": file})
     target = {
+        "file": file,
         "assistant message": assistant,
         "other message": user,
         "part": user["content"][0],

@@ -24,7 +24,7 @@ from serve.test_chat import audio_part, image_part
 
 import polyphi
 from polyphi.engine.engine import Engine
-from polyphi.engine.tools import ToolParser, parse_calls
+from polyphi.engine.tools import CallDelta, CallList, ToolParser, parse_calls
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.tools import CALL, CALL_END
@@ -49,6 +49,7 @@ def part(kind: str, data: str) -> bytes:
     content = {
         "image_url": {"type": "image_url", "image_url": {"url": data}},
         "input_audio": {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        "file": {"type": "file", "file": {"file_data": data, "filename": "a" * 400}},
     }[kind]
     return chat(messages=[{"role": "user", "content": [content]}])
 
@@ -131,6 +132,19 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "a clip of rubbish": (CHAT, part("input_audio", "QUJD" * 9999)),
     "a clip cut off": (CHAT, part("input_audio", WAV[:40])),
     "a clip that is a picture": (CHAT, part("input_audio", PNG.split(",")[1])),
+    "a TIFF of rubbish": (CHAT, part("image_url", "data:;base64,SUkqAAg" + "A" * 99_997)),
+    "a HEIC of rubbish": (CHAT, part("image_url", "data:;base64,AAAAGGZ0eXBoZWlj" + "QUJD" * 9999)),
+    "an AVIF of rubbish": (
+        CHAT,
+        part("image_url", "data:;base64,AAAAHGZ0eXBhdmlm" + "QUJD" * 9999),
+    ),
+    "a PDF of rubbish": (CHAT, part("file", "JVBERi0x" + "LjcK" * 9999)),
+    "a PDF of brackets": (CHAT, part("file", "JVBERi0x" + "W1tb" * (MB // 4))),
+    "a document that isn't base64": (CHAT, part("file", "data:application/pdf;base64,!!!")),
+    "a document without bytes": (CHAT, part("file", "")),
+    "a document from inside": (CHAT, part("file", "http://127.0.0.1/x.pdf")),
+    "a document from the disk": (CHAT, part("file", "file:///etc/passwd")),
+    "a document of four megabytes of text": (CHAT, part("file", "QUJD" * (MB + MB // 2))),
     # Values that are none
     **{
         f"{field}: {value}": (CHAT, raw(field, value))
@@ -487,11 +501,14 @@ TOOL_TEXTS = {
 @pytest.mark.parametrize("name", TOOL_TEXTS)
 def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
     text = TOOL_TEXTS[name][: MB // 20]
-    content, calls = parse_calls(text)
-    parser = ToolParser()
+    content, calls = parse_calls(text, ["f"])
+    parser, own = ToolParser(["f"]), CallList()
     parsed = [part for at in range(0, len(text), 7000) for part in parser.add(text[at : at + 7000])]
     parsed += parser.finish()
-    assert [part for part in parsed if not isinstance(part, str)] == calls
+    for part in parsed:
+        if isinstance(part, CallDelta):
+            own.add(part)
+    assert own == calls
     assert "".join(part for part in parsed if isinstance(part, str)) == content
 
 
@@ -504,7 +521,7 @@ def test_s16_a_megabyte_of_calls_is_read_in_little_time(name: str, size: int) ->
     text = TOOL_TEXTS[name]
     assert 0.9 * MB < len(text) < 1.5 * MB
     began = time.process_time()
-    parser = ToolParser()
+    parser = ToolParser(["f"])
     for at in range(0, len(text), size):
         parser.add(text[at : at + size])
     parser.finish()

@@ -88,6 +88,16 @@ class Page:
             value,
         )
 
+    def choose_adapter(self, label: str) -> None:
+        """An adapter in the menu of models, by its label."""
+        self.click("#model")
+        path = f"//*[@id='model-menu']//fieldset[2]//label[.='{label}']"
+        self.until(lambda: len(self.all("#model-menu input")) == 6, "the server's models")
+        # The menu is built again when the server has answered.
+        self.until(lambda: self.driver.find_element("xpath", path).click() or True, label)
+        self.click("#model")
+        self.until(lambda: not self.find("#model-menu").is_displayed(), "the menu to close")
+
     def click(self, selector: str) -> None:
         self.until(lambda: self.find(selector).is_displayed(), f"{selector} to be shown")
         self.find(selector).click()
@@ -147,6 +157,18 @@ class Page:
             name,
             base64.b64encode(data).decode(),
             kind,
+        )
+
+    def paste(self, name: str, data: bytes) -> None:
+        """Paste a file into the message."""
+        self.run(
+            """const bytes = Uint8Array.from(atob(arguments[1]), (c) => c.charCodeAt(0));
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([bytes], arguments[0]));
+            const event = new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true});
+            document.getElementById("draft").dispatchEvent(event);""",
+            name,
+            base64.b64encode(data).decode(),
         )
 
     def attached(self, number: int) -> None:
@@ -227,6 +249,17 @@ def clip(seconds: float = 1.25) -> bytes:
     return file.getvalue()
 
 
+PDF = b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\ntrailer\n<<>>\n%%EOF\n"
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+"""The header of a HEIC picture: Chromium doesn't decode this format, so it may as well be empty."""
+
+
+def avif(width: int = 30, height: int = 20) -> bytes:
+    file = io.BytesIO()
+    PIL.new("RGB", (width, height), (40, 90, 200)).save(file, "AVIF")
+    return file.getvalue()
+
+
 def chats(server: PageServer) -> list[dict[str, Any]]:
     return server.bodies("/v1/chat/completions")
 
@@ -279,9 +312,64 @@ def test_a_recording_can_be_cancelled_and_a_file_taken_away(page: Page, server: 
     page.until(lambda: page.find("#draft").is_displayed(), "the message box")
     page.drop("a.png", png())
     page.attached(1)
-    page.click("#attachments button")
+    page.click("#attachments button[aria-label='Remove a.png']")
     page.attached(0)
     assert not page.find("#send").is_enabled()
+
+
+def test_documents_and_pictures_that_the_server_decodes(
+    page: Page, server: PageServer, tmp_path: Path
+) -> None:
+    """Files are read by their bytes: the names here are wrong."""
+    page.open(server.url).ready()
+    source = "BM = 1  # <b>not a bitmap</b> é\n"
+    page.drop("report.txt", PDF)
+    (tmp_path / "code.bmp").write_text(source)
+    page.attached(1)
+    page.find("#files").send_keys(str(tmp_path / "code.bmp"))
+    page.attached(2)
+    page.paste("photo.jpg", HEIC)
+    page.attached(3)
+    page.drop("sky.png", avif())
+    page.attached(4)
+    page.until(lambda: page.of("#attachments img", "naturalWidth") == 30, "the AVIF picture")
+    page.until(lambda: len(page.all("#attachments .chip")) == 3, "the chips of the others")
+    assert page.texts("#attachments .chip") == ["report.txt1 KB", "code.bmp1 KB", "photo.jpg1 KB"]
+    page.write("what are these?")
+    page.until(lambda: "tokens" in page.find("#count").text, "the count before sending")
+    page.send()
+    pdf, code, heic, sky, text = chats(server)[0]["messages"][0]["content"]
+
+    def data(type_: str, data: bytes) -> str:
+        return f"data:{type_};base64,{base64.b64encode(data).decode()}"
+
+    url = data("application/pdf", PDF)
+    assert pdf == {"type": "file", "file": {"filename": "report.txt", "file_data": url}}
+    url = data("text/plain", source.encode())
+    assert code == {"type": "file", "file": {"filename": "code.bmp", "file_data": url}}
+    assert heic == {"type": "image_url", "image_url": {"url": data("image/heic", HEIC)}}
+    assert sky == {"type": "image_url", "image_url": {"url": data("image/avif", avif())}}
+    assert text == {"type": "text", "text": "what are these?"}
+
+    page.open(server.url).ready()
+    page.until(lambda: len(page.all(".message .chip")) == 3, "the chips of the sent files")
+    assert page.texts(".message .chip .name") == ["report.txt", "code.bmp", "photo.jpg"]
+    page.click(".message button.chip")
+    page.until(lambda: page.texts("#text-large") == [source], "the text")
+    assert not page.find("#picture-large").is_displayed() and not page.all("#text-large *")
+    webdriver.ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.click("#export")
+    exported = page.downloaded("polyphi-*.json")
+    page.click(".message.user button[aria-label=Edit]")
+    page.attached(4)
+    page.click("#attachments [aria-label='Remove report.txt']")
+    page.say(" And now?")
+    before = chats(server)[0]["messages"][0]["content"]
+    assert chats(server)[1]["messages"][0]["content"][:3] == before[1:4]
+    page.drop("back.json", exported.encode())
+    page.until(lambda: len(page.all("#history li")) == 2, "the import")
+    page.say("again")
+    assert chats(server)[2]["messages"][0]["content"] == before
 
 
 @pytest.mark.long
@@ -292,7 +380,10 @@ def test_files_that_the_server_would_refuse_are_refused_here(
     for name, data, message in (
         ("big.png", png() + bytes(1 << 20), "big.png has 1.0 MB; the server accepts up to 1.0 MB"),
         ("wide.png", png(4000, 1001), "4,004,000 pixels; the server accepts up to 4,000,000"),
-        ("notes.txt", b"hello", "notes.txt can't be read"),
+        ("notes.bin", b"hello\0", "notes.bin can't be read"),
+        ("latin.txt", "façade".encode("latin-1"), "latin.txt can't be read"),
+        ("scan.tiff", b"II*\0" + bytes(40), "scan.tiff: this server doesn't read TIFF pictures"),
+        ("long.txt", b"word " * 300_000, "long.txt has 1.4 MB; the server accepts up to 1.0 MB"),
         ("cut.png", png()[:40], "cut.png is damaged"),
         ("none.png", b"", "none.png is empty"),
     ):
@@ -441,7 +532,8 @@ def test_stored_conversations_open(page: Page, server: PageServer) -> None:
     assert page.texts(".markdown") == ["second x"] and page.all(".markdown strong, .markdown math")
     assert "7.0 tokens/s · 2 out · 3 in · no adapter" in page.texts(".stats")
     assert page.of("#system", "value") == "Be brief."
-    assert page.of("#set-temperature", "value") == "0.5" and page.of("#adapter", "value") == "none"
+    assert page.of("#set-temperature", "value") == "0.5"
+    assert page.texts("#model-name") == ["phi-mock · no adapter"]
     assert page.run("return document.documentElement.dataset.theme") == "dark"
     page.say("two")
     assert [turn["role"] for turn in chats(server)[0]["messages"]] == [
@@ -478,7 +570,10 @@ def test_edit_regenerate_and_switch_branches(page: Page, server: PageServer) -> 
     page.answer()
     assert chats(server)[3]["messages"] == chats(server)[1]["messages"]
     assert chats(server)[3]["seed"] != chats(server)[1]["seed"]
+    assert "temperature" not in chats(server)[1] and chats(server)[3]["temperature"] == 0.8
     assert page.texts(".turn .place") == ["1/2", "2/2"]
+    assert "temperature" not in page.texts(".stats")[0]
+    assert page.texts(".stats")[1].endswith(" · temperature 0.8")
 
     page.run("document.querySelectorAll('button[aria-label^=\"Delete this\"]')[3].click()")
     assert page.texts(".turn .place") == ["1/2"]
@@ -488,17 +583,279 @@ def test_edit_regenerate_and_switch_branches(page: Page, server: PageServer) -> 
 
 def test_errors_are_told_with_their_message_and_param(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
-    page.say("refuse me")
-    assert page.texts(".message .note.error p") == [
-        "this <b>picture</b> can't be read",
-        "About: messages[0].content[0].image_url.url",
-    ]
+    page.click("#settings-open")
+    page.find("#system").send_keys("Be brief.")
+    page.drop("a cat.png", png())
+    page.attached(1)
+    page.say("one")
+    page.drop("notes.txt", b"some words")
+    page.drop("a <b>dog</b>.png", png())
+    page.attached(2)
+    page.say("refuse messages[3].content[1].image_url.url")
+    refused = "this <b>picture</b> can't be read"
+    for prompt, subject in (
+        (None, "The picture a <b>dog</b>.png in your second message: "),
+        ("messages[3].content[0].file.file_data", "The file notes.txt in your second message: "),
+        ("messages[1].content[0].image_url", "The picture a cat.png in your first message: "),
+        ("messages[2].content", "The answer to your first message: "),
+        ("messages[0].content", "The instructions in the settings: "),
+        ("messages[5].content", "Your fourth message: "),
+        ("top_p", "Top p in the settings: "),
+        ("stream_options.include_usage", ""),
+    ):
+        if prompt:
+            page.click("#draft")
+            page.say(f"refuse {prompt}")
+        assert page.texts(".message:last-child .note.error p") == [subject + refused]
+        if prompt and not prompt.startswith("messages[3]"):
+            page.run(
+                "[...document.querySelectorAll('.user [aria-label^=\"Delete this\"]')].at(-1).click()"
+            )
     page.say("break in the middle")
     assert page.texts(".message .note.error p")[-1] == "out of memory"
     assert page.texts(".markdown")[-1] == "You sa", "what had come is kept"
     server.__exit__(None, None, None)
     page.say("anybody there?")
     assert "can't be reached" in page.texts(".message .note.error p")[-1]
+
+
+@pytest.mark.long
+def test_another_answer_differs(page: Page, server: PageServer) -> None:
+    def again() -> None:
+        before = len(chats(server))
+        page.run("[...document.querySelectorAll('button[aria-label=Regenerate]')].at(-1).click()")
+        page.until(lambda: len(chats(server)) > before, "another request")
+        page.answer()
+
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    page.find("#set-temperature").send_keys("0.5")
+    page.find("#set-seed").send_keys("7")
+    page.say("go")
+    again()
+    first, second = chats(server)
+    assert first["seed"] == 7 and second["seed"] != 7 and second["temperature"] == 0.5
+    page.find("#set-temperature").clear()
+    page.find("#set-temperature").send_keys("0")
+    page.say("and then")
+    again()
+    assert (chats(server)[2]["temperature"], chats(server)[3]["temperature"]) == (0, 0.8)
+    assert page.say("nothing") == "" and page.texts(".message .note")
+    again()
+    assert page.texts(".markdown")[-1] == "You said: nothing 🙂é", "an empty answer isn't repeated"
+    page.find("#set-top_k").send_keys("1")
+    page.run("[...document.querySelectorAll('button[aria-label=Regenerate]')].at(-1).click()")
+    assert page.toast() == "With a top k of 1 in the settings, every answer is the same."
+    assert len(chats(server)) == 6
+
+
+def test_answers_are_continued_and_edited(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    assert page.say("long story") == "You said: long story 🙂é"
+    assert page.texts(".message .note")[0].startswith("The answer reached its maximum length")
+    out = int(re.search(r"(\d+) out", page.texts(".stats")[0])[1])
+    page.click("button[aria-label=Continue]")
+    page.until(lambda: len(chats(server)) == 2, "the request")
+    assert page.answer() == "You said: long story 🙂é And more."
+    body = chats(server)[1]
+    assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
+    assert body["messages"][-1] == {"role": "assistant", "content": "You said: long story 🙂é"}
+    assert "temperature" not in body and len(body["messages"]) == 2
+    assert int(re.search(r"(\d+) out", page.texts(".stats")[0])[1]) == out + 2
+    assert len(page.all(".message")) == 2 and not page.all(".turn")
+
+    page.click(".message.assistant button[aria-label=Edit]")
+    assert page.of("#draft", "value") == "You said: long story 🙂é And more."
+    assert page.find("#editing").text.startswith("Editing the answer")
+    assert not page.find("#attach").is_displayed() and not page.find("#mic").is_displayed()
+    page.drop("a.png", png())
+    assert page.toast().startswith("An answer has no files")
+    page.find("#draft").send_keys(Keys.CONTROL, "a")
+    page.find("#draft").send_keys("**Mine**, complete", Keys.ENTER)
+    page.until(lambda: page.texts(".markdown") == ["Mine, complete"], "the new version")
+    assert page.texts(".turn .place") == ["2/2"] and len(chats(server)) == 2
+    page.open(server.url).ready()
+    page.click("button[aria-label=Continue]")
+    assert page.toast() == "The model adds nothing to this answer."
+    page.say("next")
+    assert chats(server)[3]["messages"][1] == {"role": "assistant", "content": "**Mine**, complete"}
+    page.click("button[aria-label='Earlier version']")
+    assert page.texts(".markdown") == ["You said: long story 🙂é And more."]
+
+
+def test_drafts_survive_a_reload(page: Page, server: PageServer) -> None:
+    def keys() -> list[str]:
+        return page.run("return Object.keys(localStorage).filter((k) => k.includes('draft'))")
+
+    def media() -> int:
+        return page.driver.execute_async_script(
+            """const [done] = arguments, opening = indexedDB.open("polyphi");
+            opening.onsuccess = () => {
+              const all = opening.result.transaction("media").objectStore("media").count();
+              all.onsuccess = () => { opening.result.close(); done(all.result); };
+            };"""
+        )
+
+    page.open(server.url).ready()
+    page.say("one")
+    page.click("#new")
+    page.write("half a thought")
+    page.drop("a.png", png(50, 30))
+    page.attached(1)
+    page.drop("notes.txt", b"words")
+    page.attached(2)
+    page.click("#history .open")
+    assert page.of("#draft", "value") == "" and not page.all("#attachments li")
+    page.write("for the first")
+    page.open(server.url).ready()
+    assert page.texts(".message.user .text") == ["one"]
+    assert page.of("#draft", "value") == "for the first"
+    page.click("#new")
+    page.attached(2)
+    page.open(server.url).ready()
+    assert page.of("#draft", "value") == "half a thought" and len(keys()) == 2
+    page.attached(2)
+    page.until(lambda: page.of("#attachments img", "naturalWidth") == 50, "the picture")
+    page.click("#attachments [aria-label='Remove notes.txt']")
+    page.until(lambda: media() == 1, "the removed file to be deleted")
+    assert page.send() == "You said: half a thought 🙂é"
+    assert chats(server)[1]["messages"][0]["content"][0]["type"] == "image_url"
+    page.open(server.url).ready()
+    assert page.of("#draft", "value") == "" and len(keys()) == 1
+    page.write("x")
+    assert len(keys()) == 2
+    page.find("#draft").send_keys(Keys.BACKSPACE)
+    assert len(keys()) == 1, "an emptied draft is gone"
+    page.click(".message.user button[aria-label=Edit]")
+    page.find("#draft").send_keys(", edited")
+    page.open(server.url).ready()
+    page.attached(1)
+    assert page.of("#draft", "value") == "half a thought, edited"
+    assert page.find("#editing").is_displayed()
+    page.click("#editing-cancel")
+    page.run("document.querySelector('#history li:last-child [aria-label^=Delete]').click()")
+    page.until(lambda: not keys(), "the draft to go with its conversation")
+    page.open(server.url).ready()
+    assert page.of("#draft", "value") == "" and media() == 1
+
+
+def test_a_reloaded_conversation_is_at_its_end(page: Page, server: PageServer) -> None:
+    def short() -> float:
+        """Pixels from the end."""
+        return page.run(
+            """const m = document.getElementById("messages");
+            return m.scrollHeight - m.scrollTop - m.clientHeight;"""
+        )
+
+    page.open(server.url).ready()
+    for n in range(3):
+        page.drop(f"{n}.png", png(300, 400 + n))
+        page.attached(n + 1)
+    page.say("one")
+    page.drop("last.png", png(300, 500))
+    page.attached(1)
+    page.say("two")
+    page.open(server.url).ready()
+    page.until(
+        lambda: page.run("return [...document.images].filter((i) => i.naturalWidth).length") >= 2,
+        "the pictures",
+    )
+    page.until(lambda: short() < 2, "the end")
+    assert page.run("return document.getElementById('messages').scrollTop") > 300
+    time.sleep(0.2)
+    assert short() < 2 and not page.find("#to-end").is_displayed()
+    page.run("document.getElementById('messages').scrollTop -= 200")
+    page.until(lambda: page.find("#to-end").is_displayed(), "the reader to be away from the end")
+    page.write("a")
+    assert short() > 100, "who reads above stays there"
+
+    server.pace = 0.001
+    page.click("#new")
+    page.say("rich")
+    page.until(lambda: short() < 2, "the end of a longer conversation")
+    page.click("#history li:last-child .open")
+    page.until(lambda: page.all(".thumb img"), "the conversation")
+    page.until(lambda: short() < 2, "its end")
+    page.run("[...document.querySelectorAll('button[aria-label=Regenerate]')].at(-1).click()")
+    page.answer()
+    page.click("button[aria-label='Earlier version']")
+    time.sleep(0.1)
+    assert short() < 2, "the other version is at its end"
+
+
+def test_presets(page: Page, server: PageServer) -> None:
+    def preset() -> str:
+        return page.run("return document.getElementById('preset').selectedOptions[0].textContent")
+
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    assert preset() == "Exact" and not page.find("#preset-delete").is_displayed()
+    page.choose("#preset", "2")
+    assert page.of("#set-temperature", "value") == "1" and page.of("#set-min_p", "value") == "0.05"
+    page.find("#system").send_keys("Answer in rhyme.")
+    page.find("#set-top_k").send_keys("40")
+    assert preset() == "None of these"
+    page.find("#preset-name").send_keys("Exact", Keys.ENTER)
+    assert page.toast() == "Exact is built in: choose another name."
+    page.find("#preset-name").clear()
+    page.find("#preset-name").send_keys("<b>Poet</b>", Keys.ENTER)
+    assert preset() == "<b>Poet</b>" and page.find("#preset-delete").is_displayed()
+    page.choose("#preset", "0")
+    assert page.of("#set-top_k", "value") == "" and page.of("#system", "value"), "it has none"
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    assert page.of("#system", "value") == ""
+    page.choose("#preset", "3")
+    page.say("go")
+    body = chats(server)[0]
+    assert body["messages"][0] == {"role": "system", "content": "Answer in rhyme."}
+    assert (body["temperature"], body["top_k"], body["min_p"]) == (1, 40, 0.05)
+    page.click("#preset-delete")
+    assert preset() == "None of these" and len(page.all("#preset option")) == 4
+    page.run(
+        """localStorage.setItem("polyphi.presets", JSON.stringify(
+        [null, 3, {name: 4}, {name: "odd", system: 7, sampling: {temperature: 99, top_k: 5, x: 1}}]))"""
+    )
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    assert page.texts("#preset option")[1:] == ["Exact", "Balanced", "Creative", "odd"]
+    page.choose("#preset", "3")
+    assert page.of("#set-temperature", "value") == "" and page.of("#set-top_k", "value") == "5"
+    page.run("localStorage.setItem('polyphi.presets', '{')")
+    page.open(server.url).ready()
+    assert len(page.all("#preset option")) == 4
+
+
+def test_the_menu_of_models_by_keyboard(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    server.props["adapters"].append("medical")  # loaded after the page
+    page.run("document.getElementById('model').focus()")
+    assert (
+        page.find("#model").text == "Model\nphi-mock" and page.find("#model").aria_role == "button"
+    )
+    webdriver.ActionChains(page.driver).send_keys(Keys.ENTER).perform()
+    menu = page.until(lambda: page.find("#model-menu"), "the menu")
+    assert (menu.aria_role, menu.accessible_name) == ("dialog", "Model and adapter")
+    page.until(lambda: len(page.all("#model-menu input")) == 7, "the models of the server now")
+    names = [(one.aria_role, one.accessible_name) for one in page.all("#model-menu fieldset")]
+    assert names == [("group", "Model"), ("group", "Adapter")]
+    labels = [one.accessible_name for one in page.all("#model-menu input")]
+    assert labels == ["phi-mock", "phi-alias", "Chosen by content", "None", "vision", "speech", "medical"]  # fmt: skip
+    checked = [one.accessible_name for one in page.all("#model-menu :checked")]
+    assert checked == ["phi-mock", "Chosen by content"]
+    assert page.run("return document.activeElement.name") == "Model"
+    pressed = (Keys.ARROW_DOWN, Keys.TAB, Keys.ARROW_UP, Keys.ESCAPE)
+    webdriver.ActionChains(page.driver).send_keys(*pressed).perform()
+    page.until(lambda: not page.find("#model-menu").is_displayed(), "the menu to close")
+    assert page.run("return document.activeElement.id") == "model"
+    assert page.texts("#model-name") == ["phi-alias · medical"]
+    page.say("go")
+    assert (chats(server)[0]["model"], chats(server)[0]["adapter"]) == ("phi-alias", "medical")
+    page.open(server.url).ready()
+    assert page.texts("#model-name") == ["phi-mock · medical"], "the adapter is kept"
+    server.props["adapters"].remove("medical")
+    page.open(server.url).ready()
+    assert page.texts("#model-name") == ["phi-mock"]
 
 
 def test_settings_go_with_the_request(page: Page, server: PageServer) -> None:
@@ -509,17 +866,18 @@ def test_settings_go_with_the_request(page: Page, server: PageServer) -> None:
         page.find(f"#set-{name}").send_keys(value)
     page.find("#set-temperature").send_keys("9")
     assert page.find("#set-temperature").get_attribute("aria-invalid") is not None
-    page.choose("#adapter", "none")
+    page.choose_adapter("None")
     page.say("go")
     body = chats(server)[0]
     expected = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 99, "seed": 7,
                 "repetition_penalty": 1.1, "adapter": None}  # fmt: skip
     assert {name: body[name] for name in expected} == expected
     assert "temperature" not in body, "a value out of range is never sent"
-    page.choose("#adapter", "name:vision")
+    page.choose_adapter("vision")
     page.say("go")
     assert chats(server)[1]["adapter"] == "vision"
-    page.click("#settings-reset")
+    page.choose("#preset", "0")
+    page.choose_adapter("Chosen by content")
     page.say("go")
     assert not chats(server)[2].keys() & {*expected, "temperature"} - {"seed"}
 
@@ -568,7 +926,9 @@ def test_s26_hostile_answers_and_names_stay_text(page: Page, server: PageServer)
         assert "evil.invalid" in link.get_attribute("href") + link.text
 
 
-def test_s26_a_hostile_file_is_imported_as_text(page: Page, server: PageServer) -> None:
+def test_s26_a_hostile_file_is_imported_as_text(
+    page: Page, server: PageServer, tmp_path: Path
+) -> None:
     evil = "<img src=/stolen.png onerror=alert(1)>"
     nodes = {
         "root": {"children": ["a", "a", "__proto__", 7, ["a"], "gone"], "chosen": "a"},
@@ -598,7 +958,8 @@ def test_s26_a_hostile_file_is_imported_as_text(page: Page, server: PageServer) 
     assert page.find(".stats").text == f"3 out · {evil} adapter"
     for broken in ("nonsense", "{}", '{"format": "polyphi-conversations", "conversations": [{}]}'):
         page.run("document.getElementById('toast').hidden = true")
-        page.drop("chats.json", broken.encode(), "application/json")
+        (tmp_path / "chats.json").write_text(broken)
+        page.find("#import-file").send_keys(str(tmp_path / "chats.json"))
         assert page.toast().startswith("That file contains no")
 
 
@@ -700,6 +1061,35 @@ def test_export_and_import_are_a_round_trip(page: Page, server: PageServer) -> N
     assert page.find("#log").text == before and page.texts(".turn .place") == ["1/2"]
 
 
+def test_a_conversation_is_saved_as_markdown(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.click("#settings-open")
+    page.find("#system").send_keys("Be brief.")
+    page.drop("a `cat`.png", png())
+    page.drop("notes.txt", b"words")
+    page.attached(2)
+    page.say("a / b?")
+    page.run("document.querySelector('#history [aria-label$=\"as Markdown\"]').click()")
+    assert page.downloaded("a-b-.md") == (
+        "# a / b?\n\n## Instructions\n\nBe brief.\n\n## You\n\nAttached: `a 'cat'.png`\n\n"
+        "Attached: `notes.txt`\n\na / b?\n\n## Answer\n\nYou said: a / b? 🙂é\n"
+    )
+
+
+def test_a_conversation_deleted_while_it_is_answered_stays_deleted(
+    page: Page, server: PageServer
+) -> None:
+    page.open(server.url).ready()
+    page.write("never")
+    page.click("#send")
+    page.until(lambda: chats(server), "the request")
+    page.run("document.querySelector('#history [aria-label^=Delete]').click()")
+    page.until(lambda: server.left, "the server to see it")
+    page.until(lambda: not page.all("#history li"), "it to be gone")
+    page.open(server.url).ready()
+    assert not page.all("#history li") and page.stored() == 0
+
+
 @pytest.mark.long
 def test_search_rename_delete_and_undo(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
@@ -770,7 +1160,7 @@ def test_everything_by_keyboard(page: Page, server: PageServer) -> None:
         if name in order:
             break
         order.append(name)
-    expected = ["new", "search", "export", "theme", "help", "tab-chat", "settings-open"]
+    expected = ["new", "search", "export", "theme", "help", "tab-chat", "model", "settings-open"]
     expected += ["draft", "attach", "mic"]
     assert [name for name in order if name in expected] == expected
 
@@ -784,6 +1174,18 @@ def test_the_phone_layout(page: Page, server: PageServer, tmp_path: Path) -> Non
     page.attached(1)
     page.say("rich " + "unbrokenword" * 12)
     assert page.overflow() <= 0
+    width, below = page.run(
+        """const title = document.getElementById("title").getBoundingClientRect();
+        const tabs = document.querySelector("[role=tablist]").getBoundingClientRect();
+        return [title.width, title.top >= tabs.bottom];"""
+    )
+    assert width > 180 and below, "the title has a line below the tabs"
+    page.click("#model")
+    page.until(lambda: len(page.all("#model-menu input")) == 6, "the menu")
+    menu = page.run("return document.getElementById('model-menu').getBoundingClientRect().toJSON()")
+    assert menu["left"] >= 0 and menu["right"] <= 390 and page.overflow() <= 0
+    webdriver.ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+    page.until(lambda: not page.find("#model-menu").is_displayed(), "the menu to close")
     page.click("#menu")
     page.until(lambda: page.find("#new").is_displayed(), "the drawer")
     time.sleep(0.3)
@@ -822,15 +1224,27 @@ def test_themes(page: Page, server: PageServer, tmp_path: Path) -> None:
 def test_controls_follow_what_the_model_can(page: Page) -> None:
     with PageServer() as server:
         server.props["modalities"] = {"image": False, "audio": False}
+        for name in ("documents", "image_formats"):  # an older server has neither
+            del server.props[name]
         page.open(server.url).ready()
         for hidden in ("#attach", "#mic", "#tab-speech", "#tab-live"):
             assert not page.find(hidden).is_displayed()
-        page.drop("a.png", png())
-        assert page.toast().startswith("a.png: ")
-        server.props["modalities"] = {"image": True, "audio": False}
+        for name, data, message in (
+            ("a.png", png(), "a.png: this model doesn't support pictures."),
+            ("a.txt", b"text", "a.txt: this server doesn't read text files."),
+            ("a.pdf", PDF, "a.pdf: this server doesn't read PDF files."),
+        ):
+            page.run("document.getElementById('toast').hidden = true")
+            page.drop(name, data)
+            assert page.toast() == message
+        server.props |= {"modalities": {"image": True, "audio": False}, "documents": False}
         page.open(server.url).ready()
         assert page.find("#attach").is_displayed() and not page.find("#mic").is_displayed()
-        assert "audio" not in page.find("#files").get_attribute("accept")
+        assert not page.find("#files").get_attribute("accept"), "the dialog shows all files"
+        page.drop("a.pdf", PDF)
+        assert page.toast() == "a.pdf: this server doesn't read PDF files."
+        page.drop("a.txt", b"text")
+        page.attached(1)
 
 
 # ---------------------------------------------------------------- transcribing
@@ -1149,6 +1563,10 @@ def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_p
         assert page.send()
         assert not page.all(".message .note.error")
         assert "12 out" in page.texts(".stats")[0] and "vision adapter" in page.texts(".stats")[0]
+        before = page.texts(".markdown")[0]
+        page.click("button[aria-label=Continue]")
+        page.until(lambda: "24 out" in page.texts(".stats")[0], "twelve more tokens")
+        assert page.answer().startswith(before) and not page.all(".message .note.error")
         page.write("and then, at length?")
         page.find("#set-max_tokens").clear()
         page.find("#set-max_tokens").send_keys("1500")

@@ -273,6 +273,15 @@ def test_silence_has_an_empty_transcript_and_speech_log_probabilities(
     assert spoken["logprobs"] and set(spoken["logprobs"][0]) == {"token", "bytes", "logprob"}
 
 
+def test_turns_by_meaning_become_turns_by_silence(engine: Engine) -> None:  # noqa: F811
+    silences = {None: 500, "auto": 500, "low": 1000, "medium": 500, "high": 300}
+    with session(engine) as peer:
+        for eagerness, silence in silences.items():
+            peer.send(audio_input(turn_detection={"type": "semantic_vad", "eagerness": eagerness}))
+            detection = peer.next()["session"]["audio"]["input"]["turn_detection"]
+            assert (detection["type"], detection["silence_duration_ms"]) == ("server_vad", silence)
+
+
 def test_a_failed_item_is_reported_and_the_session_goes_on(
     engine: Engine,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -352,8 +361,8 @@ INVALID: list[tuple[Any, str | None]] = [
         "session.audio.input.transcription.keywords",
     ),
     (
-        audio_input(turn_detection={"type": "semantic_vad"}),
-        "session.audio.input.turn_detection.type",
+        audio_input(turn_detection={"type": "semantic_vad", "eagerness": "eager"}),
+        "session.audio.input.turn_detection.eagerness",
     ),
     (
         audio_input(turn_detection={"type": "server_vad", "threshold": 2}),

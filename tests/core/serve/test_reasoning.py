@@ -123,3 +123,13 @@ def test_a_model_without_reasoning(engine: Engine) -> None:
         body = {"messages": HI, "reasoning_effort": "much"}
         reply = client.post("/v1/chat/completions", json=body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "reasoning_effort")
+
+
+def test_reasoning_that_is_not_requested_is_left_out(model: Model) -> None:  # noqa: F811
+    model.text = "<think>one and two</think>three"
+    choice = answers(model.running, include_reasoning=False)
+    assert choice["message"] == {"role": "assistant", "content": "three", "refusal": None}
+    assert choice["usage"]["completion_tokens_details"]["reasoning_tokens"] > 5
+    model.text = "<think>one and two"
+    choice = answers(model.running, include_reasoning=False, max_tokens=10)
+    assert choice["message"]["content"] == "" and choice["finish_reason"] == "length"

@@ -63,7 +63,7 @@ def test_the_clients_helpers(model: Model, client: OpenAI) -> None:  # noqa: F81
         final = stream.get_final_response()
     assert "".join(deltas) == final.output_text == "two"
     model.text = CALLS
-    tools = [{**function, "strict": True} for function in FUNCTIONS[:1]]
+    tools = [{**function, "strict": True} for function in FUNCTIONS]
     with client.responses.stream(model="tiny", input="hi", tools=tools, temperature=0.1) as stream:
         done = [e for e in stream if e.type == "response.function_call_arguments.done"]
         assert [json.loads(e.arguments) for e in done] == [{"city": "Rome"}, {}]
@@ -271,3 +271,24 @@ def test_a_server_without_a_store(engine: Engine) -> None:
         response = http.post("/v1/responses", json=body).json()
         assert response["store"] is False
         assert http.get(f"/v1/responses/{response['id']}").status_code == 404
+
+
+@pytest.mark.parametrize("text", [f"<think>one</think>So: {CALLS} and", "", "two"])
+def test_a_stored_response_is_read_as_a_stream(
+    model: Model,  # noqa: F811
+    client: OpenAI,
+    text: str,
+) -> None:
+    model.text = text
+    options: dict[str, Any] = {"model": "tiny", "input": "hi", "tools": FUNCTIONS}
+    response = client.responses.create(temperature=0.1, **options)
+    events = list(client.responses.retrieve(response.id, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[0].response.output == []
+    assert events[-1].type == "response.completed" and events[-1].response == response
+    dumped = [event.model_dump(exclude_unset=True) for event in events[2:-1]]
+    assert items_of(dumped) == [
+        without_ids(item.model_dump(exclude_unset=True)) for item in response.output
+    ]
+    with pytest.raises(BadRequestError, match="starting_after"):
+        client.responses.retrieve(response.id, stream=True, starting_after=3)

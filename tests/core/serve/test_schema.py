@@ -118,20 +118,23 @@ TYPE = "messages[0].content[0]"
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (content([{"type": "file", "file": {}}]), f"{TYPE}: unknown type 'file'; expected a part"),
+        (content([{"type": "folder"}]), f"{TYPE}: unknown type 'folder'; expected a part"),
         (content([{"type": "x" * 99}]), f"{TYPE}: unknown type a text of 99 characters; expected"),
         (content([{"text": "hi"}]), f"{TYPE}: expected a part with a type of text, image_url"),
         (
-            (ResponsesRequest, {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}),
-            "input[0].content[0]: unknown type 'input_file'; expected a part",
+            (
+                ResponsesRequest,
+                {"input": [{"role": "user", "content": [{"type": "input_folder"}]}]},
+            ),
+            "input[0].content[0]: unknown type 'input_folder'; expected a part",
         ),
         (
             (ResponsesRequest, {"input": [{"type": "computer_call"}]}),
             "input[0]: unknown type 'computer_call'; expected an item",
         ),
         (
-            (MessagesRequest, {**chat()[1], **content([{"type": "document"}])[1], "max_tokens": 5}),
-            f"{TYPE}: unknown type 'document'; expected a block with a type of text, image",
+            (MessagesRequest, {**chat()[1], **content([{"type": "folder"}])[1], "max_tokens": 5}),
+            f"{TYPE}: unknown type 'folder'; expected a block with a type of text, image",
         ),
     ],
 )

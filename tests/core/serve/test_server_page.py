@@ -20,7 +20,7 @@ def test_the_page_runs(running: Running, capsys: pytest.CaptureFixture[str]) -> 
     changed = code.replace("http://127.0.0.1:8000", running.url)
     changed = changed.replace("base64,...", f"base64,{data}").replace('"nano"', '"tiny"')
     changed = changed.replace("    messages=", "    max_tokens=8, messages=")
-    changed = changed.replace("input=", "max_output_tokens=8, input=")
+    changed = changed.replace("responses.create(", "responses.create(max_output_tokens=8, ")
     exec(compile(changed, "docs/server.md", "exec"), {})
     chat, responses = capsys.readouterr().out.strip().split("vision\n")
     assert chat and responses

@@ -8,8 +8,17 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic_core import from_json
 from serve.conftest import Running, serving
-from serve.test_chat import CALLS, CITY, Model, audio_part, image_part, model  # noqa: F401
+from serve.test_chat import (  # noqa: F401
+    CALLS,
+    CITY,
+    Model,
+    add_calls,
+    audio_part,
+    image_part,
+    model,
+)
 from serve.test_life import until
 
 from polyphi.engine.engine import Engine
@@ -244,7 +253,7 @@ def chat_joined(text: str) -> dict[str, Any]:
     for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
         for name in ("content", "reasoning_content"):
             message[name] += choice["delta"].get(name) or ""
-        message["tool_calls"] += choice["delta"].get("tool_calls", ())
+        add_calls(message["tool_calls"], choice["delta"].get("tool_calls"))
         reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
     (reason,) = reasons
     return {"choices": [{"message": message, "finish_reason": reason}], "usage": last["usage"]}
@@ -349,7 +358,7 @@ def messages_joined(text: str) -> dict[str, Any]:
             assert kind == "content_block_stop" and blocks[index] is open_block
             text, open_block = open_block.pop("json"), None
             if blocks[index]["type"] == "tool_use":
-                blocks[index]["input"] = json.loads(text)
+                blocks[index]["input"] = from_json(text or "{}", allow_partial=True)
     return message
 
 
@@ -364,7 +373,7 @@ def messages_answer(body: dict[str, Any]) -> Answer:
         text("thinking"),
         tuple((block["name"], block["input"]) for block in blocks if block["type"] == "tool_use"),
         body["stop_reason"],
-        usage["input_tokens"],
+        usage["input_tokens"] + usage["cache_read_input_tokens"],
         usage["output_tokens"],
         usage["output_tokens_details"]["thinking_tokens"],
     )

@@ -98,7 +98,7 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
     assert ask(**fields, response_format="text") == expected.text + "\n"
     for form in ("srt", "vtt"):
         assert ask(**fields, response_format=form) == subtitles.write(expected, form)
-    params = {"response_format": "verbose_json", "language": "EN"}
+    params = {"response_format": "verbose_json", "language": "en-US"}
     both = ask(**fields, **params, timestamp_granularities=["word", "segment"])
     assert (both.language, both.duration) == ("english", round(expected.seconds, 3))
     assert both.usage.to_dict() == {"type": "duration", "seconds": both.duration}
@@ -254,7 +254,7 @@ def test_a_prompt_is_a_hint_that_is_ignored_with_a_warning(client: OpenAI) -> No
 
 
 WRONG = [
-    ({"response_format": "diarized_json"}, "response_format", "'json', 'text', 'srt'"),
+    ({"response_format": "diarized_json"}, "response_format", "speakers are not told apart"),
     ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "'word' or 'segment'"),
     ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
     ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
@@ -277,6 +277,15 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [("auto", "unknown"), ("pt_BR", "portuguese"), ("German", "german"), ("zh-Hant-TW", "chinese")],
+)
+def test_languages_by_name_and_region(client: OpenAI, language: str, expected: str) -> None:
+    fields = {"file": CLIP, "model": "whisper-1", "response_format": "verbose_json"}
+    assert client.audio.transcriptions.create(language=language, **fields).language == expected
+
+
 def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) -> None:
     for params, param, message in WRONG:
         fields = {"file": CLIP, "model": "tiny", **params}
@@ -285,7 +294,7 @@ def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) ->
         assert caught.value.param == param, params
         assert caught.value.type == "invalid_request_error"
     with pytest.raises(NotFoundError) as missing:
-        client.audio.transcriptions.create(file=CLIP, model="whisper-1")
+        client.audio.transcriptions.create(file=CLIP, model="mini")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
     with pytest.raises(BadRequestError) as caught:
         client.audio.translations.create(file=CLIP, model="tiny", extra_body={"language": "en"})
