@@ -18,22 +18,6 @@ from serve.conftest import Running
 FOLDER = Path(__file__).parents[2] / "clients" / "captured"
 PROGRAMS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
 REQUESTS = {f"{p['program']}: {r['use']}": r for p in PROGRAMS for r in p["requests"]}
-MISSING = {
-    "Open WebUI: parameters": "`repeat_penalty` is unknown",
-    "Open WebUI: embeddings of a document": "there are no embeddings",
-    "Open WebUI: speech": "the model `whisper-1` is unknown",
-    "Home Assistant: recommended settings": "the model `gpt-4o-mini` is unknown",
-    "Home Assistant: action with a PDF": "PDF files aren't read",
-}
-"""Requests that the server refuses so far, with the reason."""
-CASES = [
-    pytest.param(
-        request,
-        id=name,
-        marks=pytest.mark.xfail(strict=True, reason=MISSING[name]) if name in MISSING else (),
-    )
-    for name, request in REQUESTS.items()
-]
 LIMITS = {"/v1/chat/completions": "max_tokens", "/v1/responses": "max_output_tokens"}
 
 
@@ -48,7 +32,7 @@ def body_of(request: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text) | ({limit: 8} if limit else {})
 
 
-@pytest.mark.parametrize("request_", CASES)
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 def test_answer(running: Running, request_: dict[str, Any]) -> None:
     with running.client() as client:
         if "form" in request_:
