@@ -25,15 +25,18 @@ const weather = {
 };
 const Color = z.object({ color: z.enum(["red", "green"]), shape: z.enum(["circle", "square"]) });
 
+/** The tokens of a message's prompt; Anthropic counts those of a cached prefix separately. */
+const promptTokens = ({ usage }) => usage.input_tokens + (usage.cache_read_input_tokens ?? 0);
+
 test("message and count of tokens", async () => {
   const message = await client.messages.create({ ...options, messages });
   const expected = await chat({ messages });
   assert.equal(message.content[0].text, expected.content);
   assert.equal(message.stop_reason, "end_turn");
-  assert.equal(message.usage.input_tokens, expected.usage.prompt_tokens);
+  assert.equal(promptTokens(message), expected.usage.prompt_tokens);
   assert.equal(message.usage.output_tokens, expected.usage.completion_tokens);
   const count = await client.messages.countTokens({ model, messages });
-  assert.equal(count.input_tokens, message.usage.input_tokens);
+  assert.equal(count.input_tokens, promptTokens(message));
 });
 
 test("stream", async () => {
@@ -83,7 +86,7 @@ test("tool call and its result", async () => {
     { role: "user", content: [result] },
   ];
   const answer = await client.messages.create({ ...options, tools: [weather], messages: turns });
-  assert.ok(answer.usage.input_tokens > message.usage.input_tokens);
+  assert.ok(promptTokens(answer) > promptTokens(message));
 });
 
 test("tool runner", async () => {
@@ -98,7 +101,7 @@ test("tool runner", async () => {
   for await (const message of client.beta.messages.toolRunner(request)) turns.push(message);
   assert.equal(turns.length, 2);
   assert.equal(turns[0].content[0].input.city, calls[0]);
-  assert.ok(turns[1].usage.input_tokens > turns[0].usage.input_tokens);
+  assert.ok(promptTokens(turns[1]) > promptTokens(turns[0]));
 });
 
 test("structured output by a zod schema", async () => {

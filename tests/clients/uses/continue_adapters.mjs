@@ -30,7 +30,8 @@ async function readStream(chunks) {
     const { content, tool_calls } = choices[0]?.delta ?? {};
     whole.content += content ?? "";
     for (const { id, function: part } of tool_calls ?? []) {
-      if (id) whole.calls.push({ id, name: part.name, arguments: "" });
+      if (id && id !== whole.calls.at(-1)?.id)
+        whole.calls.push({ id, name: part.name, arguments: "" });
       whole.calls.at(-1).arguments += part.arguments ?? "";
     }
   }

@@ -228,7 +228,7 @@ test("errors", async () => {
       assert.equal(error.type, "invalid_request_error");
       return true;
     });
-    const unknown = { model: "gpt-4", messages, stream };
+    const unknown = { model: "no-such-model", messages, stream };
     await assert.rejects(client.chat.completions.create(unknown), (error) => {
       assert.ok(error instanceof OpenAI.NotFoundError);
       assert.equal(error.code, "model_not_found");
