@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -52,6 +51,8 @@ class Client:
     uses: str
     purpose: str
     alone: list[str] = field(default_factory=list)  # installed without requirements, come first
+    python: str = ""  # the oldest Python that it runs on, if that is newer than this one
+    native: list[str] = field(default_factory=list)  # packages of npm whose install scripts run
     version: str = ""
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # use -> error
@@ -128,8 +129,10 @@ def install(client: Client, folder: Path) -> None:
         if client.in_node:
             options = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
             run_command(["npm", "install", *options, *client.packages], folder)
+            if client.native:
+                run_command(["npm", "rebuild", *client.native], folder)
         else:
-            venv.create(folder / "venv", with_pip=True)
+            run_command([interpreter(client), "-m", "venv", str(folder / "venv")], folder)
             pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet"]
             run_command([*pip, "--upgrade", "pip"], folder)
             if client.alone:
@@ -144,6 +147,18 @@ def install(client: Client, folder: Path) -> None:
     else:
         code = f"from importlib.metadata import version; print(version({name!r}))"
         client.version = run_command([str(folder / "venv/bin/python"), "-c", code], folder).strip()
+
+
+def interpreter(client: Client) -> str:
+    """Return the path of a Python that the client runs on. Raises RuntimeError if there is none."""
+    oldest = tuple(map(int, client.python.split("."))) if client.python else sys.version_info[:2]
+    if oldest <= sys.version_info[:2]:
+        return sys.executable
+    paths = (shutil.which(f"python3.{minor}") for minor in range(oldest[1], oldest[1] + 5))
+    for path in filter(None, paths):
+        if subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
+            return path
+    raise RuntimeError(f"{client.name} needs Python {client.python}, and there is none on the PATH")
 
 
 def npm_name(client: Client) -> str:

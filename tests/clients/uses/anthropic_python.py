@@ -41,15 +41,20 @@ def options(model: str) -> dict[str, Any]:
     return {"model": model, "max_tokens": 100}
 
 
+def prompt_tokens(message: Any) -> int:
+    """The tokens of a message's prompt; Anthropic counts those of a cached prefix separately."""
+    return message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+
+
 def test_message(client: Anthropic, post: Any, options: Any) -> None:
     expected = post("/v1/chat/completions", {"messages": SUM})
     message = client.messages.create(**options, messages=SUM)
     assert message.content[0].text == expected["choices"][0]["message"]["content"]
     assert message.stop_reason == "end_turn"
-    assert message.usage.input_tokens == expected["usage"]["prompt_tokens"]
+    assert prompt_tokens(message) == expected["usage"]["prompt_tokens"]
     assert message.usage.output_tokens == expected["usage"]["completion_tokens"]
     count = client.messages.count_tokens(model=options["model"], messages=SUM)
-    assert count.input_tokens == message.usage.input_tokens
+    assert count.input_tokens == prompt_tokens(message)
 
 
 def test_stream(client: Anthropic, options: Any) -> None:
@@ -93,7 +98,7 @@ def test_tools_and_the_result(client: Anthropic, options: Any) -> None:
         {"role": "user", "content": [result]},
     ]
     answer = client.messages.create(**options, tools=[WEATHER], messages=turns)
-    assert answer.usage.input_tokens > message.usage.input_tokens
+    assert prompt_tokens(answer) > prompt_tokens(message)
     assert answer.stop_reason in ("end_turn", "tool_use", "max_tokens") and answer.content
 
 
@@ -117,7 +122,7 @@ def test_tool_runner(client: Anthropic, options: Any) -> None:
     first, second = runner
     assert first.stop_reason == second.stop_reason == "tool_use"
     assert (first.content[0].input["city"], first.content[0].input["day"]) == calls[0]
-    assert second.usage.input_tokens > first.usage.input_tokens
+    assert prompt_tokens(second) > prompt_tokens(first)
 
 
 def test_parse(client: Anthropic, options: Any) -> None:

@@ -1,9 +1,12 @@
 """Fixtures of all uses. They run in a client's environment, which has pytest but not polyphi."""
 
+import http.client
 import json
 import os
+import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,61 @@ def post(url: str) -> Callable[[str, dict[str, Any]], Any]:
             return json.load(response)
 
     return send
+
+
+class RequestLog:
+    """A proxy in front of the server, for clients that don't show what they send."""
+
+    def __init__(self, server: str, post: Callable[[str, dict[str, Any]], Any]) -> None:
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        """Path and JSON body of each POST request, in order."""
+        self.post = post
+        requests, host = self.requests, server.removeprefix("http://")
+
+        class Forward(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.headers.get_content_type() == "application/json":
+                    requests.append((self.path, json.loads(body)))
+                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                connection = http.client.HTTPConnection(host, timeout=120)
+                connection.request(self.command, self.path, body, headers)
+                response = connection.getresponse()
+                self.send_response(response.status)
+                for name, value in response.getheaders():
+                    if name.lower() not in ("transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.end_headers()  # HTTP/1.0: the body ends where the connection does
+                while piece := response.read1(65536):
+                    self.wfile.write(piece)
+                connection.close()
+
+            do_GET = do_POST
+
+            def log_message(self, format: str, *arguments: Any) -> None: ...
+
+        self.proxy = ThreadingHTTPServer(("127.0.0.1", 0), Forward)
+        self.url = f"http://127.0.0.1:{self.proxy.server_port}"
+        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [body for _, body in self.requests]
+
+    def message(self, number: int = -1) -> dict[str, Any]:
+        """The message that the server answers to a chat completion of the log without the client and its stream."""
+        path, body = self.requests[number]
+        body = {k: v for k, v in body.items() if k not in ("stream", "stream_options")}
+        return self.post(path, body)["choices"][0]["message"]
+
+    def text(self, number: int = -1) -> str:
+        return self.message(number)["content"] or ""
+
+
+@pytest.fixture
+def log(url: str, post: Callable[[str, dict[str, Any]], Any]) -> Iterator[RequestLog]:
+    """The requests that a client sends to `log.url`."""
+    requests = RequestLog(url, post)
+    yield requests
+    requests.proxy.shutdown()
+    requests.proxy.server_close()

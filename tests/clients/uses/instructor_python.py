@@ -123,6 +123,6 @@ def test_async(options: Any, model: str) -> None:
 def test_errors(options: Any, model: str) -> None:
     client = instructor.from_openai(OpenAI(**options))
     with pytest.raises(Exception) as missing:
-        client.create(model="gpt-4o", messages=SUM, response_model=Color, max_retries=0)
+        client.create(model="no-such-model", messages=SUM, response_model=Color, max_retries=0)
     assert "model_not_found" in str(missing.value)
     assert isinstance(missing.value, (openai.NotFoundError, InstructorError))

@@ -154,7 +154,7 @@ def test_system_message_and_logprobs(options: Any, post: Any) -> None:
 
 def test_errors(options: Any) -> None:
     with pytest.raises(openai.NotFoundError):
-        ChatOpenAI(**{**options, "model": "gpt-4o"}).invoke(SUM)
+        ChatOpenAI(**{**options, "model": "no-such-model"}).invoke(SUM)
     with pytest.raises(ContextOverflowError):
         ChatOpenAI(**options).invoke("fox " * 20000)
     with pytest.raises(openai.BadRequestError):

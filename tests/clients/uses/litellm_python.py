@@ -157,7 +157,7 @@ def test_router(options: Any, post: Any) -> None:
 
 def test_errors(options: Any) -> None:
     with pytest.raises(litellm.NotFoundError):
-        litellm.completion(**{**options, "model": "openai/gpt-4o"}, messages=SUM)
+        litellm.completion(**{**options, "model": "openai/no-such-model"}, messages=SUM)
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(**options, messages=[{"role": "user", "content": "fox " * 20000}])
     with pytest.raises(litellm.BadRequestError):

@@ -229,7 +229,7 @@ def test_many_async_requests_at_once(url: str, post: Any, model: str) -> None:
 
 def test_errors(client: OpenAI, model: str) -> None:
     with pytest.raises(NotFoundError) as missing:
-        client.chat.completions.create(model="gpt-4o", messages=SUM)
+        client.chat.completions.create(model="no-such-model", messages=SUM)
     assert missing.value.code == "model_not_found"
     with pytest.raises(BadRequestError) as long:
         client.chat.completions.create(
@@ -243,8 +243,21 @@ def test_errors(client: OpenAI, model: str) -> None:
         client.responses.create(model=model, input="hi", background=True)
 
 
-@pytest.mark.skip(reason="the model has no embeddings")
-def test_embeddings() -> None: ...
+def test_embeddings(client: OpenAI, model: str) -> None:
+    """The client asks for base64, and decodes it."""
+    texts = ["a cat", "a dog"]
+    cat, dog = (e.embedding for e in client.embeddings.create(model=model, input=texts).data)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float").data
+    assert cat == pytest.approx(plain[0].embedding, abs=1e-6) and cat != dog
+
+
+def test_names_of_openais_models(client: OpenAI, model: str, media: Any) -> None:
+    """A program whose model can't be set is answered, too."""
+    ours = client.chat.completions.create(model=model, messages=SUM)
+    theirs = client.chat.completions.create(model="gpt-4o", messages=SUM)
+    assert theirs.choices[0].message.content == ours.choices[0].message.content
+    file = Path(media["recording.wav"]["path"])
+    assert client.audio.transcriptions.create(model="whisper-1", file=file).text
 
 
 @pytest.mark.skip(reason="the model writes text only")

@@ -155,7 +155,7 @@ def test_image_and_audio(provider: OpenAIProvider, model: str, post: Any, media:
 @APIS
 def test_errors(api: Any, provider: OpenAIProvider, model: str) -> None:
     with pytest.raises(ModelHTTPError) as missing:
-        Agent(api("gpt-4o", provider=provider)).run_sync(SUM)
+        Agent(api("no-such-model", provider=provider)).run_sync(SUM)
     assert missing.value.status_code == 404
     with pytest.raises(ModelHTTPError) as long:
         Agent(api(model, provider=provider)).run_sync("fox " * 20000)
