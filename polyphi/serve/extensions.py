@@ -49,6 +49,7 @@ REFUSED: Refused = {
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
+    "logprob_token_ids": (),
     "lora_path": (),
     "mm_processor_kwargs": ({},),
     "moderation": (),

@@ -42,6 +42,7 @@ FIELDS: dict[str, str] = {
     "languages": "the model detects the language; language names one",
     "length_penalty": "only beam search has it, and this server has none",
     "logits_processors": NO_CODE,
+    "logprob_token_ids": "log-probabilities are those of the likeliest tokens, at most 20",
     "lora_path": "adapters are selected by model or adapter",
     "mm_processor_kwargs": "max_crops of an image's part limits its tokens",
     "messages": "embeddings are of texts; send them as input",
@@ -74,6 +75,7 @@ FIELDS: dict[str, str] = {
 }
 """Field -> why it is refused, or what to use instead."""
 
+NO_BATCHES = "there are no batches; send the requests at once, and they run together"
 NO_STORE = "this server stores no {}; send them with each request"
 NO_RANKING = "this model scores no pairs of texts"
 ROUTES: dict[str, str] = {
@@ -85,8 +87,9 @@ ROUTES: dict[str, str] = {
     "/v1/assistants": "use /v1/responses with tools",
     "/v1/audio/speech": "this model writes text only, so there is no speech synthesis",
     "/v1/audio/voices": "this model writes text only, so there is no speech synthesis",
-    "/v1/batches": "there are no batches; send the requests at once, and they run together",
+    "/v1/batches": NO_BATCHES,
     "/v1/chat/completions": "chat completions aren't stored; /v1/responses stores its responses",
+    "/v1/chat/completions/batch": NO_BATCHES,
     "/v1/complete": "use /v1/messages",
     "/v1/containers": NO_TOOLS,
     "/v1/conversations": "use /v1/responses with previous_response_id",
@@ -94,7 +97,7 @@ ROUTES: dict[str, str] = {
     "/v1/files": NO_STORE.format("files"),
     "/v1/fine_tuning": "use polyphi finetune",
     "/v1/images": "this model writes text only, so it makes no images",
-    "/v1/messages/batches": "there are no batches; send the requests at once, and they run together",
+    "/v1/messages/batches": NO_BATCHES,
     "/v1/moderations": "this server moderates nothing",
     "/v1/realtime/client_secrets": "use an API key of this server",
     "/v1/realtime/sessions": "use an API key of this server",

@@ -28,6 +28,7 @@ def test_each_refused_field_has_its_reason_and_no_other_has() -> None:
         ("GET", "/v1/files/file-1/content", "stores no files"),
         ("GET", "/v1/chat/completions", "aren't stored"),
         ("GET", "/v1/chat/completions/chatcmpl-1", "aren't stored"),
+        ("POST", "/v1/chat/completions/batch", "no batches"),
         ("POST", "/v1/responses/compact", "nothing is removed"),
         ("POST", "/v1/messages/batches", "no batches"),
         ("POST", "/api/chat", "not Ollama's"),
@@ -55,6 +56,7 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
     [
         ("/v1/chat/completions", {**HI, "use_beam_search": True}, "no beam search"),
         ("/v1/chat/completions", {**HI, "prompt_logprobs": -1}, "at most those of 20"),
+        ("/v1/chat/completions", {**HI, "logprob_token_ids": [5]}, "the likeliest tokens"),
         ("/v1/chat/completions", {**HI, "structural_tag": "{}"}, "use tools"),
         (
             "/v1/chat/completions",
