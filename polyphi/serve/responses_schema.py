@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from polyphi.messages import Grammar, Text
 from polyphi.serve.conversation import ROLES, InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError
-from polyphi.serve.extensions import Effort
+from polyphi.serve.extensions import Effort, ReasoningVariables
 from polyphi.serve.fields import (
     FAST,
     LIST,
@@ -249,6 +249,7 @@ class ResponsesRequest(Sampling):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     thinking_token_budget: int | None = Field(default=None, ge=0)
+    chat_template_kwargs: ReasoningVariables | None = None
     tools: list[Annotated[FunctionTool, BeforeValidator(_is_function)]] | None = Field(
         default=None, max_length=128
     )
