@@ -39,6 +39,7 @@ FIELDS: dict[str, str] = {
     "known_speaker_references": NO_SPEAKERS,
     "is_3d_lora_weight": "the model has no experts, so the weights of its adapters are matrices",
     "kv_transfer_params": "keys and values stay on this server",
+    "language": "the model detects that of the recording; to_language is that of the translation",
     "languages": "the model detects the language; language names one",
     "length_penalty": "only beam search has it, and this server has none",
     "logits_processors": NO_CODE,
