@@ -82,6 +82,8 @@ NO_RANKING = "this model scores no pairs of texts"
 ROUTES: dict[str, str] = {
     "/api": "this server has OpenAI's and Anthropic's APIs, not Ollama's; its base URL ends in /v1",
     "/classify": NO_RANKING,
+    "/invocations": "use the route of the request, such as /v1/chat/completions",
+    "/load": "/metrics has the requests that run and wait",
     "/pooling": "this server has /v1/embeddings",
     "/rerank": NO_RANKING,
     "/score": NO_RANKING,
@@ -94,6 +96,7 @@ ROUTES: dict[str, str] = {
     "/v1/complete": "use /v1/messages",
     "/v1/containers": NO_TOOLS,
     "/v1/conversations": "use /v1/responses with previous_response_id",
+    "/v1/embed": "use /v1/embeddings",
     "/v1/evals": "use polyphi eval",
     "/v1/files": NO_STORE.format("files"),
     "/v1/fine_tuning": "use polyphi finetune",
@@ -110,6 +113,8 @@ ROUTES: dict[str, str] = {
     "/v1/uploads": NO_STORE.format("files"),
     "/v1/vector_stores": NO_STORE.format("documents"),
     "/v1/videos": "this model writes text only, so it makes no videos",
+    "/v2/chat": "use /v1/chat/completions",
+    "/v2/embed": "use /v1/embeddings",
     "/v2/rerank": NO_RANKING,
 }
 """Start of the path of routes of other servers -> why they aren't here."""

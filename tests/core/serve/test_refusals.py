@@ -31,6 +31,7 @@ def test_each_refused_field_has_its_reason_and_no_other_has() -> None:
         ("POST", "/v1/chat/completions/batch", "no batches"),
         ("POST", "/v1/responses/compact", "nothing is removed"),
         ("POST", "/v1/messages/batches", "no batches"),
+        ("POST", "/v2/embed", "use /v1/embeddings"),
         ("POST", "/api/chat", "not Ollama's"),
         ("POST", "/chat/completions", "expected /v1/chat/completions"),
         ("POST", "/v1/v1/messages", "expected /v1/messages"),
