@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from polyphi.messages import Grammar, Text
+from polyphi.serve import refusals
 from polyphi.serve.conversation import ROLES, InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import Effort, ReasoningVariables
@@ -142,9 +143,11 @@ _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 def _is_function(value: Any) -> Any:
     type_ = value.get("type") if isinstance(value, dict) else "function"
     if isinstance(type_, str) and type_ != "function":
+        why = "no namespaces are known here; put their functions into tools"
         raise PydanticCustomError(
             "no_member",
-            "expected a tool of type 'function', because this server runs no tools itself",
+            "expected a tool of type 'function' ({why})",
+            {"why": why if type_ == "namespace" else refusals.NO_TOOLS},
         )
     return value
 

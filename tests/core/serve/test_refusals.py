@@ -65,6 +65,9 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
             "use tools",
         ),
         ("/v1/responses", {"input": "hi", "background": True}, "use stream"),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "namespace"}]}, "no namespaces"),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "mcp"}]}, "one of type 'mcp'"),
+        ("/v1/chat/completions", {}, "messages: this field is required"),
     ],
 )
 def test_a_field_that_is_refused_says_why(
