@@ -107,6 +107,7 @@ class Scales:
         self.alpha = float(entries["lora_alpha"])
         self.alphas = dict(entries.get("alpha_pattern") or {})
         _check_patterns(self.alphas)
+        self.ranks = [entries["r"], *(entries.get("rank_pattern") or {}).values()]
         self.root = bool(entries.get("use_rslora"))
         self.dropout = float(entries.get("lora_dropout") or 0.0)
 
@@ -212,6 +213,11 @@ def _checked(
         raise ValueError(
             f"{FILE}: {module} has factors of {tuple(a.shape)} and {tuple(b.shape)}, expected (R, {inputs}) "
             f"and ({outputs}, R): the adapter is of another model"
+        )
+    if rank not in scales.ranks:
+        raise ValueError(
+            f"{FILE}: {module} has factors of rank {rank}, but {CONFIG} has r {scales.ranks[0]} and no rank_pattern "
+            f"of {rank}: the files belong to different adapters"
         )
     return Factors(a, b, scales.of(module, rank))
 

@@ -241,6 +241,8 @@ class TranscriptionForm(AudioForm):
 class TranslationForm(AudioForm):
     """The form of a translation request."""
 
+    refused: ClassVar[Refused] = {**REFUSED, "language": ()}
+
     to_language: str = Field("en", description="The code or name of a language.")
     cot: Flag = Field(False, description="Write the transcript first, then translate it.")
 

@@ -49,6 +49,7 @@ REFUSED: Refused = {
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logits_processors": ([],),
+    "logprob_token_ids": (),
     "lora_path": (),
     "mm_processor_kwargs": ({},),
     "moderation": (),
@@ -77,12 +78,10 @@ class StreamOptions(Fields):
     continuous_usage_stats: bool = False
 
 
-class TemplateOptions(Fields):
-    """The variables that a request may set for the chat template (`chat_template_kwargs`). The template itself has only
-    the generation prompt; the others, which templates of reasoning models have, set the reasoning here too."""
+class ReasoningVariables(Fields):
+    """The variables of reasoning models' chat templates that a request may set (`chat_template_kwargs`). Our template
+    doesn't have them; they set the reasoning here too."""
 
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     enable_thinking: bool | None = None
     thinking: bool | None = None
     thinking_budget: int | None = Field(default=None, ge=0)
@@ -93,6 +92,22 @@ class TemplateOptions(Fields):
         """ "none" where the reasoning is switched off."""
         off = self.enable_thinking is False or self.thinking is False
         return "none" if off else self.reasoning_effort
+
+
+class TemplateOptions(ReasoningVariables):
+    """All variables that a request with turns may set, those of the prompt's end included."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+def reasoning_limits(
+    variables: ReasoningVariables | None, effort: Effort | None, budget: int | None
+) -> tuple[Effort | None, int | None]:
+    """The effort and the budget of a request's reasoning: its own fields, else the template's variables."""
+    if variables is None:
+        return effort, budget
+    return effort or variables.effort, variables.thinking_budget if budget is None else budget
 
 
 class Extensions(FormatFields):

@@ -275,9 +275,14 @@ def validation_error(error: RequestValidationError) -> ApiError:
     if type_ in ("model_type", "model_attributes_type", "dict_type"):
         message = "expected an object"
     value = detail.get("input")
-    if type_ == "unknown_type" and isinstance(value, dict) and isinstance(value.get("type"), str):
-        message = f"unknown type {_short(value['type'])}; {message}"
-    elif type_ not in (*FIELD_ERRORS, "missing", "too_many_fields"):
+    kind = value.get("type") if isinstance(value, dict) else None
+    if type_ == "unknown_type" and isinstance(kind, str):
+        message = f"unknown type {_short(kind)}; {message}"
+    elif type_ == "no_member" and isinstance(kind, str):
+        message += f", found one of type {_short(kind)}"
+    elif type_ == "missing":
+        message = "this field is required, found none"
+    elif type_ not in (*FIELD_ERRORS, "too_many_fields"):
         message += f", found {_short(value)}"
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
 

@@ -40,9 +40,11 @@ FIELDS: dict[str, str] = {
     "known_speaker_references": NO_SPEAKERS,
     "is_3d_lora_weight": "the model has no experts, so the weights of its adapters are matrices",
     "kv_transfer_params": "keys and values stay on this server",
+    "language": "the model detects that of the recording; to_language is that of the translation",
     "languages": "the model detects the language; language names one",
     "length_penalty": "only beam search has it, and this server has none",
     "logits_processors": NO_CODE,
+    "logprob_token_ids": "log-probabilities are those of the likeliest tokens, at most 20",
     "lora_path": "adapters are selected by model or adapter",
     "mm_processor_kwargs": "max_crops of an image's part limits its tokens",
     "messages": "embeddings are of texts; send them as input",
@@ -75,27 +77,32 @@ FIELDS: dict[str, str] = {
 }
 """Field -> why it is refused, or what to use instead."""
 
+NO_BATCHES = "there are no batches; send the requests at once, and they run together"
 NO_STORE = "this server stores no {}; send them with each request"
 NO_RANKING = "this model scores no pairs of texts"
 ROUTES: dict[str, str] = {
     "/api": "this server has OpenAI's and Anthropic's APIs, not Ollama's; its base URL ends in /v1",
     "/classify": NO_RANKING,
+    "/invocations": "use the route of the request, such as /v1/chat/completions",
+    "/load": "/metrics has the requests that run and wait",
     "/pooling": "this server has /v1/embeddings",
     "/rerank": NO_RANKING,
     "/score": NO_RANKING,
     "/v1/assistants": "use /v1/responses with tools",
     "/v1/audio/speech": "this model writes text only, so there is no speech synthesis",
     "/v1/audio/voices": "this model writes text only, so there is no speech synthesis",
-    "/v1/batches": "there are no batches; send the requests at once, and they run together",
+    "/v1/batches": NO_BATCHES,
     "/v1/chat/completions": "chat completions aren't stored; /v1/responses stores its responses",
+    "/v1/chat/completions/batch": NO_BATCHES,
     "/v1/complete": "use /v1/messages",
     "/v1/containers": NO_TOOLS,
     "/v1/conversations": "use /v1/responses with previous_response_id",
+    "/v1/embed": "use /v1/embeddings",
     "/v1/evals": "use polyphi eval",
     "/v1/files": NO_STORE.format("files"),
     "/v1/fine_tuning": "use polyphi finetune",
     "/v1/images": "this model writes text only, so it makes no images",
-    "/v1/messages/batches": "there are no batches; send the requests at once, and they run together",
+    "/v1/messages/batches": NO_BATCHES,
     "/v1/moderations": "this server moderates nothing",
     "/v1/realtime/client_secrets": "use an API key of this server",
     "/v1/realtime/sessions": "use an API key of this server",
@@ -107,6 +114,8 @@ ROUTES: dict[str, str] = {
     "/v1/uploads": NO_STORE.format("files"),
     "/v1/vector_stores": NO_STORE.format("documents"),
     "/v1/videos": "this model writes text only, so it makes no videos",
+    "/v2/chat": "use /v1/chat/completions",
+    "/v2/embed": "use /v1/embeddings",
     "/v2/rerank": NO_RANKING,
 }
 """Start of the path of routes of other servers -> why they aren't here."""

@@ -21,6 +21,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import SamplingParams, Text
 from polyphi.serve.conversation import InputTurn
 from polyphi.serve.errors import STREAMED, ApiError
+from polyphi.serve.extensions import reasoning_limits
 from polyphi.serve.fields import Fields
 from polyphi.serve.generation import (
     Generation,
@@ -189,8 +190,11 @@ def _generation(
     sampling = with_reasoning(
         with_rules(sampling, tools, body.grammar(), CallRules(required, single)),
         server.settings.reasoning,
-        body.reasoning.effort if body.reasoning else None,
-        body.thinking_token_budget,
+        *reasoning_limits(
+            body.chat_template_kwargs,
+            body.reasoning.effort if body.reasoning else None,
+            body.thinking_token_budget,
+        ),
     )
     turns = [InputTurn("system", (Text(body.instructions),))] if body.instructions else []
     own = body.input

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from polyphi.messages import Grammar, Text
+from polyphi.serve import refusals
 from polyphi.serve.conversation import (
     ROLES,
     InputTurn,
@@ -20,7 +21,7 @@ from polyphi.serve.conversation import (
     with_call_parts,
 )
 from polyphi.serve.errors import ApiError
-from polyphi.serve.extensions import Effort
+from polyphi.serve.extensions import Effort, ReasoningVariables
 from polyphi.serve.fields import (
     FAST,
     LIST,
@@ -178,9 +179,11 @@ _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 def _is_function(value: Any) -> Any:
     type_ = value.get("type") if isinstance(value, dict) else "function"
     if isinstance(type_, str) and type_ != "function":
+        why = "no namespaces are known here; put their functions into tools"
         raise PydanticCustomError(
             "no_member",
-            "expected a tool of type 'function', because this server runs no tools itself",
+            "expected a tool of type 'function' ({why})",
+            {"why": why if type_ == "namespace" else refusals.NO_TOOLS},
         )
     return value
 
@@ -285,6 +288,7 @@ class ResponsesRequest(Sampling):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     thinking_token_budget: int | None = Field(default=None, ge=0)
+    chat_template_kwargs: ReasoningVariables | None = None
     tools: list[Annotated[FunctionTool, BeforeValidator(_is_function)]] | None = Field(
         default=None, max_length=128
     )

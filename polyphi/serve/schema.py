@@ -17,7 +17,7 @@ from polyphi.engine.forms import CallRules
 from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Grammar, SamplingParams
 from polyphi.serve.errors import ApiError
-from polyphi.serve.extensions import Effort, Extensions, TemplateOptions
+from polyphi.serve.extensions import Effort, Extensions, TemplateOptions, reasoning_limits
 from polyphi.serve.fields import (
     FAST,
     LIST,
@@ -414,9 +414,8 @@ class ChatRequest(Sampling):
     @property
     def reasoning(self) -> tuple[Effort | None, int | None]:
         """The effort and the budget of the reasoning."""
-        options, budget = self.chat_template_kwargs or TemplateOptions(), self.thinking_token_budget
-        effort = self.reasoning_effort or options.effort
-        return effort, options.thinking_budget if budget is None else budget
+        own = self.reasoning_effort, self.thinking_token_budget
+        return reasoning_limits(self.chat_template_kwargs, *own)
 
     @property
     def token_limit(self) -> int | None:

@@ -176,6 +176,7 @@ def change(folder: Path, **entries: Any) -> None:
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"alpha_pattern": {"(": 3}}, r"alpha_pattern has '\('"),
         ({"trainable_token_indices": [3]}, "sets trainable_token_indices"),
+        ({"r": 1024}, "factors of rank [0-9]+, but adapter_config.json has r 1024"),
     ],
 )
 def test_adapters_that_would_answer_otherwise_are_refused(

@@ -97,6 +97,24 @@ def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F8
     assert answers(model.running, **fields)["message"]["content"] == "three"
 
 
+def test_a_response_takes_the_variables_of_reasoning_templates(model: Model) -> None:  # noqa: F811
+    model.text = "<think>one and two</think>three"
+    body = {"input": "hi", "max_output_tokens": 300, "seed": 1, "temperature": 0.1}
+
+    def answer(**variables: Any) -> dict[str, Any]:
+        with model.running.client() as client:
+            sent = {**body, "chat_template_kwargs": variables}
+            return client.post("/v1/responses", json=sent).json()
+
+    def kinds(response: dict[str, Any]) -> list[str]:
+        return [item["type"] for item in response["output"]]
+
+    assert kinds(answer(enable_thinking=True)) == ["reasoning", "message"]
+    assert kinds(answer(enable_thinking=False)) == ["message"]
+    field = "chat_template_kwargs.continue_final_message"
+    assert answer(continue_final_message=True)["error"]["param"] == field
+
+
 def test_the_client_sends_a_message_back(model: Model) -> None:  # noqa: F811
     """Its reasoning isn't part of the next prompt."""
     model.text = "<think>one and two</think>three"

@@ -28,8 +28,10 @@ def test_each_refused_field_has_its_reason_and_no_other_has() -> None:
         ("GET", "/v1/files/file-1/content", "stores no files"),
         ("GET", "/v1/chat/completions", "aren't stored"),
         ("GET", "/v1/chat/completions/chatcmpl-1", "aren't stored"),
+        ("POST", "/v1/chat/completions/batch", "no batches"),
         ("POST", "/v1/responses/compact", "nothing is removed"),
         ("POST", "/v1/messages/batches", "no batches"),
+        ("POST", "/v2/embed", "use /v1/embeddings"),
         ("POST", "/api/chat", "not Ollama's"),
         ("POST", "/chat/completions", "expected /v1/chat/completions"),
         ("POST", "/v1/v1/messages", "expected /v1/messages"),
@@ -55,6 +57,7 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
     [
         ("/v1/chat/completions", {**HI, "use_beam_search": True}, "no beam search"),
         ("/v1/chat/completions", {**HI, "prompt_logprobs": -1}, "at most those of 20"),
+        ("/v1/chat/completions", {**HI, "logprob_token_ids": [5]}, "the likeliest tokens"),
         ("/v1/chat/completions", {**HI, "structural_tag": "{}"}, "use tools"),
         (
             "/v1/chat/completions",
@@ -62,6 +65,9 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
             "use tools",
         ),
         ("/v1/responses", {"input": "hi", "background": True}, "use stream"),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "namespace"}]}, "no namespaces"),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "mcp"}]}, "one of type 'mcp'"),
+        ("/v1/chat/completions", {}, "messages: this field is required"),
     ],
 )
 def test_a_field_that_is_refused_says_why(

@@ -296,7 +296,7 @@ def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) ->
     with pytest.raises(NotFoundError) as missing:
         client.audio.transcriptions.create(file=CLIP, model="mini")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
-    with pytest.raises(BadRequestError) as caught:
+    with pytest.raises(BadRequestError, match="detects that of the recording") as caught:
         client.audio.translations.create(file=CLIP, model="tiny", extra_body={"language": "en"})
     assert caught.value.param == "language"
     client.audio.transcriptions.create(file=CLIP, model="speech", prompt="", language="Chinese")
