@@ -220,9 +220,12 @@ def key_of(
     messages: Sequence[Message], adapter: str | None, sampling: SamplingParams, fingerprint: str
 ) -> str:
     """Return the cache key of a request: a hash of weights, sampling, adapter, text and media. `draft` isn't part of
-    it, since draft tokens change no answer."""
+    it, since draft tokens change no answer. Fields of `SamplingParams` that came later leave the keys of requests
+    without them as they were."""
+    values = asdict(replace(sampling, draft=0))
+    values["stop_at_call"] = values.pop("stop_at_calls") or False
+    if not values["embed"]:
+        del values["embed"]
     content = [as_text(messages), [m.role for m in messages], media_hashes(messages)]
-    text = json.dumps(
-        [fingerprint, asdict(replace(sampling, draft=0)), adapter, content], sort_keys=True
-    )
+    text = json.dumps([fingerprint, values, adapter, content], sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]

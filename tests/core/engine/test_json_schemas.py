@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from polyphi.engine.json_schemas import FORMATS, MAX_MULTIPLE, for_grammar, refuse_explosive
 
 STRING = {"type": "string"}
+CLOSED = {"additionalProperties": False}
 UNKNOWN_FORMATS = [
     "path",
     "file-path",
@@ -71,7 +72,7 @@ def test_unknown_formats_are_annotations(name: str) -> None:
     """Of JSON Schema, OpenAPI and pydantic; nothing is added to this list while llguidance enforces a format."""
     schema = {"type": "object", "properties": {"a": {**STRING, "format": name}}}
     assert "format" in str(refusal(schema)), "llguidance enforces it now: add it to FORMATS"
-    assert for_grammar(schema) == {"type": "object", "properties": {"a": STRING}}
+    assert for_grammar(schema) == {"type": "object", "properties": {"a": STRING}, **CLOSED}
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
@@ -101,7 +102,8 @@ def test_other_annotations_that_are_refused(annotation: dict[str, Any], key: str
 
     schema = around({**STRING, **annotation})
     assert refusal(schema) or key
-    assert for_grammar(schema) == around(STRING) and refusal(around(STRING)) is None
+    closed = CLOSED if key == "properties" else {}
+    assert for_grammar(schema) == around(STRING) | closed and refusal(around(STRING)) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_values_and_names_of_properties_are_kept() -> None:
         "enum": [looks],
     }
     before = json.dumps(schema)
-    assert for_grammar(schema) == schema and json.dumps(schema) == before
+    assert for_grammar(schema) == {**schema, **CLOSED} and json.dumps(schema) == before
     assert for_grammar(True) is True
 
 
@@ -255,7 +257,6 @@ def test_the_module_needs_neither_torch_nor_llguidance() -> None:
     assert result.stdout.strip() == "set()"
 
 
-CLOSED = {"additionalProperties": False}
 LISTED = {"type": "object", "properties": {"a": STRING}, "required": ["a"]}
 
 

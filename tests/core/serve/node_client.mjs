@@ -80,7 +80,7 @@ tell("translation", { answer: await client.audio.translations.create({ file: awa
 
 for (const [step, wrong] of Object.entries({
   "bad part": { messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: "data:,x" } }] }] },
-  "bad model": { model: "gpt-4" },
+  "bad model": { model: "mini" },
 })) {
   for (const stream of [false, true]) {
     try {
