@@ -148,15 +148,18 @@ def test_tool_calling_agent(phi: Phi, answer: Any, stream: bool) -> None:
 
 
 def test_tool_calling_agent_ends(phi: Phi, media: Any) -> None:
-    """Its only tool is `final_answer`, so the first call ends it. The task has an image."""
+    """Its only tool is `final_answer`, so a call of it ends it. (The agent asks again where nano makes several calls at
+    once.) The task has an image."""
     agent = ToolCallingAgent([final_answer], phi, **QUIET)
     image = Image.open(media["picture.png"]["path"])
     result = agent.run(media["picture.png"]["question"], images=[image])
-    assert len(phi.bodies) == 1
     parts = phi.bodies[0]["messages"][-1]["content"]
     assert "image_url" in [part["type"] for part in parts]
     assert result in ("yes", "no")
-    assert agent.memory.steps[1].tool_calls[0].arguments == {"answer": result}
+    calls = [
+        step.tool_calls or [] for step in agent.memory.steps[1:] if hasattr(step, "tool_calls")
+    ]
+    assert calls[-1][0].arguments == {"answer": result}
 
 
 def test_code_agent(phi: Phi, answer: Any) -> None:
