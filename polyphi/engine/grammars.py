@@ -224,8 +224,9 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
     """The JSON schema of a tool's arguments, an object. `parameters` is a schema, or in the models' own form a mapping
     of names to {"type": "str", ...}, where those without a default are required."""
     parameters = tool.get("parameters")
-    if parameters is None or parameters == {}:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
+    none: dict[str, Any] = {"type": "object", "properties": {}}
+    if parameters in (None, {}, none, {**none, "required": []}):
+        return {**none, "additionalProperties": False}
     if not isinstance(parameters, Mapping):
         raise ValueError(
             f"in tools the parameters of {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"

@@ -128,9 +128,9 @@ def _is_combined(schema: Mapping[str, Any]) -> bool:
 
 
 def _lists_members(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema has properties, and says nothing of others."""
+    """Whether a schema has properties, and says nothing of others. (One with an empty list is any object.)"""
     properties, required = schema.get("properties"), schema.get("required", ())
-    if not isinstance(properties, dict) or not isinstance(required, list | tuple):
+    if not (properties and isinstance(properties, dict) and isinstance(required, list | tuple)):
         return False
     return properties.keys() >= set(map(str, required)) and OTHER_MEMBERS.isdisjoint(schema)
 

@@ -26,6 +26,7 @@ from polyphi.processing.media import (
 from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
 from polyphi.processing.media_decoder import pdfs_unavailable as pdf_isolation_missing
 from polyphi.processing.media_decoder import unavailable as isolation_missing
+from polyphi.processing.reader import number_in_errors
 
 __all__ = [
     "MAX_FRAME_PIXELS",
@@ -40,6 +41,7 @@ __all__ = [
     "is_pdf",
     "is_video",
     "isolation_missing",
+    "number_in_errors",
     "pdf_isolation_missing",
     "start_decoders",
 ]

@@ -163,10 +163,10 @@ class Request:
     features: dict[bytes, Tensor] = field(default_factory=dict)
     """Embeddings of its images and audio by key, until the prompt has run."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they have run, if requested."""
     hidden_sum: Tensor | None = None
     """Float32 [D]: the sum of the last hidden states of the first `pooled` tokens, for an embedding."""
     pooled: int = 0
-    """Of the prompt's tokens from the second on, as far as they have run, if requested."""
     times_passed_over: int = 0
     """Later requests that were admitted first because memory was short."""
     turn_start: int = 0

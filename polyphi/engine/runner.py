@@ -108,8 +108,10 @@ class Runner:
             all_logits = self.model.logits(hidden[: sum(counts)]).float().split(counts)
             logits = [some if len(some) else None for some in all_logits]
         return [
-            PartOutput(of_part, own, hidden, len(some))
-            for of_part, own, hidden, some in zip(logits, scores, sums, pooled, strict=True)
+            PartOutput(own_logits, own_scores, hidden_sum, len(positions))
+            for own_logits, own_scores, hidden_sum, positions in zip(
+                logits, scores, sums, pooled, strict=True
+            )
         ]
 
     def _scores(self, part: StepPart, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:

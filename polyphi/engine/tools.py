@@ -236,9 +236,8 @@ class GrammarToolParser:
         self._at = 0  # the next character of `_text` to read
         self._depth = 0  # open braces
         self._in_string = False
-        self._is_open = (
-            False  # arguments of the open call were returned, which `_text` no longer has
-        )
+        # Whether arguments of the open call were returned, which `_text` no longer has.
+        self._is_open = False
 
     def add(self, text: str) -> list[str | CallDelta]:
         pending, self._text = self._text, ""

@@ -57,9 +57,8 @@ MAX_VALUES = 192_000  # per second of the maximum duration, over all channels: s
 MAX_PEAK = 100.0  # of full scale, +40 dB: float recordings may exceed full scale; integers as floats are an error
 SAMPLES_PER_BYTE = 6_000  # maximum of all formats: FLAC silence has 65,535 samples in 12 bytes
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a pass over all pixels
-MAX_TILE_PIXELS = (
-    1 << 22
-)  # of a TIFF, where its image has fewer; tiles of 128 to 1,024 pixels a side are usual
+# Of a TIFF, where its image has fewer; tiles of 128 to 1,024 pixels a side are usual.
+MAX_TILE_PIXELS = 1 << 22
 BLOCK = 1 << 18  # samples decoded between two checks of the limits
 MAX_VIDEO_BYTES = 512 << 20
 MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]

@@ -62,16 +62,12 @@ _CALLS = (
     *("sched_yield", "futex", "clock_gettime", "getrandom", "exit", "exit_group"),
 )
 """Allowed system calls."""
-_THREAD_FLAGS = (
-    0x3D0F00,
-    0x7D0F00,
-)  # of `clone`, by glibc and musl: a thread of this process and nothing else
+# Of `clone`, by glibc and musl: a thread of this process and nothing else.
+_THREAD_FLAGS = 0x3D0F00, 0x7D0F00
 _DUMPABLE = 4  # of prctl
+# polyphi isn't a package here.
 _filters = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))
-_install_filter, _Argument = (
-    _filters["install"],
-    _filters["Argument"],
-)  # polyphi isn't a package here
+_install_filter, _Argument = _filters["install"], _filters["Argument"]
 
 
 class FileRejected(Exception):

@@ -29,6 +29,7 @@ from polyphi.serve.fields import (
     json_type,
     one_of,
     one_of_types,
+    refuse,
 )
 from polyphi.serve.schema import Sampling
 
@@ -90,16 +91,8 @@ class ContentSource(Fields):
     ]
 
 
-def _refuse_citations(value: Any) -> Any:
-    if value is True:
-        raise PydanticCustomError(
-            "no_citations", "expected false, because this server's answers have no citations"
-        )
-    return value
-
-
 class Citations(Fields):
-    enabled: Annotated[bool, BeforeValidator(_refuse_citations)] | None = None
+    enabled: Annotated[bool, refuse(True, "answers have no citations here")] | None = None
 
 
 DOCUMENT_SOURCES = {**SOURCES, "text": "<text>", "content": "<content>", "file": "<file>"}

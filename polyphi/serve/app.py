@@ -216,7 +216,7 @@ def _status(ok: bool) -> Response:
     return JSONResponse({"status": "ok" if ok else "unavailable"}, 200 if ok else 503)
 
 
-def _page(
+def _names_page(
     names: list[str], limit: int, after: str | None, before: str | None
 ) -> tuple[list[str], bool]:
     """The names of a page in Anthropic's way, and whether more follow in its direction: the first ones after a name, or
@@ -266,11 +266,11 @@ def _about(server: Server) -> APIRouter:
         names = [settings.name, *settings.aliases, *server.adapters]
         if ANTHROPIC_VERSION not in request.headers:
             return {"object": "list", "data": [model(name) for name in names]}
-        page, has_more = _page(names, limit, after_id, before_id)
+        own, has_more = _names_page(names, limit, after_id, before_id)
         return {
-            "data": [for_anthropic(name) for name in page],
-            "first_id": page[0] if page else None,
-            "last_id": page[-1] if page else None,
+            "data": [for_anthropic(name) for name in own],
+            "first_id": own[0] if own else None,
+            "last_id": own[-1] if own else None,
             "has_more": has_more,
         }
 

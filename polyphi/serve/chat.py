@@ -21,7 +21,7 @@ from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prompt_logprobs import prompt_fields
 from polyphi.serve.response_json import base_fields, extra_fields, token_usage, usage
-from polyphi.serve.schema import ChatRequest, available_tools, prompt_end
+from polyphi.serve.schema import ChatRequest, prompt_end
 from polyphi.serve.server import Server
 from polyphi.serve.streams import stream
 
@@ -49,7 +49,7 @@ def routes(server: Server) -> APIRouter:
 def chat_generation(server: Server, body: ChatRequest) -> Generation:
     """The conversation to answer and its options. Raises ApiError for invalid ones."""
     adapter = server.adapter(body.model, body.adapter)
-    tools = available_tools(*body.offer)
+    tools = body.available_tools()
     sampling = body.sampling(
         grammar=None,
         max_tokens=body.token_limit,

@@ -16,15 +16,15 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from polyphi.batch import Batch
 from polyphi.messages import SamplingParams
-from polyphi.serve.completions import text_rows
+from polyphi.serve.completions import MAX_PROMPTS, text_rows
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import Fields, Refused
-from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.schema import Prompts
-from polyphi.serve.server import Server, release_body
+from polyphi.serve.server import Server, Ticket, release_body
 
 MAX_INPUTS = 2048
 """Texts of a request, as in OpenAI's API."""
@@ -65,24 +65,26 @@ def routes(server: Server) -> APIRouter:
             server.log_prompt(request, body.input)
             body.input = ""
             release_body(request)
-            jobs = await server.submit(ticket, rows, SAMPLING)
-            return await unless_disconnected(request, _answer(server, body, jobs, count))
+            return await unless_disconnected(request, _answer(server, ticket, body, rows, count))
 
     return router
 
 
 async def _answer(
-    server: Server, body: EmbeddingRequest, jobs: Sequence[Job], count: int
+    server: Server, ticket: Ticket, body: EmbeddingRequest, rows: Sequence[Batch], count: int
 ) -> Response:
-    data = []
-    for number, job in enumerate(jobs):
-        async for _ in job:
-            pass
-        (completion,) = job.answers()
-        assert completion.embedding is not None
-        build = partial(_entry, number, completion.embedding[:count], body.encoding_format)
-        data.append(await server.answers.build_part(build, count))
-    tokens = sum(job.usage[0] for job in jobs)
+    """The vectors of the rows, which enter the engine in groups: its scheduler looks at all that wait in each step."""
+    tokens = sum(map(len, rows))
+    data: list[Any] = []
+    for first in range(0, len(rows), MAX_PROMPTS):
+        for job in await server.submit(ticket, rows[first : first + MAX_PROMPTS], SAMPLING):
+            async for _ in job:
+                pass
+            (completion,) = job.answers()
+            assert completion.embedding is not None
+            vector = completion.embedding[:count]
+            build = partial(_entry, len(data), vector, body.encoding_format)
+            data.append(await server.answers.build_part(build, count))
     return await server.answers.response(
         {
             "object": "list",

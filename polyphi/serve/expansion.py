@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.media import MAX_FRAME_PIXELS, Caps, MediaError
+from polyphi.engine.media import MAX_FRAME_PIXELS, Caps, MediaError, number_in_errors
 from polyphi.messages import Document, Image, Message, Part, Text, Video
 from polyphi.serve.settings import Settings
 from polyphi.steps import Steps
@@ -82,7 +82,7 @@ def expand(
                 continue
             yield
             size = 0
-            with _part_in_errors(*origin):
+            with number_in_errors(*origin):
                 for pieces in engine.processor.expanded(part, limits, stop):
                     count += 1
                     _check_count(count, settings)
@@ -109,12 +109,3 @@ def _check_count(count: int, settings: Settings) -> None:
             "found more; send fewer",
             "size",
         )
-
-
-@contextmanager
-def _part_in_errors(name: str, number: int) -> Iterator[None]:
-    try:
-        yield
-    except MediaError as error:
-        error.part, error.number = name, number
-        raise

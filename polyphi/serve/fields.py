@@ -86,7 +86,7 @@ def refuse(value: Any, reason: str) -> BeforeValidator:
     """Refuses a value that other servers have."""
 
     def check(other: Any) -> Any:
-        if other == value and not isinstance(other, bool):
+        if other == value:
             raise PydanticCustomError(
                 "refused_value", "expected another value: {reason}", {"reason": reason}
             )

@@ -7,7 +7,7 @@ turn: other clients wait for one image, not for a request of 200.
 from collections.abc import Sequence
 
 from polyphi.batch import Batch
-from polyphi.engine.media import MediaError
+from polyphi.engine.media import MediaError, is_pdf
 from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Document, Message, SamplingParams, Video, media
 from polyphi.serve.expansion import Expanded, expand
@@ -38,15 +38,16 @@ async def prepare(
 
 async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
     """A conversation with the frames of its videos and the pages of its documents, which are decoded in the client's
-    turn. Raises MediaError."""
+    turn; texts don't wait for those. Raises MediaError."""
 
     def stop() -> bool:
         return ticket.released or not server.alive
 
     steps = expand(server.engine, server.settings, messages, ticket.reserve, stop)
-    if not (media(messages, Video) or media(messages, Document)):
-        return result_of(steps)
-    return await server.expansion_threads.run_steps(ticket.caller.client, steps)
+    documents = [document.source for document in media(messages, Document)]
+    if media(messages, Video) or any(is_pdf(source) for source in documents):
+        return await server.expansion_threads.run_steps(ticket.caller.client, steps)
+    return await server.in_steps(True, ticket.caller, steps) if documents else result_of(steps)
 
 
 def _prepare(

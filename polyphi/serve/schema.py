@@ -398,18 +398,18 @@ class ChatRequest(Sampling):
         return self
 
     @property
-    def offer(self) -> tuple[list[Tool], ToolMode | NamedTool | AllowedTools | None]:
-        """The tools and the choice among them, also those in the old form."""
-        if not self.functions:
-            return self.tools or [], self.tool_choice or self._old_choice
-        return [Tool(type="function", function=f) for f in self.functions], self._old_choice
+    def choice(self) -> ToolMode | NamedTool | AllowedTools | None:
+        """The choice among the tools, also in the old form."""
+        if isinstance(self.function_call, NamedFunction):
+            return NamedTool(type="function", function=self.function_call)
+        return self.function_call or self.tool_choice
 
-    @property
-    def _old_choice(self) -> ToolMode | NamedTool | None:
-        choice = self.function_call
-        if isinstance(choice, NamedFunction):
-            return NamedTool(type="function", function=choice)
-        return choice
+    def available_tools(self) -> list[dict[str, Any]]:
+        """The functions that the model may call, also in the old form. Raises ApiError as the function does."""
+        if self.function_call is None and not self.functions:
+            return available_tools(self.tools or (), self.choice)
+        tools = [Tool(type="function", function=function) for function in self.functions or ()]
+        return available_tools(tools, self.choice, "function_call.name")
 
     @property
     def reasoning(self) -> tuple[Effort | None, int | None]:
@@ -424,7 +424,7 @@ class ChatRequest(Sampling):
     @property
     def call_rules(self) -> CallRules:
         """Whether the answer must have a tool call, and may have several; in the old form it has one at most."""
-        _, choice = self.offer
+        choice = self.choice
         if isinstance(choice, AllowedTools):
             mode: str | None = choice.allowed_tools.mode
         else:
@@ -434,10 +434,12 @@ class ChatRequest(Sampling):
 
 
 def available_tools(
-    tools: Sequence[Tool], choice: ToolMode | NamedTool | AllowedTools | None = None
+    tools: Sequence[Tool],
+    choice: ToolMode | NamedTool | AllowedTools | None = None,
+    name_path: str = "tool_choice.function.name",
 ) -> list[dict[str, Any]]:
     """The functions that the model may call. Raises ApiError for an invalid tool, two tools with one name, or a choice
-    that isn't among the tools."""
+    that isn't among the tools; `name_path`: the field with the name of one."""
     try:
         available = functions([tool.function for tool in tools]) or []
     except ValueError as error:
@@ -454,7 +456,7 @@ def available_tools(
         return []
     param, names = "", list[str]()
     if isinstance(choice, NamedTool):
-        param, names = "tool_choice.function.name", [choice.function.name]
+        param, names = name_path, [choice.function.name]
     elif isinstance(choice, AllowedTools):
         param = "tool_choice.allowed_tools.tools"
         names = [tool.function.name for tool in choice.allowed_tools.tools]

@@ -12,13 +12,15 @@ from starlette.types import Receive, Scope, Send
 from polyphi.serve.errors import STREAMED, ApiError, responses
 from polyphi.serve.events import Events
 from polyphi.serve.response_items import Event, stored_events
-from polyphi.serve.response_json import ChunkedJson, EncodedJson, json_pieces
+from polyphi.serve.response_json import ChunkedJson, EncodedJson, json_pieces, too_many_unread
 from polyphi.serve.server import Server
+from polyphi.serve.shares import Full
 from polyphi.serve.store import ResponseStore, StoredItem, StoredResponse
 from polyphi.serve.streams import named_stream
 
-MAX_STREAMED = 4 << 20
-"""Bytes of a stored response that is read as a stream: its values take many times as much memory."""
+MAX_STREAMED, VALUE_BYTES = 4 << 20, 16
+"""Bytes of a stored response that is read as a stream, and the memory of its values for each of them (6 for
+log-probabilities, 16 for empty lists): they count as a response that waits to be read."""
 
 
 class StoredJson(ChunkedJson):
@@ -67,8 +69,13 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
                 f"expected a response of at most {MAX_STREAMED:,} bytes for a stream, found {size:,}; leave stream out",
                 param="stream",
             )
+        try:
+            values = server.shares.answers.take(owner, VALUE_BYTES * size)
+        except Full as full:
+            raise too_many_unread(full) from None
         response = await server.answers.in_thread(lambda: json.loads(b"".join(stored.response)))
-        return Events(named_stream(server.answers, _numbered(response), _failure), lambda: None)
+        events = named_stream(server.answers, _numbered(response), _failure)
+        return Events(events, values.release)
 
     @router.get("/v1/responses/{id}/input_items", summary="The input items of a stored response")
     async def input_items(

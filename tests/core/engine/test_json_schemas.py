@@ -284,6 +284,7 @@ def test_objects_with_listed_members_have_no_others() -> None:
         {"allOf": [LISTED, {"properties": {"b": STRING}}]},
         {"oneOf": [LISTED, {"properties": {"b": STRING}}]},
         {"type": "object"},
+        {"type": "object", "properties": {}},
     ],
     ids=str,
 )

@@ -354,8 +354,9 @@ def test_parameters_in_both_forms() -> None:
     for other in ({}, {"additionalProperties": True}, {"anyOf": [{}]}, {"patternProperties": {}}):
         whole = {**schema, **other}
         assert arguments_schema({"name": "f", "parameters": whole}) == whole
-    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
-    for none in ({}, {"parameters": None}, {"parameters": {}}):
+    empty = {"type": "object", "properties": {}}
+    nothing = {**empty, "additionalProperties": False}
+    for none in ({}, {"parameters": None}, {"parameters": {}}, {"parameters": {**empty}}):
         assert arguments_schema({"name": "f", **none}) == nothing
 
 

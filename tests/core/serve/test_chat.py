@@ -578,5 +578,9 @@ def test_the_old_form_of_tools(model: Model, client: OpenAI) -> None:
     assert named.choices[0].message.function_call.name == "now"
     none = create(messages=messages[:1], functions=functions, function_call="none", **options)
     assert none.choices[0].message.function_call is None
+    with pytest.raises(BadRequestError, match="names 'other'") as caught:
+        other = {"name": "other"}
+        create(messages=messages[:1], functions=functions, function_call=other, **options)
+    assert caught.value.param == "function_call.name"
     with pytest.raises(BadRequestError, match="one of the two forms"):
         create(messages=messages[:1], functions=functions, tools=TOOLS, **options)

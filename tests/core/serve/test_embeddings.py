@@ -11,6 +11,7 @@ from openai import BadRequestError, OpenAI
 from serve.conftest import Running, serving
 
 from polyphi.engine.engine import Engine
+from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog " * 30, "", "42"]
@@ -46,6 +47,25 @@ def test_texts_and_ids(engine: Engine, client: OpenAI) -> None:
     np.testing.assert_allclose(one.data[0].embedding, expected[0], atol=2e-5)
     several = client.embeddings.create(model="tiny", input=[encode(t) for t in TEXTS[:2]])
     np.testing.assert_allclose(several.data[1].embedding, expected[1], atol=2e-5)
+
+
+def test_many_texts_enter_the_engine_in_groups(
+    engine: Engine, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted, submit = list[int](), Server.submit
+
+    async def counted(self: Server, ticket: Any, rows: Any, sampling: Any) -> Any:
+        submitted.append(len(rows))
+        return await submit(self, ticket, rows, sampling)
+
+    monkeypatch.setattr(Server, "submit", counted)
+    texts = [str(i) for i in range(300)]
+    data = client.embeddings.create(model="tiny", input=texts).data
+    assert submitted == [128, 128, 44] and [entry.index for entry in data] == list(range(300))
+    for number in (0, 127, 128, 299):
+        expected = by_hand(engine, texts[number])
+        np.testing.assert_allclose(data[number].embedding, expected, atol=2e-5)
+    assert not engine.counters().requests
 
 
 def test_dimensions_and_encoding(engine: Engine, running: Running) -> None:
