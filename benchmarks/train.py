@@ -6,6 +6,10 @@
 - text: the whole language model of nano, on rows of text 1's corpora
 
     polyphi bench train [--json]
+    polyphi bench train --profile [--only text vision speech int4]     # the seconds of a step by part (step_profile.py)
+
+A profile has two works more, without a peer: muon trains text with the optimizer of nano, int4 fine-tunes a LoRA of
+rank 16 on text, on a base in 4 bits.
 
 Ours is `polyphi.train.trainer.train` as a stage runs it, its end with hashes and files included in the peak of memory.
 Speed is supervised tokens per second after the first step, memory the peak of a process; both sides have the
@@ -38,6 +42,7 @@ from sidebyside import (
     peer_precision,
     show,
 )
+from step_profile import ProfiledTrainer, show_profiles
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.audio_input import AudioInput, AudioLayout
@@ -59,13 +64,14 @@ from polyphi.planning import sizes
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime import precision
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import Caller, Trainer
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import code, copying, fim, instructions
 from polyphi_recipe.curate import corpus as corpora
@@ -100,7 +106,7 @@ PICTURES = ((448, 448), (300, 700), (640, 480), (896, 448))
 @dataclass(frozen=True)
 class Work:
     """One comparison. `adapter` is the trained one ("" for the whole language model); `steps` counts the first,
-    which is not timed."""
+    which is not timed; `base` is the form of a quantized base, `muon` Muon's factor on the learning rate."""
 
     name: str
     adapter: str
@@ -108,6 +114,8 @@ class Work:
     stage: str
     batch_tokens: int
     steps: int
+    base: str | None = None
+    muon: float = 0.0
 
 
 NANO = ModelConfig(
@@ -118,20 +126,28 @@ WORKS = (
     Work("speech", "speech", QUARTER, "speech_2_post", batch_tokens=1024, steps=4),
     Work("text", "", NANO, "text_1_pretrain", batch_tokens=1024, steps=41),
 )
+OWN = ModelConfig(QUARTER.decoder, None, None, {"own": AdapterConfig(16, 32.0)})
+PROFILED = (
+    *WORKS,
+    replace(WORKS[-1], name="muon", muon=12.5),
+    Work("int4", "own", OWN, "finetune", batch_tokens=2048, steps=4, base="int4"),
+)
 
 
 # ------------------------------------------------------------------------------ rows, the same for both sides
 
 
 def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
-    """Rows about noise of usual sizes: a picture or a clip, a question, an answer; ids drawn at random."""
+    """Rows about noise of usual sizes: a picture, a clip or nothing, a question, an answer; ids drawn at random."""
     random, rows = Random(0), []
     vision, audio = work.config.vision, work.config.audio
-    assert vision is not None and audio is not None
     for _ in range(count):
         generator = torch.Generator().manual_seed(random.randrange(1 << 30))
         media: dict[str, Any]
-        if work.adapter == "vision":
+        if vision is None or audio is None:
+            media, placeholders = {}, []
+            answer = random.randint(50, 400)
+        elif work.adapter == "vision":
             width, height = random.choice(PICTURES)
             noise = torch.randint(
                 256, (height, width, 3), dtype=torch.uint8, generator=generator
@@ -234,7 +250,21 @@ def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
             return [batches[int(sample.id)]]
 
     mix = Mix({"rows": 1.0}, curriculum=("rows",))
-    return replace(stages.load(work.stage), data=mix, objective=Prepared())
+    return replace(plan(work), data=mix, objective=Prepared())
+
+
+def plan(work: Work) -> Stage:
+    """The stage of a work, or a fine-tune of its adapter."""
+    if work.stage != "finetune":
+        return stages.load(work.stage)
+    trainable = {f"decoder.*.lora.{work.adapter}.*": 3e-4}
+    return Stage(
+        name=work.stage,
+        start={"*": "random weights"},
+        trainable=trainable,
+        data=Mix({"rows": 1.0}),
+        objective=NextToken(),
+    )
 
 
 def write(work: Work, folder: Path) -> None:
@@ -255,7 +285,7 @@ def write(work: Work, folder: Path) -> None:
     )
     steps = [[int(id.removeprefix("rows/")) for id in loader.step().ids] for _ in range(work.steps)]
     torch.save(rows, folder / "rows.pt")
-    rate = max(stages.load(work.stage).trainable.values())
+    rate = max(plan(work).trainable.values())
     settings = {**for_peer(work), "rate": rate, "steps": steps}
     (folder / "work.json").write_text(json.dumps(settings))
 
@@ -309,6 +339,27 @@ def configuration(work: Work) -> ModelConfig:
     )
 
 
+def make_trainer(
+    work: Work, folder: Path, out: Path, dtype: precision.Requested, kind: type[Trainer] = Trainer
+) -> Trainer:
+    """The trainer of a stage on the rows in `folder`, set up."""
+    batches = [
+        as_batch(sample, work) for sample in torch.load(folder / "rows.pt", weights_only=True)
+    ]
+    model = PhiModel(configuration(work))
+    model.initialise(0)
+    stage = stage_of(work, batches)
+    if work.base:
+        quantize_frozen(
+            model, work.base, stage.learning_rates(n for n, _ in model.named_parameters())
+        )
+    budget = Budget(work.steps, work.batch_tokens, work.batch_tokens, muon_lr_factor=work.muon)
+    options = TrainOptions(precision=dtype, base=work.base)
+    trainer = kind(stage, budget, model, None, folder, out, options, Caller(report=lambda _: None))
+    trainer.start()
+    return trainer
+
+
 def ours(
     work: Work,
     folder: Path,
@@ -317,24 +368,12 @@ def ours(
     dtype: precision.Requested = "auto",
 ) -> dict[str, Any]:
     """Train as a stage does; return the object that `sidebyside.alternate` reads."""
-    rows = torch.load(folder / "rows.pt", weights_only=True)
-    batches = [as_batch(sample, work) for sample in rows]
-    model = PhiModel(configuration(work))
-    model.initialise(0)
-    budget = Budget(work.steps, work.batch_tokens, work.batch_tokens)
     with tempfile.TemporaryDirectory(dir=folder) as out:
+        trainer = make_trainer(work, folder, Path(out), dtype)
         counter = FlopCounterMode(display=False) if count_flops else None
         with counter or torch.enable_grad():
-            manifest = train(
-                stage_of(work, batches),
-                budget,
-                model,
-                None,
-                folder,
-                Path(out),
-                options=TrainOptions(precision=dtype),
-                caller=Caller(report=lambda _: None),
-            )
+            trainer.loop()
+            manifest = trainer.finish()
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])
     supervised = sum(r["supervised"] for r in records[1:])
@@ -347,6 +386,18 @@ def ours(
         "seconds_per_step": seconds / max(1, len(records) - 1),
         "flops_per_step": counter.get_total_flops() / len(records) if counter else None,
     }
+
+
+def profile(work: Work, threads: int) -> dict[str, float]:
+    """The seconds of one of our steps by part."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(work, folder)
+        torch.set_num_threads(threads)
+        trainer = make_trainer(work, folder, folder / "out", "auto", ProfiledTrainer)
+        assert isinstance(trainer, ProfiledTrainer)
+        trainer.loop()
+        return trainer.parts
 
 
 # ------------------------------------------------------------------------------ both
@@ -406,6 +457,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Training against a plain transformers loop.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="the seconds of a step by part")
+    names = [work.name for work in PROFILED]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the works")
     parser.add_argument("--side", choices=[w.name for w in WORKS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
@@ -416,19 +470,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = ours(work, args.folder, count_flops=args.flops, dtype=args.precision)
         print(json.dumps(result))
         return
+    threads = len(os.sched_getaffinity(0))
+    if args.profile:
+        profiles = {w.name: profile(w, threads) for w in PROFILED if w.name in args.only}
+        if args.json:
+            print(json.dumps(profiles))
+        else:
+            show_profiles(profiles)
+        return
     try:
         peer = f"transformers {version('transformers')} + peft {version('peft')}"
     except PackageNotFoundError as error:
         parser.error(
             f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
         )
-    threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     limits = {name: matmul_rate(dtype=dtype) for name, dtype in precision.DTYPES.items()}
     rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in limits.items())
     console.print(f"{threads} threads, matrix products at {rates}")
     rows, others = [], []
-    for work in WORKS:
+    for work in (w for w in WORKS if w.name in args.only):
         ours_and_peer, ours_and_short = compare(work, args.repeats, threads, limits, peer)
         rows += ours_and_peer
         others += ours_and_short
