@@ -16,7 +16,8 @@ struct Rows {
     int64_t stride;
 };
 
-// Sequence s has the `counts[s]` rows from `starts[s]` on; key-value head j serves heads / kv_heads query heads.
+// Sequence s has the `counts[s]` rows from `starts[s]` on, of which the first `key_counts[s]` are keys (all of them in
+// a causal one); key-value head j serves heads / kv_heads query heads.
 // `distances` [heads, 2 longest - 1], if not null, is added to the logits by key - query. The forward pass writes y and
 // `sums` [rows, heads], the logarithms of the sums of exponentials, from which the backward pass computes the shares
 // again; it writes dq, dk, dv and adds to `of_distances` [sequences, heads, 2 longest - 1]. Only q, k and v may have
@@ -24,7 +25,7 @@ struct Rows {
 template <class Kind>
 struct Task {
     Rows<Kind> q, k, v;
-    const int64_t *starts, *counts;
+    const int64_t *starts, *counts, *key_counts;
     int64_t heads, kv_heads, d;
     bool causal;
     const float* distances;
@@ -46,10 +47,10 @@ struct Sizes {
 
 template <class Kind>
 Task<Kind> task(const void* q, const void* k, const void* v, const int64_t* strides, const int64_t* starts,
-                const int64_t* counts, const Sizes& sizes, const float* distances, float* sums) {
+                const int64_t* counts, const int64_t* key_counts, const Sizes& sizes, const float* distances, float* sums) {
     const auto rows = [](const void* at, int64_t stride) { return Rows<Kind>{static_cast<const Kind*>(at), stride}; };
-    return {rows(q, strides[0]), rows(k, strides[1]), rows(v, strides[2]), starts, counts, sizes.heads, sizes.kv_heads,
-            sizes.d, sizes.causal != 0, distances, sizes.longest, sums, nullptr, nullptr, nullptr, nullptr, nullptr,
+    return {rows(q, strides[0]), rows(k, strides[1]), rows(v, strides[2]), starts, counts, key_counts,
+            sizes.heads, sizes.kv_heads, sizes.d, sizes.causal != 0, distances, sizes.longest, sums, nullptr, nullptr, nullptr, nullptr, nullptr,
             nullptr};
 }
 
@@ -84,32 +85,32 @@ extern "C" {
 
 // Both by the path `isa` (-1: the best), in float32 or bfloat16 (`bf16`), with the strides of q, k and v; see `Task`.
 void polyphi_self_attention(int isa, int bf16, const void* q, const void* k, const void* v, const int64_t* strides,
-                    const int64_t* starts, const int64_t* counts, int64_t sequences, int64_t heads, int64_t kv_heads,
-                    int64_t d, int64_t longest, int causal, const float* distances, float* sums, void* y,
+                    const int64_t* starts, const int64_t* counts, const int64_t* key_counts, int64_t sequences,
+                    int64_t heads, int64_t kv_heads, int64_t d, int64_t longest, int causal, const float* distances, float* sums, void* y,
                     Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;
     if (bf16) {
-        const auto work = task<uint16_t>(q, k, v, strides, starts, counts, sizes, distances, sums);
+        const auto work = task<uint16_t>(q, k, v, strides, starts, counts, key_counts, sizes, distances, sums);
         go_forward(isa, work, y, sequences, parallel, threads);
     } else {
-        const auto work = task<float>(q, k, v, strides, starts, counts, sizes, distances, sums);
+        const auto work = task<float>(q, k, v, strides, starts, counts, key_counts, sizes, distances, sums);
         go_forward(isa, work, y, sequences, parallel, threads);
     }
 }
 
 void polyphi_self_attention_backward(int isa, int bf16, const void* q, const void* k, const void* v,
                                      const int64_t* strides, const int64_t* starts, const int64_t* counts,
-                                     int64_t sequences, int64_t heads, int64_t kv_heads, int64_t d, int64_t longest,
+                                     const int64_t* key_counts, int64_t sequences, int64_t heads, int64_t kv_heads, int64_t d, int64_t longest,
                                      int causal, const float* distances, float* sums, const void* dy, void* dq,
                                      void* dk, void* dv, float* of_distances, Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;
     if (bf16) {
-        const auto work = task<uint16_t>(q, k, v, strides, starts, counts, sizes, distances, sums);
+        const auto work = task<uint16_t>(q, k, v, strides, starts, counts, key_counts, sizes, distances, sums);
         go_backward(isa, work, dy, dq, dk, dv, of_distances, sequences, parallel, threads);
     } else {
-        const auto work = task<float>(q, k, v, strides, starts, counts, sizes, distances, sums);
+        const auto work = task<float>(q, k, v, strides, starts, counts, key_counts, sizes, distances, sums);
         go_backward(isa, work, dy, dq, dk, dv, of_distances, sequences, parallel, threads);
     }
 }

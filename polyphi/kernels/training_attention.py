@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from polyphi.kernels.native import count, fake, function, number, plain, pointer, pool
 
-_INPUTS = (number, number, pointer, pointer, pointer, pointer, pointer, pointer)
+_INPUTS = (number, number, *[pointer] * 7)
 _SIZES = (count, count, count, count, count, number, pointer, pointer)
 
 
@@ -35,17 +35,21 @@ def attention(
     v: Float[Tensor, "T K d"],
     lengths: Sequence[int],
     *,
+    key_lengths: Sequence[int] | None = None,
     causal: bool = False,
     distances: Float[Tensor, "H D"] | None = None,
     isa: int = -1,
 ) -> Float[Tensor, "T H d"]:
     """Attention of each sequence of `lengths` to itself, logits scaled by 1/sqrt(d): kv head j serves the query heads
-    j H/K to (j + 1) H/K - 1. `distances` [H, 2 L - 1] in float32, L at least the longest sequence, are added to the
-    logits by key - query + L - 1. Sums are in float32; a sequence's result and gradients depend on no other one. `isa`
-    is for tests: an index in `PATHS`. Takes `plain` tensors alone."""
+    j H/K to (j + 1) H/K - 1. Where not `causal`, the keys of a sequence may be only its first `key_lengths` rows.
+    `distances` [H, 2 L - 1] in float32, L at least the longest sequence, are added to the logits by key - query +
+    L - 1. Sums are in float32; a sequence's result and gradients depend on no other one. `isa` is for tests: an index
+    in `PATHS`. Takes `plain` tensors alone."""
     assert plain(q, k, v) and sum(lengths) == len(q) == len(k) == len(v), (q.dtype, lengths)
     assert distances is None or distances.shape[1] >= 2 * max(lengths) - 1, distances.shape
-    y: Tensor = _Attention.apply(q, k, v, distances, tuple(lengths), causal, isa)
+    assert key_lengths is None or not causal
+    counts = tuple(lengths), tuple(key_lengths or lengths)
+    y: Tensor = _Attention.apply(q, k, v, distances, counts, causal, isa)
     return y
 
 
@@ -57,7 +61,7 @@ class _Attention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         distances: Tensor | None,
-        lengths: tuple[int, ...],
+        counts: tuple[tuple[int, ...], tuple[int, ...]],
         causal: bool,
         isa: int,
     ) -> Tensor:
@@ -65,7 +69,7 @@ class _Attention(torch.autograd.Function):
         bias = None if distances is None else distances.detach().float().contiguous()
         sums, y = q.new_empty(q.shape[:2], dtype=torch.float32), q.new_empty(q.shape)
         ctx.save_for_backward(q, k, v, bias, sums)
-        ctx.call = (lengths, causal, isa)
+        ctx.call = (counts, causal, isa)
         if not fake(q):
             arguments, _alive = _arguments(q, k, v, bias, sums, *ctx.call)
             _functions()[0](*arguments, y.data_ptr(), pool(), torch.get_num_threads())
@@ -76,7 +80,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, sums = ctx.saved_tensors
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-        by_sequence = None if bias is None else bias.new_zeros(len(ctx.call[0]), *bias.shape)
+        by_sequence = None if bias is None else bias.new_zeros(len(ctx.call[0][0]), *bias.shape)
         dy = dy.contiguous()
         if not fake(q):
             arguments, _alive = _arguments(q, k, v, bias, sums, *ctx.call)
@@ -92,20 +96,20 @@ def _arguments(
     v: Tensor,
     bias: Tensor | None,
     sums: Tensor,
-    lengths: tuple[int, ...],
+    lengths: tuple[tuple[int, ...], tuple[int, ...]],
     causal: bool,
     isa: int,
 ) -> tuple[tuple[int | None, ...], tuple[Tensor, ...]]:
     """The arguments that both passes share, and tensors that must live as long as the call."""
-    counts = torch.tensor(lengths)
+    counts, key_counts = map(torch.tensor, lengths)
     starts, strides = counts.cumsum(0) - counts, torch.tensor([x.stride(0) for x in (q, k, v)])
     longest = 0 if bias is None else (bias.shape[1] + 1) // 2
-    tensors = (q, k, v, strides, starts, counts)
+    tensors = (q, k, v, strides, starts, counts, key_counts)
     return (
         isa,
         int(q.dtype == torch.bfloat16),
         *(t.data_ptr() for t in tensors),
-        len(lengths),
+        len(counts),
         q.shape[1],
         k.shape[1],
         q.shape[2],

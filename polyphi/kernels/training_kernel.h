@@ -111,23 +111,24 @@ template <class Kind>
 void forward(const Task<Kind>& w, int64_t index) {
     static thread_local Head head;
     const int64_t segment = index / w.kv_heads, kv = index % w.kv_heads, group = w.heads / w.kv_heads, d = w.d;
-    const int64_t start = w.starts[segment], n = w.counts[segment], width = whole(n), wide = whole(d);
+    const int64_t start = w.starts[segment], n = w.counts[segment], m = w.key_counts[segment];
+    const int64_t width = whole(m), wide = whole(d);
     float* rows = head.rows.of(n * d);
-    as_rows(w.k.at + start * w.k.stride + kv * d, w.k.stride, n, d, rows);
-    as_panel_by_token(rows, n, d, head.keys_by_token.of(width * d));
-    as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, n, d, rows);
-    as_panel(rows, n, d, head.values.of(n * wide));
+    as_rows(w.k.at + start * w.k.stride + kv * d, w.k.stride, m, d, rows);
+    as_panel_by_token(rows, m, d, head.keys_by_token.of(width * d));
+    as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, m, d, rows);
+    as_panel(rows, m, d, head.values.of(m * wide));
     float* probabilities = head.probabilities.of(BLOCK * width);
     float* result = head.result.of(BLOCK * wide);
     const float scale = 1.0f / std::sqrt(float(d));
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
         as_rows(w.q.at + start * w.q.stride + h * d, w.q.stride, n, d, rows);
         for (int64_t first = 0; first < n; first += BLOCK) {
-            const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : n;
+            const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : m;
             multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, probabilities,
                      width);
             for (int64_t r = 0; r < block; r++) {
-                const int64_t query = first + r, count = w.causal ? query + 1 : n, end = whole(reach);
+                const int64_t query = first + r, count = w.causal ? query + 1 : m, end = whole(reach);
                 float* logits = probabilities + r * width;
                 finish_logits(logits, count, end, scale, biases(w, h, query));
                 Vec high = all(-INFINITY);
@@ -143,7 +144,7 @@ void forward(const Task<Kind>& w, int64_t index) {
                 w.sums[(start + query) * w.heads + h] = highest + std::log(all_exponentials);
                 for (int64_t j = 0; j < end; j += LANES) store(logits + j, load(logits + j) * inverse);
             }
-            multiply(probabilities, width, 1, block, reach, head.values.first, n * WIDTH, d, result, wide);
+            multiply(probabilities, width, 1, block, reach, head.values.first, m * WIDTH, d, result, wide);
             write(result, wide, block, d, 1.0f, w.y + ((start + first) * w.heads + h) * d, w.heads * d);
         }
     }
@@ -153,13 +154,14 @@ template <class Kind>
 void backward(const Task<Kind>& w, int64_t index) {
     static thread_local Head head;
     const int64_t segment = index / w.kv_heads, kv = index % w.kv_heads, group = w.heads / w.kv_heads, d = w.d;
-    const int64_t start = w.starts[segment], n = w.counts[segment], width = whole(n), wide = whole(d);
+    const int64_t start = w.starts[segment], n = w.counts[segment], m = w.key_counts[segment];
+    const int64_t width = whole(m), wide = whole(d);
     float *rows = head.rows.of(n * d), *output_rows = head.output_rows.of(n * d);
-    as_rows(w.k.at + start * w.k.stride + kv * d, w.k.stride, n, d, rows);
-    as_panel(rows, n, d, head.keys.of(n * wide));
-    as_panel_by_token(rows, n, d, head.keys_by_token.of(width * d));
-    as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, n, d, rows);
-    as_panel_by_token(rows, n, d, head.values_by_token.of(width * d));
+    as_rows(w.k.at + start * w.k.stride + kv * d, w.k.stride, m, d, rows);
+    as_panel(rows, m, d, head.keys.of(m * wide));
+    as_panel_by_token(rows, m, d, head.keys_by_token.of(width * d));
+    as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, m, d, rows);
+    as_panel_by_token(rows, m, d, head.values_by_token.of(width * d));
     float* probabilities = head.probabilities.of(BLOCK * width);
     float* logit_gradients = head.logit_gradients.of(BLOCK * width);
     float *key_gradients = head.key_gradients.of(n * wide), *value_gradients = head.value_gradients.of(n * wide);
@@ -173,13 +175,13 @@ void backward(const Task<Kind>& w, int64_t index) {
         as_panel(rows, n, d, head.queries.of(n * wide));
         as_panel(output_rows, n, d, head.output_gradients.of(n * wide));
         for (int64_t first = 0; first < n; first += BLOCK) {
-            const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : n;
+            const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : m;
             multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, probabilities,
                      width);
             multiply(output_rows + first * d, d, 1, block, d, head.values_by_token.first, WIDTH * d, reach,
                      logit_gradients, width);
             for (int64_t r = 0; r < block; r++) {
-                const int64_t query = first + r, count = w.causal ? query + 1 : n, end = whole(reach);
+                const int64_t query = first + r, count = w.causal ? query + 1 : m, end = whole(reach);
                 float *probability = probabilities + r * width, *gradient = logit_gradients + r * width;
                 finish_logits(probability, count, end, scale, biases(w, h, query));
                 for (int64_t j = count; j < end; j++) gradient[j] = 0.0f;
@@ -198,7 +200,7 @@ void backward(const Task<Kind>& w, int64_t index) {
                     for (int64_t j = 0; j < count; j++) to[j] += gradient[j];
                 }
             }
-            multiply(logit_gradients, width, 1, block, reach, head.keys.first, n * WIDTH, d, result, wide);
+            multiply(logit_gradients, width, 1, block, reach, head.keys.first, m * WIDTH, d, result, wide);
             write(result, wide, block, d, scale, w.dq + ((start + first) * w.heads + h) * d, w.heads * d);
             for (int64_t j = 0; j < reach; j += BLOCK) {  // keys in rows, sums over this block of queries
                 const int64_t keys = std::min<int64_t>(BLOCK, reach - j), apart = n * WIDTH, at = first * WIDTH;

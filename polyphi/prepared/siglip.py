@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyphi.kernels import bf16
+from polyphi import kernels
+from polyphi.kernels import bf16, training_attention
 from polyphi.kernels import encoder as native
 from polyphi.model import siglip
 from polyphi.prepared.linear import product
@@ -51,7 +52,13 @@ class PreparedSiglipAttention(siglip.SiglipAttention):
         if not isinstance(keys, PackedPatches):
             return super().forward(x, keys)
         q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(native.attention(q, k, v, self.heads, keys.queries, keys.keys))
+        if native.supports_attention(q):
+            out = native.attention(q, k, v, self.heads, keys.queries, keys.keys)
+        else:
+            q, k, v = (y.unflatten(1, (self.heads, -1)) for y in (q, k, v))
+            sizes, visible = keys.queries, keys.keys
+            out = training_attention.attention(q, k, v, sizes, key_lengths=visible).flatten(1)
+        return self.out_proj(out)
 
 
 class PreparedSiglipLayer(siglip.SiglipLayer):
@@ -110,7 +117,8 @@ class PreparedSiglipEncoder(siglip.SiglipEncoder):
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
         """Patches with their positions; where torch's bfloat16 convolution is slow, by our kernel's product."""
-        if not (self._attends() and bf16.needed()):
+        weight = self.patch_embedding.weight
+        if not (native.supports_attention(weight) and bf16.needed()):
             return super().embed(crops, masks)
         convolution, side = self.patch_embedding, self.config.patch_size
         crops = crops.to(convolution.weight.dtype)
@@ -120,5 +128,8 @@ class PreparedSiglipEncoder(siglip.SiglipEncoder):
         return x + self.position_embedding(siglip.position_ids(masks))
 
     def _attends(self) -> bool:
-        """Whether our attention kernel supports this tower's heads."""
-        return native.supports_attention(self.patch_embedding.weight)
+        """Whether one of our attention kernels supports this tower: with gradients that in float32 too."""
+        weight = self.patch_embedding.weight
+        return kernels.plain(weight) and (
+            torch.is_grad_enabled() or native.supports_attention(weight)
+        )

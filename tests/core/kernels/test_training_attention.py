@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +21,21 @@ ERRORS = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 
 
 def by_formula(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], causal: bool, distances: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: list[int],
+    key_lengths: list[int],
+    causal: bool,
+    distances: Tensor | None,
 ) -> Tensor:
     group, outs = q.shape[1] // k.shape[1], []
-    for parts in zip(*(x.split(lengths) for x in (q, k, v)), strict=True):
+    for count, *parts in zip(key_lengths, *(x.split(lengths) for x in (q, k, v)), strict=True):
         query, key, value = (x.transpose(0, 1) for x in parts)
+        key, value = key[:, :count], value[:, :count]
         key, value = (x.repeat_interleave(group, 0) for x in (key, value))
         logits = query @ key.transpose(1, 2) / math.sqrt(q.shape[2])
-        t = torch.arange(query.shape[1])
-        between = t - t[:, None]
+        between = torch.arange(count) - torch.arange(query.shape[1])[:, None]
         if distances is not None:
             logits = logits + distances[:, between + distances.shape[1] // 2]
         if causal:
@@ -54,7 +61,7 @@ def assert_near(y: Tensor | None, expected: Tensor | None, error: float) -> None
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     heads=st.sampled_from([(6, 2), (4, 4), (3, 1)]),
     d=st.sampled_from([8, 16, 20, 32, 36, 72, 128]),
-    causal=st.booleans(),
+    visible=st.sampled_from(["all", "earlier", "first"]),
     biased=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
@@ -64,7 +71,7 @@ def test_it_equals_the_formula(
     lengths: list[int],
     heads: tuple[int, int],
     d: int,
-    causal: bool,
+    visible: str,
     biased: bool,
     dtype: torch.dtype,
     seed: int,
@@ -75,11 +82,14 @@ def test_it_equals_the_formula(
     distances = noise(many, 2 * 80 - 1, dtype=torch.float32, seed=seed) if biased else None
     slopes = noise(count, many, d, dtype=dtype, seed=seed + 1).detach()
     parts = qkv.split((many, few, few), dim=1)
-    y = attention(*parts, lengths, causal=causal, distances=distances, isa=path)
+    keys = [max(1, n - seed % 20) for n in lengths] if visible == "first" else lengths
+    options: dict[str, Any] = {"causal": True} if visible == "earlier" else {"key_lengths": keys}
+    y = attention(*parts, lengths, **options, distances=distances, isa=path)
     y.backward(slopes)
     exact = qkv.detach().double().requires_grad_()
     exact_distances = None if distances is None else distances.detach().double().requires_grad_()
-    expected = by_formula(*exact.split((many, few, few), 1), lengths, causal, exact_distances)
+    split = exact.split((many, few, few), 1)
+    expected = by_formula(*split, lengths, keys, visible == "earlier", exact_distances)
     expected.backward(slopes.double())
     assert y.dtype == dtype
     assert_near(y, expected, ERRORS[dtype])
@@ -139,4 +149,4 @@ def test_large_logits_overflow_nothing(path: int) -> None:
         x.grad is not None and x.grad.isfinite().all() for x in (q, v)
     )
     wide = [x.detach().double() * scale for x, scale in ((q, 1e4), (k, 1e4), (v, 1))]
-    assert_near(y, by_formula(*wide, [30, 10], True, None), 1e-5)
+    assert_near(y, by_formula(*wide, [30, 10], [30, 10], True, None), 1e-5)

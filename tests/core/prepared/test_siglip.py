@@ -37,18 +37,24 @@ def inputs(crops: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_few_crops_at_a_time_equal_all_at_once(encoder, monkeypatch, dtype, bound, grad):
-    """Of the crop with padding only the used cells; with gradients the calls are the same, bit for bit. bfloat16:
-    measured 0.0042 in the 2-norm (AVX-512; 0.0043 with AVX2), another rounding of the softmax."""
+    """Of the crop with padding only the used cells, whose gradients are equal, too. bfloat16: measured 0.0042 in the 2-norm (AVX-512; 0.0043 with AVX2), another rounding of the softmax."""
     monkeypatch.setattr(siglip, "BATCH_PATCHES", 32)  # two crops
     encoder = encoder.to(dtype)
     crops, masks = inputs(5)
-    expected, used = encoder(crops, masks).float(), masks.flatten(1)
-    encoder = prepare(encoder)
-    with torch.set_grad_enabled(grad):
-        result = encoder(crops, masks).float()
-    if grad:
-        assert torch.equal(result, expected)
-    assert (result[used] - expected[used]).norm() < bound * expected[used].norm()
+    used = masks.flatten(1)
+    results = []
+    for tower in (encoder, prepare(copy.deepcopy(encoder))):
+        with torch.set_grad_enabled(grad):
+            result = tower(crops, masks)[used].float()
+        if grad:
+            result.square().sum().backward()
+        results.append(
+            [result, *(p.grad.float() for p in tower.parameters() if p.grad is not None)]
+        )
+    # Relative to the largest gradient: those of keys' biases are 0 but for rounding.
+    largest = max(gradient.norm() for gradient in results[0][1:]) if grad else 0.0
+    for expected, result in zip(*results, strict=True):
+        assert (result - expected).norm() < bound * max(expected.norm(), largest)
 
 
 def test_a_server_may_pause_after_every_layer(encoder, monkeypatch):
