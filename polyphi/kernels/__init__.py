@@ -10,6 +10,7 @@ available, and torch's kernels replace them.
 | `blocks` | RMS norm, SwiGLU and rotary embedding of a decoder's block |
 | `encoder` | attention of the encoders, and the operations between their int8 products |
 | `training_attention` | attention with gradients |
+| `cross_entropy` | cross-entropy of logits, and its gradient in place |
 
 This package imports no other one of polyphi.
 """

@@ -1,5 +1,5 @@
-// Weights of 4 and 8 bits as numbers, some columns at a time: for products with the transposed weight, which training
-// needs. See packed.h for the layout.
+// Weights of 4 and 8 bits as numbers: for products with the transposed weight, which training needs. See packed.h for
+// the layout.
 
 #include "packed.h"
 
@@ -7,16 +7,15 @@ using namespace polyphi;
 
 namespace {
 
-// Groups `first` to `last` of the inputs of a packed weight, into `to` [outputs width].
+// A packed weight, into `to` [outputs inputs].
 struct Weight {
     int bits;
     const uint8_t* w;
     const float* row;
     void* to;
-    int64_t outputs, inputs, first, last;
+    int64_t outputs, inputs;
 
     int64_t bytes() const { return bits == 4 ? BYTES4 : BYTES8; }  // of a group
-    int64_t width() const { return std::min(inputs, last * GROUP) - first * GROUP; }
 };
 
 #define KERNEL "unpack_kernel.h"
@@ -26,13 +25,12 @@ struct Weight {
 
 extern "C" {
 
-// Columns of a packed weight [outputs inputs]: those of the groups `first` to `last`, in float32 or bfloat16. See
-// `polyphi_linear` for `isa`, `parallel` and `threads`.
+// A packed weight [outputs inputs] in float32 or bfloat16. See `polyphi_linear` for `isa`, `parallel` and `threads`.
 void polyphi_unpack(int isa, int bits, const uint8_t* w, const float* row, void* to, int bf16, int64_t outputs,
-                    int64_t inputs, int64_t first, int64_t last, Parallel parallel, int threads) {
+                    int64_t inputs, Parallel parallel, int threads) {
     if (isa < 0) isa = best();
     threads = std::max(1, threads);
-    const Weight weight{bits, w, row, to, outputs, inputs, first, last};
+    const Weight weight{bits, w, row, to, outputs, inputs};
     const auto run = bf16 ? CHOSEN(isa, unpack<uint16_t>) : CHOSEN(isa, unpack<float>);
     const int64_t panels = up(outputs, PANEL), chunk = std::max<int64_t>(1, panels / (8 * threads));
     spread([&](int64_t begin, int64_t end) { run(weight, begin, end); }, panels, chunk, parallel, threads);

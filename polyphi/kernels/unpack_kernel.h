@@ -8,10 +8,10 @@ INLINE void put_row(const Vec* values, To* to, int count) {
     if (count < GROUP) std::memcpy(to, row, size_t(count) * sizeof(To));
 }
 
-// Groups `first` to `last` of one panel, `outputs` of its outputs, into rows that are `width` apart.
+// `outputs` outputs of one panel.
 template <typename To>
 void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, int outputs, To* to) {
-    for (int64_t g = weight.first; g < weight.last; g++) {
+    for (int64_t g = 0; g < up(weight.inputs, GROUP); g++) {
         const uint8_t* group = panel + g * weight.bytes();
         const int count = int(std::min<int64_t>(GROUP, weight.inputs - g * GROUP));
         for (int o = 0; o < outputs; o++) {
@@ -36,7 +36,7 @@ void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, 
                     values[v] = __builtin_convertvector(widened(own), Vec) * row[o];
                 }
             }
-            put_row(values, to + o * weight.width() + (g - weight.first) * GROUP, count);
+            put_row(values, to + o * weight.inputs + g * GROUP, count);
         }
     }
 }
@@ -49,6 +49,6 @@ void unpack(const Weight& weight, int64_t begin, int64_t end) {
         const int64_t output = panel * PANEL;
         const int outputs = int(std::min<int64_t>(PANEL, weight.outputs - output));
         unpack_panel(weight, weight.w + panel * bytes, weight.row + output, outputs,
-                     static_cast<To*>(weight.to) + output * weight.width());
+                     static_cast<To*>(weight.to) + output * weight.inputs);
     }
 }

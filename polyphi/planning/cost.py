@@ -19,7 +19,7 @@ from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.image_input import ImageInput
 from polyphi.item_input import ItemInput
-from polyphi.kernels.unpack import columns_at_once
+from polyphi.kernels.unpack import outputs_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -401,15 +401,15 @@ def memory(
 
     written, symbols = amounts["supervised"], d.vocab_size
     if target.decoder == "backward":
-        # A chunk's logits with their gradient; hidden states with theirs; a copy of the head in bf16, or twice its
-        # gradient.
+        # A chunk's logits, on a CPU replaced by their gradient; hidden states with theirs; a copy of the head in bf16,
+        # or twice its gradient.
         at_once = max(CHUNK_ROWS, CHUNK_LOGITS["cpu" if cpu else "cuda"] // symbols)
         logits = min(at_once, written) * symbols
         head_bytes = 8 if target.trains(HEAD[:-1]) else 2 * (on.base == "fp32")
         head = head_bytes * symbols * d.hidden_size
         if on.base in ("int8", "int4") and cpu:
-            head = 2 * symbols * min(columns_at_once(symbols), d.hidden_size)  # unpacked at a time
-        parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
+            head = 2 * d.hidden_size * min(outputs_at_once(d.hidden_size), symbols)  # at a time
+        parts["logits"] = (4 if cpu else 10) * logits + 8 * written * d.hidden_size + head
         # The auxiliary loss has the directions of all words (train/alignment.py).
         if getattr(target.stage.objective, "align", 0.0):
             parts["logits"] += 4 * symbols * d.hidden_size

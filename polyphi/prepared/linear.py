@@ -7,12 +7,14 @@ same weights and multiplies in float32 (kernels/bf16.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from polyphi import kernels
 from polyphi.kernels import bf16, blocks
@@ -24,12 +26,45 @@ def product(
     x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*T O"]:
     """W x + bias."""
+    weight = autocast_weight(weight)
     if bf16.supports(x, weight):
         y = bf16.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return y.view(*x.shape[:-1], len(weight))
     if bias is None and _one_row(x, weight) and kernels.missing() is not None:
         return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], len(weight))
     return F.linear(x, weight, bias)
+
+
+def autocast_weight(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+    """A frozen weight of a CPU in the dtype of autocast, within `frozen_copies`; otherwise the weight itself. (autocast
+    keeps its copies of trainable weights for one forward, and none of frozen ones.)"""
+    if _copies is None or weight.requires_grad or not weight.is_cpu:
+        return weight
+    if not torch.is_autocast_enabled("cpu"):
+        return weight
+    dtype = torch.get_autocast_dtype("cpu")
+    if weight.dtype == dtype:
+        return weight
+    version, copy = _copies.get(weight, (None, None))
+    if copy is None or version != weight._version:
+        copy = weight.detach().to(dtype)
+        _copies[weight] = weight._version, copy
+    return copy
+
+
+_copies: WeakIdKeyDictionary | None = None
+
+
+@contextmanager
+def frozen_copies() -> Iterator[None]:
+    """While active, a frozen weight is cast only once for all forwards under autocast; its copy takes the memory that
+    it would take during each of them."""
+    global _copies  # noqa: PLW0603 - a context, as autocast's own
+    before, _copies = _copies, WeakIdKeyDictionary()
+    try:
+        yield
+    finally:
+        _copies = before
 
 
 def _one_row(x: Tensor, weight: Tensor) -> bool:

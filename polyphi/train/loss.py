@@ -20,8 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
+from polyphi.kernels import cross_entropy
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.decoder import Head, PreparedDecoder
+from polyphi.prepared.linear import autocast_weight
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
 from polyphi.train.stage import HasTokenizer
@@ -30,11 +32,11 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Number of logits of a chunk. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which fit into its
 cache; on a GPU 256 MiB (335 positions of the public vocabulary), enough to use it fully."""
 
-CHUNK_ROWS = 128
+CHUNK_ROWS = 256
 """Fewest positions of a chunk: with fewer, a product with a large head is bound by reading the head, or by unpacking a
 quantized one. 256 positions of a head of 200,064 x 3,072 with two layers, two cores with bf16, forward and gradient of
-the loss: 3.2 s in chunks of 64, 2.6 s of 128, 2.5 s of 256; in int8 3.7, 2.8 and 2.2 s. Logits of 128 positions take
-102 MB in float32."""
+the loss: 3.2 s in chunks of 64, 2.6 s of 128, 2.5 s of 256; in int8 3.7, 2.8 and 2.2 s. Logits of 256 positions take
+102 MB in bfloat16, 205 MB in float32."""
 
 
 def head_of(model: PhiModel) -> Tensor | Head:
@@ -51,12 +53,29 @@ def _products(
     """The products of a head with hidden states, and with gradients of logits."""
     if not isinstance(head, Tensor):
         return head, head.input_grad
-    weight = head.detach().to(dtype)
+    weight = autocast_weight(head).detach().to(dtype)
     return (lambda hidden: hidden @ weight.t()), (lambda gradient: gradient @ weight)
 
 
 def _rows(hidden: Tensor, head: Tensor | Head) -> int:
-    return max(CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, 1 << 22) // head.shape[0])
+    """Positions of a chunk: about the same number in all, since a small last one reads the whole head, too."""
+    limit = max(CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, 1 << 22) // head.shape[0])
+    chunks = max(1, -(-len(hidden) // limit))
+    return max(1, -(-len(hidden) // chunks))
+
+
+def _losses(logits: Tensor, labels: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    """(cross-entropy of each position in float32, its gradient, which has the dtype of the logits). The logits may be
+    overwritten."""
+    if cross_entropy.supports(logits):
+        return cross_entropy.cross_entropy_(logits, labels, gradient=gradient), logits
+    wide, labels = logits.float(), labels[:, None]
+    log_sums = wide.logsumexp(-1, keepdim=True)
+    losses = (log_sums - wide.gather(1, labels))[:, 0]
+    if gradient:
+        wide = wide.sub_(log_sums).exp_()
+        wide.scatter_add_(1, labels, wide.new_full((len(labels), 1), -1.0))
+    return losses, wide.to(logits.dtype)
 
 
 def token_losses(
@@ -108,15 +127,9 @@ class _LossSum(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 h = hidden[start : start + rows].detach().to(dtype)
-                y = labels[start : start + rows, None]
-                logits = logits_of(h).float()
-                log_sums = logits.logsumexp(-1, keepdim=True)
-                losses[start : start + rows] = (log_sums - logits.gather(1, y))[:, 0]
-                if not (hidden_needs_grad or head_needs_grad):
-                    continue
-                logits_grad = logits.sub_(log_sums).exp_()
-                logits_grad.scatter_add_(1, y, logits_grad.new_full((len(y), 1), -1.0))
-                logits_grad = logits_grad.to(dtype)
+                losses[start : start + rows], logits_grad = _losses(
+                    logits_of(h), labels[start : start + rows], hidden_needs_grad or head_needs_grad
+                )
                 if hidden_grad is not None:
                     hidden_grad[start : start + rows] = transposed(logits_grad)
                 if head_grad is not None:

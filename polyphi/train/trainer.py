@@ -37,6 +37,7 @@ from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.linear import frozen_copies
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
@@ -402,12 +403,14 @@ class Trainer:
         after Ctrl-C."""
         machine, quiet = self.options.machine, distributed.rank() > 0
         self.model.train()
+        in_memory = machine.activations == "keep" and machine.fsdp == 1
         last_save = last_trim = time.monotonic()
         with (
             self._files(),
             Interruptible() as interrupted,
             _deterministic(machine.deterministic),
             activations(self.model, machine.activations),
+            frozen_copies() if in_memory else contextlib.nullcontext(),
             cached_features(self.model, machine.features, self.choice.precision),
             progress.progress(
                 self.stage.name, self.budget.steps, self.state.step, quiet

@@ -6,13 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model.test_lora import ADAPTERS, CPU, random_linear
+from torch import nn
 
 from polyphi.batch import pack, row
 from polyphi.model import decoder
 from polyphi.model.lora import LoraLinear, Route, routes
 from polyphi.model.projector import Projector
 from polyphi.prepared import linear as prepared_linear
-from polyphi.prepared.linear import PreparedLoraLinear, dropout, product, swiglu
+from polyphi.prepared.linear import (
+    PreparedLoraLinear,
+    autocast_weight,
+    dropout,
+    frozen_copies,
+    product,
+    swiglu,
+)
 from polyphi.prepared.prepare import prepare
 
 
@@ -113,3 +121,18 @@ def test_dropout_of_few_values_has_the_statistics_of_torchs(p: float) -> None:
     nonzero = y != 0
     torch.testing.assert_close(y[nonzero], x[nonzero] / (1 - p))
     torch.testing.assert_close(x.grad, nonzero / (1 - p))
+
+
+def test_a_frozen_weight_is_cast_once_until_it_changes() -> None:
+    weight = nn.Parameter(torch.randn(3, 4), requires_grad=False)
+    with frozen_copies(), torch.autocast("cpu", torch.bfloat16):
+        first = autocast_weight(weight)
+        assert first.dtype == torch.bfloat16 and autocast_weight(weight) is first
+        weight.add_(1)
+        assert torch.equal(autocast_weight(weight), weight.bfloat16())
+        trained = nn.Parameter(torch.randn(3, 4))
+        assert autocast_weight(trained) is trained
+    with torch.autocast("cpu", torch.bfloat16):
+        assert autocast_weight(weight) is weight
+    with frozen_copies():
+        assert autocast_weight(weight) is weight

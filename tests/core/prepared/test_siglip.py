@@ -37,7 +37,8 @@ def inputs(crops: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_few_crops_at_a_time_equal_all_at_once(encoder, monkeypatch, dtype, bound, grad):
-    """Of the crop with padding only the used cells, whose gradients are equal, too. bfloat16: measured 0.0042 in the 2-norm (AVX-512; 0.0043 with AVX2), another rounding of the softmax."""
+    """Of the crop with padding only the used cells, whose gradients are equal, too. bfloat16: measured 0.0042 in the
+    2-norm (AVX-512; 0.0043 with AVX2), another rounding of the softmax."""
     monkeypatch.setattr(siglip, "BATCH_PATCHES", 32)  # two crops
     encoder = encoder.to(dtype)
     crops, masks = inputs(5)
