@@ -7,14 +7,15 @@ import ctypes
 import mmap
 import os
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the server starts by this module, before torch is imported
     from torch import Tensor
 
-MMAP_THRESHOLD = -3
-"""The number of `mallopt`'s parameter in glibc."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""The numbers of `mallopt`'s parameters in glibc."""
 PAGE_OUT = 21
 """The number of MADV_PAGEOUT in Linux."""
 LARGE = 4 << 20
@@ -25,9 +26,28 @@ def keep_large_blocks_apart() -> None:
     """Give each block of 4 MiB or more a separate mapping, which is unmapped when the block is freed. Otherwise glibc
     takes blocks of up to 32 MiB from the heap once some of them were freed, and small blocks between them keep that
     memory resident. Does nothing without glibc."""
+    _set(MMAP_THRESHOLD, LARGE)
+
+
+@contextmanager
+def reuse_freed_blocks() -> Iterator[None]:
+    """While active, freed blocks of any size stay in the heap for the next ones, up to `give_back`. Otherwise glibc
+    maps each block above 32 MiB anew, and the system fills its pages with zeros: a tenth of a training step with large
+    activations. Does nothing without glibc."""
+    _set(MMAP_MAX, 0)
+    _set(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:  # the most that glibc sets by itself
+        _set(MMAP_MAX, 65536)
+        _set(MMAP_THRESHOLD, 32 << 20)
+        _set(TRIM_THRESHOLD, 64 << 20)
+
+
+def _set(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, LARGE)
+        mallopt(parameter, value)
 
 
 def give_back() -> None:

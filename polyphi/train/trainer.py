@@ -42,7 +42,7 @@ from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
-from polyphi.runtime.heap import give_back
+from polyphi.runtime.heap import give_back, reuse_freed_blocks
 from polyphi.runtime.precision import Choice, products
 from polyphi.train import checkpoint, evaluation, parallel
 from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
@@ -410,6 +410,7 @@ class Trainer:
             Interruptible() as interrupted,
             _deterministic(machine.deterministic),
             activations(self.model, machine.activations),
+            reuse_freed_blocks(),
             frozen_copies() if in_memory else contextlib.nullcontext(),
             cached_features(self.model, machine.features, self.choice.precision),
             progress.progress(

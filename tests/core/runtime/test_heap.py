@@ -57,6 +57,30 @@ def test_large_blocks_are_mapped_one_by_one(apart: bool) -> None:
     assert (int(ran.stdout) >= 10 << 20) == apart
 
 
+REUSED = """
+import ctypes
+from polyphi.runtime.heap import reuse_freed_blocks
+
+def mapped():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+with reuse_freed_blocks():
+    bytearray(100 << 20)
+    print(mapped() > 100 << 10)
+bytearray(100 << 20)
+print(mapped() > 100 << 10)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone has mallinfo2")
+def test_freed_blocks_stay_while_they_are_reused() -> None:
+    code = [sys.executable, "-c", REUSED]
+    assert subprocess.run(code, capture_output=True, text=True, check=True).stdout.split() == [
+        "True",
+        "False",
+    ]
+
+
 def resident_file_pages() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
