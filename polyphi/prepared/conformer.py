@@ -20,6 +20,7 @@ from polyphi.kernels import training_attention
 from polyphi.model import conformer
 from polyphi.model.conformer import Windows, ages
 from polyphi.model.subsampling import SUBSAMPLING
+from polyphi.prepared.linear import autocast_input
 from polyphi.steps import Steps, result_of
 
 BATCH_FEATURES = 1000
@@ -78,6 +79,7 @@ class PreparedConformerAttention(conformer.ConformerAttention):
     def forward(self, x: Float[Tensor, "A D"], windows: Windows) -> Float[Tensor, "A D"]:
         if not isinstance(windows, PackedWindows):
             return super().forward(x, windows)
+        x = autocast_input(x)
         q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
         sizes, distances = windows.lengths, windows.distances
         if native.supports_attention(q):

@@ -52,6 +52,13 @@ def autocast_weight(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
     return copy
 
 
+def autocast_input(x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T I"]:
+    """The input of several products, cast once to the dtype of autocast."""
+    device = x.device.type
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if active else x
+
+
 _copies: WeakIdKeyDictionary | None = None
 
 
@@ -116,13 +123,12 @@ class PreparedLowRank(lora.LowRank):
         return product(low, self.b)
 
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
-        """y + scale * B A dropout(x), computed in place in `y` without gradients and autocast."""
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(y.device.type):  # casts `b`
-            return super().add(y, x)
+        """y + scale * B A dropout(x), computed in place in `y`, the output of a product."""
         low = self.squeeze(x)
         if bf16.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
             return bf16.add(y, low, self.b, scale=self.scale)
-        return y.addmm_(low, self.b.t(), alpha=self.scale)
+        # autocast casts no operands of operations in place
+        return y.addmm_(low.to(y.dtype), self.b.t().to(y.dtype), alpha=self.scale)
 
 
 def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
@@ -143,6 +149,11 @@ def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 class PreparedLoraLinear(lora.LoraLinear):
     """A linear with adapters by `product`. A quantized one computes `gated` and `add_to` in one kernel
     (quantization/modules.py)."""
+
+    def forward(
+        self, x: Float[Tensor, "T I"], routes: Sequence[Route] = ()
+    ) -> Float[Tensor, "T O"]:
+        return super().forward(autocast_input(x), routes)
 
     def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         return product(x, self.weight)

@@ -11,7 +11,7 @@ from polyphi import kernels
 from polyphi.kernels import bf16, training_attention
 from polyphi.kernels import encoder as native
 from polyphi.model import siglip
-from polyphi.prepared.linear import product
+from polyphi.prepared.linear import autocast_input, product
 from polyphi.steps import Steps, result_of
 
 BATCH_PATCHES = 4096
@@ -51,6 +51,7 @@ class PreparedSiglipAttention(siglip.SiglipAttention):
     ) -> Float[Tensor, "*n D"]:
         if not isinstance(keys, PackedPatches):
             return super().forward(x, keys)
+        x = autocast_input(x)
         q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
         if native.supports_attention(q):
             out = native.attention(q, k, v, self.heads, keys.queries, keys.keys)
