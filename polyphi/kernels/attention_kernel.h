@@ -182,16 +182,16 @@ template <int O, int W>
 void tile(float* out, int64_t out_stride, const Unit* a, int64_t outer, int64_t inner, const Unit* b, int64_t b_stride,
           int64_t steps, bool add) {
     Vec total[O][W];
-    for (int o = 0; o < O; o++)
-        for (int w = 0; w < W; w++) total[o][w] = add ? load(out + o * out_stride + w * LANES) : all(0);
+    UNROLLED for (int o = 0; o < O; o++)
+        UNROLLED for (int w = 0; w < W; w++) total[o][w] = add ? load(out + o * out_stride + w * LANES) : all(0);
     for (int64_t s = 0; s < steps; s++, a += inner, b += b_stride) {
         Vec column[W];
-        for (int w = 0; w < W; w++) column[w] = read<Vec>(b + w * LANES);
-        for (int o = 0; o < O; o++)
-            for (int w = 0; w < W; w++) total[o][w] = step(total[o][w], column[w], read<Unit>(a + o * outer));
+        UNROLLED for (int w = 0; w < W; w++) column[w] = read<Vec>(b + w * LANES);
+        UNROLLED for (int o = 0; o < O; o++)
+            UNROLLED for (int w = 0; w < W; w++) total[o][w] = step(total[o][w], column[w], read<Unit>(a + o * outer));
     }
-    for (int o = 0; o < O; o++)
-        for (int w = 0; w < W; w++) store(out + o * out_stride + w * LANES, total[o][w]);
+    UNROLLED for (int o = 0; o < O; o++)
+        UNROLLED for (int w = 0; w < W; w++) store(out + o * out_stride + w * LANES, total[o][w]);
 }
 
 using Tile = void (*)(float*, int64_t, const Unit*, int64_t, int64_t, const Unit*, int64_t, int64_t, bool);

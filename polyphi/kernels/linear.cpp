@@ -104,7 +104,7 @@ int64_t share_of(int64_t tokens, int64_t most) { return up(up(tokens, up(tokens,
 namespace scalar {
 #define LANES 1
 #include "vectors.h"
-constexpr int MOST = 4;
+constexpr int most_for(int) { return 4; }
 constexpr int wide_for(int, int) { return 1; }
 constexpr bool OFFSET = false;
 using Int = int32_t;
@@ -139,7 +139,7 @@ namespace avx512 {
 #define LANES 16
 #include "vectors.h"
 #define TILES
-constexpr int MOST = 6;
+constexpr int most_for(int bits) { return bits == 8 ? 12 : 6; }
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;
@@ -152,7 +152,11 @@ inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); r
 inline Int low(Int pairs) { return _mm512_and_si512(_mm512_slli_epi16(pairs, 4), _mm512_set1_epi8(-16)); }
 inline Int high(Int pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi8(-16)); }
 inline Int dot4(Int sum, Int w, Int a) { return _mm512_dpbusd_epi32(sum, w, a); }
-inline Int dot8(Int sum, Int w, Int a) { return _mm512_dpbusd_epi32(sum, w, a); }
+// For the intrinsic, whose sums have another type, GCC copies every sum with every product.
+inline Int dot8(Int sum, Int w, Int a) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
+    return sum;
+}
 inline Int wide(const uint8_t* at) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)at)); }
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
     return _mm512_dpwssd_epi32(sum, wide(z), _mm512_set1_epi32(minus));
@@ -170,7 +174,6 @@ POLYPHI_END
 
 // Registers of 256 bits, with dot products and without.
 #define POLYPHI_256                                                                                                   \
-    constexpr int MOST = 4;                                                                                           \
     constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }       \
     using Int = __m256i;                                                                                              \
     using Real = __m256;                                                                                              \
@@ -195,10 +198,14 @@ POLYPHI_BEGIN(POLYPHI_AVXVNNI)
 namespace avxvnni {
 #define LANES 8
 #include "vectors.h"
+constexpr int most_for(int bits) { return bits == 8 ? 6 : 4; }
 constexpr bool OFFSET = true;
 POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
-inline Int dot8(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
+inline Int dot8(Int sum, Int w, Int a) {  // see the path of AVX-512
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(a));
+    return sum;
+}
 inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return shifted(sum, z, minus); }
 #include "linear_kernel.h"
 #undef LANES
@@ -209,6 +216,7 @@ POLYPHI_BEGIN(POLYPHI_AVX2)
 namespace avx2 {
 #define LANES 8
 #include "vectors.h"
+constexpr int most_for(int) { return 4; }
 constexpr bool OFFSET = false;
 #define WORDS
 POLYPHI_256
@@ -275,7 +283,7 @@ POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
 #define LANES 4
 #include "vectors.h"
-constexpr int MOST = 4;
+constexpr int most_for(int) { return 4; }
 constexpr int wide_for(int tokens, int) { return tokens == 1 ? 8 : tokens == 2 ? 4 : 2; }
 constexpr bool OFFSET = false;
 POLYPHI_128
@@ -295,7 +303,7 @@ namespace i8mm {
 #define LANES 4
 #define MATRIX
 #include "vectors.h"
-constexpr int MOST = 6;
+constexpr int most_for(int) { return 6; }
 constexpr int wide_for(int tokens, int bits) {
     return tokens == 1 ? 8 : tokens == 2 ? 4 : bits == 8 ? (tokens <= 4 ? 4 : 2) : tokens <= 4 ? 2 : 1;
 }

@@ -1,5 +1,5 @@
 // The kernel of linear.cpp over one set of instructions, whose registers the including namespace defines: LANES
-// outputs in one, and at most MOST tokens by `wide_for` registers at once, so that all sums stay in registers.
+// outputs in one, and at most `most_for` tokens by `wide_for` registers at once, so that all sums stay in registers.
 
 // Sums [T, PANEL] of the product of T tokens and a panel of 4 bits, W registers of them, from `column` on.
 template <int T, int W>
@@ -51,18 +51,17 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
     Int sum[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
-    // Prefetched with every four inputs, since many prefetches at once would delay each other.
-    const int each = ahead.lines / (GROUP / QUAD), rest = ahead.lines % (GROUP / QUAD);
-    for (int64_t g = 0; g < x.groups; g++) {
-        for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
-        for (int i = 0; i < GROUP; i += QUAD, a += QUAD, at += PANEL * QUAD) {
-            for (int line = 0; line < each; line++, ahead.at += 64) ask(ahead.at);
-            Int weights[W];
-            UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
-            UNROLLED for (int t = 0; t < T; t++) {
-                const Int activations = four(a + t * stride);
-                UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
-            }
+    // Lines are prefetched with every four inputs, since many prefetches at once would delay each other. A single loop:
+    // GCC would copy the sums of two nested ones with every product.
+    constexpr int64_t QUADS = GROUP / QUAD;
+    const int each = ahead.lines / QUADS, rest = ahead.lines % QUADS;
+    for (int64_t quad = 0; quad < x.groups * QUADS; quad++, a += QUAD, at += PANEL * QUAD) {
+        for (int line = quad % QUADS < rest ? -1 : 0; line < each; line++, ahead.at += 64) ask(ahead.at);
+        Int weights[W];
+        UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
+        UNROLLED for (int t = 0; t < T; t++) {
+            const Int activations = four(a + t * stride);
+            UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
         }
     }
     UNROLLED for (int t = 0; t < T; t++)
@@ -178,7 +177,7 @@ void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t*
 // Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
 constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
 // Most tokens that are processed at once.
-constexpr int AT_ONCE = std::max(MOST, TOKENS_WORDS);
+constexpr int AT_ONCE = std::max(most_for(8), TOKENS_WORDS);
 
 // The same for int8 unpacked to int16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
 template <int T>
@@ -221,7 +220,7 @@ void widen_words(const uint8_t* eight, int64_t groups, uint8_t* sixteen) {
 
 #else
 
-constexpr int AT_ONCE = MOST;
+constexpr int AT_ONCE = std::max(most_for(4), most_for(8));
 
 #endif
 
@@ -231,10 +230,20 @@ struct Columns {
 };
 
 template <int... T>
-const Columns& columns(int bits, int tokens, std::integer_sequence<int, T...>) {
-    static constexpr Columns fours[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
-    static constexpr Columns eights[] = {{eight_bits_run<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
-    return (bits == 4 ? fours : eights)[tokens - 1];
+const Columns& four_columns(int tokens, std::integer_sequence<int, T...>) {
+    static constexpr Columns all[] = {{four_bits<T + 1, wide_for(T + 1, 4)>, wide_for(T + 1, 4) * LANES}...};
+    return all[tokens - 1];
+}
+
+template <int... T>
+const Columns& eight_columns(int tokens, std::integer_sequence<int, T...>) {
+    static constexpr Columns all[] = {{eight_bits_run<T + 1, wide_for(T + 1, 8)>, wide_for(T + 1, 8) * LANES}...};
+    return all[tokens - 1];
+}
+
+const Columns& columns(int bits, int tokens) {
+    return bits == 4 ? four_columns(tokens, std::make_integer_sequence<int, most_for(4)>())
+                     : eight_columns(tokens, std::make_integer_sequence<int, most_for(8)>());
 }
 
 #ifdef WORDS
@@ -260,8 +269,8 @@ void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, 
         return;
     }
 #endif
-    for (int t = 0; t < tokens; t += MOST) {
-        const Columns& chosen = columns(by.bits, std::min(MOST, tokens - t), std::make_integer_sequence<int, MOST>());
+    for (int t = 0, most = most_for(by.bits); t < tokens; t += most) {
+        const Columns& chosen = columns(by.bits, std::min(most, tokens - t));
         for (int column = 0; column < PANEL; column += chosen.width, ahead.lines = 0)
             chosen.run(by.x, token + t, by.at(panel), column, ahead, sums + t * PANEL);
     }
@@ -318,7 +327,7 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
 // cache.
 void multiply(const Work& work, int64_t begin, int64_t end) {
     const Factor *base = &work.base, *adapter = work.adapter;
-    const int most = base->bits == 16 || (base->bits == 8 && base->x.tiles) ? AT_ONCE : MOST;
+    const int most = base->bits == 16 || (base->bits == 8 && base->x.tiles) ? AT_ONCE : most_for(base->bits);
     const auto finished = work.bf16 ? finish<uint16_t> : finish<float>;
     for (int64_t first = 0; first < base->x.m; first += work.share) {
         const int64_t last = std::min(base->x.m, first + work.share), blocks = up(last - first, most);

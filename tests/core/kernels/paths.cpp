@@ -28,11 +28,12 @@ void polyphi_norm_backward(int, int, const void*, const void*, const void*, void
                            float, Parallel, int);
 void polyphi_gate_backward(int, int, const void*, const void*, void*, int64_t, int64_t, Parallel, int);
 void polyphi_self_attention(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
-                            const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
+                            const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
                             void*, Parallel, int);
 void polyphi_self_attention_backward(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
-                                 const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
+                                 const int64_t*, const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
                                  const void*, void*, void*, void*, float*, Parallel, int);
+void polyphi_cross_entropy(int, int, void*, const int64_t*, float*, int64_t, int64_t, int, Parallel, int);
 void polyphi_attend(int, int, int, const void*, const void*, const void*, void*, int64_t, int64_t, int64_t, void*,
                     void*, float*, float*, int64_t, int, int, int, int, const int64_t*, const int64_t*, const int64_t*,
                     const int32_t*, Parallel, int);
@@ -253,14 +254,17 @@ void training_attention(Kernel& kernel, bool bf16) {
         Numbers distances = random(false, spread);
         const float* biases = turn & 1 ? distances.raw.data() : nullptr;
         const int causal = turn >> 1 & 1;
+        int64_t keys[sequences];
+        for (int s = 0; s < sequences; s++) keys[s] = causal ? counts[s] : std::max<int64_t>(1, counts[s] - byte(9));
         const auto run = [&](int isa, Numbers& y, Numbers& dq, Numbers& dk, Numbers& dv, float* of_distances) {
             std::vector<float> sums(rows * heads);
-            polyphi_self_attention(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences, heads,
-                                   kv_heads, d, longest, causal, biases, sums.data(), y.data(), nullptr, THREADS);
-            polyphi_self_attention_backward(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences,
-                                        heads, kv_heads, d, longest, causal, biases, sums.data(), gradients.data(),
-                                        dq.data(), dk.data(), dv.data(), biases ? of_distances : nullptr, nullptr,
-                                        THREADS);
+            polyphi_self_attention(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, keys, sequences,
+                                   heads, kv_heads, d, longest, causal, biases, sums.data(), y.data(), nullptr,
+                                   THREADS);
+            polyphi_self_attention_backward(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, keys,
+                                            sequences, heads, kv_heads, d, longest, causal, biases, sums.data(),
+                                            gradients.data(), dq.data(), dk.data(), dv.data(),
+                                            biases ? of_distances : nullptr, nullptr, THREADS);
         };
         struct Found {
             Numbers y, dq, dk, dv, distances;
@@ -280,6 +284,26 @@ void training_attention(Kernel& kernel, bool bf16) {
         compare(plain.dk, chosen.dk, few);
         compare(plain.dv, chosen.dv, few);
         compare(plain.distances, chosen.distances, sequences * spread);
+    }
+}
+
+// Losses, and the gradients that replace the logits.
+void cross_entropy(Kernel& kernel, bool bf16) {
+    for (int turn = 0; turn < 16; turn++) {
+        const int64_t rows = 1 + byte(5), vocabulary = 1 + byte(150);
+        const Numbers logits = random(bf16, rows * vocabulary);
+        std::vector<int64_t> labels(rows);
+        for (auto& label : labels) label = byte(int(vocabulary) - 1);
+        Numbers plain = logits, chosen = logits, losses(false, rows), others(false, rows);
+        const auto run = [&](int isa, Numbers& of, Numbers& to) {
+            polyphi_cross_entropy(isa, bf16, of.data(), labels.data(), to.raw.data(), rows, vocabulary, 1, nullptr,
+                                  THREADS);
+        };
+        run(polyphi::SCALAR, plain, losses);
+        run(polyphi_isa(), chosen, others);
+        const size_t count = size_t(rows * vocabulary);
+        kernel.difference(count, [&](size_t i) { return plain.at(i); }, [&](size_t i) { return chosen.at(i); });
+        kernel.difference(size_t(rows), [&](size_t i) { return losses.at(i); }, [&](size_t i) { return others.at(i); });
     }
 }
 
@@ -460,7 +484,9 @@ int main() {
                         {"causal convolutions", 5e-3},
                         {"strided convolutions", 5e-3},
                         {"attention with gradients", 1e-5},
-                        {"attention with gradients, bf16", 0.01}};
+                        {"attention with gradients, bf16", 0.01},
+                        {"cross-entropy", 1e-5},
+                        {"cross-entropy in bfloat16", 1e-2}};
     products(kernels[0]);
     exact_products(kernels[1]);
     many_by_four(kernels[2]);
@@ -474,7 +500,10 @@ int main() {
     activations(kernels[13]);
     causal_convolutions(kernels[14]);
     strided_convolutions(kernels[15]);
-    for (const bool bf16 : {false, true}) training_attention(kernels[16 + bf16], bf16);
+    for (const bool bf16 : {false, true}) {
+        training_attention(kernels[16 + bf16], bf16);
+        cross_entropy(kernels[18 + bf16], bf16);
+    }
     std::printf("path %d, largest differences:", polyphi_isa());
     bool good = true;
     for (const Kernel& kernel : kernels) {
