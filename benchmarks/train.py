@@ -24,11 +24,13 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image as Picture
@@ -43,6 +45,7 @@ from sidebyside import (
     show,
 )
 from step_profile import ProfiledTrainer, show_profiles
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.audio_input import AudioInput, AudioLayout
@@ -52,6 +55,7 @@ from polyphi.data.loader import Loader
 from polyphi.encoder_input import Inputs
 from polyphi.engine import placement
 from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.kernels import training_attention
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -368,10 +372,11 @@ def ours(
     dtype: precision.Requested = "auto",
 ) -> dict[str, Any]:
     """Train as a stage does; return the object that `sidebyside.alternate` reads."""
+    attention = CountedAttention() if count_flops else None
     with tempfile.TemporaryDirectory(dir=folder) as out:
         trainer = make_trainer(work, folder, Path(out), dtype)
         counter = FlopCounterMode(display=False) if count_flops else None
-        with counter or torch.enable_grad():
+        with counter or torch.enable_grad(), attention or nullcontext():
             trainer.loop()
             manifest = trainer.finish()
         records = read_metrics(Path(out) / "metrics.jsonl")
@@ -384,8 +389,36 @@ def ours(
         "losses": [r["loss"] for r in records],
         "trainable": sum(r["parameters"] for r in manifest["trainable"] if r["lr"]),
         "seconds_per_step": seconds / max(1, len(records) - 1),
-        "flops_per_step": counter.get_total_flops() / len(records) if counter else None,
+        "flops_per_step": (counter.get_total_flops() + attention.flops) / len(records)
+        if counter and attention
+        else None,
     }
+
+
+class CountedAttention:
+    """While active, counts the FLOPs of our attention with gradients, which PyTorch's counter doesn't see: of two
+    products in the forward pass and four in the backward pass."""
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def __enter__(self) -> None:
+        original = training_attention.attention
+
+        def counted(
+            q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], **options: Any
+        ) -> Tensor:
+            keys = options.get("key_lengths") or lengths
+            pairs = sum(n * m for n, m in zip(lengths, keys, strict=True))
+            products = 6 if torch.is_grad_enabled() and q.requires_grad else 2
+            self.flops += (1 if options.get("causal") else 2) * products * pairs * q[0].numel()
+            return original(q, k, v, lengths, **options)
+
+        self._patch = patch.object(training_attention, "attention", counted)
+        self._patch.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.stop()
 
 
 def profile(work: Work, threads: int) -> dict[str, float]:

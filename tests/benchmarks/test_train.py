@@ -84,3 +84,26 @@ def test_text_rows_come_from_the_corpora_of_text_1(train, tmp_path: Path) -> Non
     rows = train.written(replace(full, steps=2), tmp_path)
     assert sum(len(row["ids"]) for row in rows) > 2 * full.batch_tokens
     assert all(any(row["supervise"]) and not row["supervise"][0] for row in rows)
+
+
+def test_a_profile_has_the_seconds_of_a_step_by_part(
+    train, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = replace(train.WORKS[1], config=tiny_config, batch_tokens=200, steps=2)
+    train.write(work, tmp_path)
+    trainer = train.make_trainer(work, tmp_path, tmp_path / "out", "bf16", train.ProfiledTrainer)
+    trainer.loop()
+    parts = trainer.parts
+    assert parts.keys() >= {
+        "head and loss",
+        "attention",
+        "products, forward",
+        "products, backward",
+        "products of LoRA",
+        "AdamW",
+        "rows and packs",
+        "Python",
+    }
+    assert all(seconds >= 0 for seconds in parts.values())
+    (profile,) = trainer.profiles
+    assert profile == parts
