@@ -1,5 +1,7 @@
 // Attention with gradients, causal or bidirectional, within the sequences of a pack: no padding, no probabilities kept.
-// Everything is computed in float32; inputs and outputs are float32 or bfloat16.
+// Inputs and outputs are float32 or bfloat16, and sums are in float32. Where the CPU multiplies pairs of bfloat16
+// (AVX-512 BF16), probabilities and gradients of logits of bfloat16 inputs are rounded to bfloat16 for that; elsewhere
+// everything is computed in float32.
 
 #include "native.h"
 
@@ -38,7 +40,35 @@ struct Task {
 };
 
 #define KERNEL "training_kernel.h"
+#define PAIRS 0
 #include "paths.h"
+#undef PAIRS
+
+#if POLYPHI_X86
+POLYPHI_BEGIN(POLYPHI_AVX512 ",avx512bf16")
+namespace avx512_bf16 {
+#define LANES 16
+#define PAIRS 1
+#include "vectors.h"
+#include "training_kernel.h"
+#undef PAIRS
+#undef LANES
+}  // namespace avx512_bf16
+POLYPHI_END
+#endif
+
+template <class Kind>
+using Run = void (*)(const Task<Kind>&, int64_t);
+
+// The forward pass (or the backward pass) by a path.
+template <class Kind>
+Run<Kind> chosen(int isa, bool back) {
+#if POLYPHI_X86
+    if constexpr (std::is_same<Kind, uint16_t>::value)
+        if (isa == AVX512 && has_bf16()) return back ? avx512_bf16::backward<Kind> : avx512_bf16::forward<Kind>;
+#endif
+    return back ? CHOSEN(isa, backward<Kind>) : CHOSEN(isa, forward<Kind>);
+}
 
 struct Sizes {
     int64_t sequences, heads, kv_heads, d, longest;
@@ -54,8 +84,8 @@ Task<Kind> task(const void* q, const void* k, const void* v, const int64_t* stri
             nullptr};
 }
 
-template <class Kind, class Run>
-void each(Run run, const Task<Kind>& work, int64_t sequences, Parallel parallel, int threads) {
+template <class Kind>
+void each(Run<Kind> run, const Task<Kind>& work, int64_t sequences, Parallel parallel, int threads) {
     const auto some = [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) run(work, i);
     };
@@ -65,7 +95,7 @@ void each(Run run, const Task<Kind>& work, int64_t sequences, Parallel parallel,
 template <class Kind>
 void go_forward(int isa, Task<Kind> work, void* y, int64_t sequences, Parallel parallel, int threads) {
     work.y = static_cast<Kind*>(y);
-    each(CHOSEN(isa, forward<Kind>), work, sequences, parallel, threads);
+    each(chosen<Kind>(isa, false), work, sequences, parallel, threads);
 }
 
 template <class Kind>
@@ -76,7 +106,7 @@ void go_backward(int isa, Task<Kind> work, const void* dy, void* dq, void* dk, v
     work.dk = static_cast<Kind*>(dk);
     work.dv = static_cast<Kind*>(dv);
     work.of_distances = of_distances;
-    each(CHOSEN(isa, backward<Kind>), work, sequences, parallel, threads);
+    each(chosen<Kind>(isa, true), work, sequences, parallel, threads);
 }
 
 }  // namespace

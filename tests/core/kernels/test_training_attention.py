@@ -1,6 +1,7 @@
 """Attention with gradients: every path equals the formula and its gradients, whatever else is in the pack."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels import native
 from polyphi.kernels.training_attention import attention
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
@@ -96,6 +98,24 @@ def test_it_equals_the_formula(
     assert_near(qkv.grad, exact.grad, ERRORS[dtype])
     if distances is not None and exact_distances is not None:
         assert_near(distances.grad, exact_distances.grad, 2e-6)
+
+
+@pytest.mark.skipif("AVX-512" not in kernels.path(), reason="a path of AVX-512")
+def test_without_products_of_bfloat16_it_is_computed_in_float32() -> None:
+    cap = os.environ.get("POLYPHI_MAX_CPU_ISA", "NEON_I8MM").upper()
+    parts = [noise(50, h, 36, dtype=torch.bfloat16, seed=h) for h in (4, 2, 2)]
+    native.limit("AVX512_VNNI")
+    try:
+        y = attention(*parts, [20, 30], causal=True)
+        y.square().sum().backward()
+    finally:
+        native.limit(cap)
+    exact = [x.detach().double().requires_grad_() for x in parts]
+    expected = by_formula(*exact, [20, 30], [20, 30], True, None)
+    expected.square().sum().backward()
+    assert_near(y, expected, ERRORS[torch.bfloat16])
+    for x, of in zip(parts, exact, strict=True):
+        assert_near(x.grad, of.grad, ERRORS[torch.bfloat16])
 
 
 def test_a_sequence_depends_on_no_other_one() -> None:
