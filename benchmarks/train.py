@@ -22,6 +22,7 @@ data of these kinds.
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -505,6 +506,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     threads = len(os.sched_getaffinity(0))
     if args.profile:
+        if (
+            "KINETO_LOG_LEVEL" not in os.environ
+        ):  # read when torch is loaded: else each profile prints two lines
+            os.execve(
+                sys.executable,
+                [sys.executable, *sys.argv],
+                {**os.environ, "KINETO_LOG_LEVEL": "99"},
+            )
         profiles = {w.name: profile(w, threads) for w in PROFILED if w.name in args.only}
         if args.json:
             print(json.dumps(profiles))

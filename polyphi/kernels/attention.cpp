@@ -120,22 +120,8 @@ struct Pieces {
 };
 
 #define KERNEL "attention_kernel.h"
-#define PAIRS 0
+#define WITH_PAIRS
 #include "paths.h"
-#undef PAIRS
-
-#if POLYPHI_X86
-POLYPHI_BEGIN(POLYPHI_AVX512 ",avx512bf16")
-namespace avx512_bf16 {
-#define LANES 16
-#define PAIRS 1
-#include "vectors.h"
-#include "attention_kernel.h"
-#undef PAIRS
-#undef LANES
-}  // namespace avx512_bf16
-POLYPHI_END
-#endif
 
 using Attend = void (*)(const Call&, const Pieces&, Parallel, int);
 

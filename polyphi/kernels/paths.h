@@ -1,5 +1,10 @@
 // Includes the file KERNEL once for each set of instructions, in a namespace of its name, after vectors.h and with
-// LANES defined as the number of floats of a vector.
+// LANES defined as the number of floats of a vector. With WITH_PAIRS it is included for AVX-512 BF16, too, where PAIRS
+// is 1, elsewhere 0.
+
+#ifdef WITH_PAIRS
+#define PAIRS 0
+#endif
 
 namespace scalar {
 #define LANES 1
@@ -37,6 +42,22 @@ namespace neon {
 #undef LANES
 }  // namespace neon
 
+#endif
+
+#ifdef WITH_PAIRS
+#undef PAIRS
+#if POLYPHI_X86
+POLYPHI_BEGIN(POLYPHI_AVX512 ",avx512bf16")
+namespace avx512_bf16 {
+#define LANES 16
+#define PAIRS 1
+#include "vectors.h"
+#include KERNEL
+#undef PAIRS
+#undef LANES
+}  // namespace avx512_bf16
+POLYPHI_END
+#endif
 #endif
 
 // The function of this name in the namespace of a value of `Isa`. (A name with template arguments may have commas.)

@@ -40,22 +40,8 @@ struct Task {
 };
 
 #define KERNEL "training_kernel.h"
-#define PAIRS 0
+#define WITH_PAIRS
 #include "paths.h"
-#undef PAIRS
-
-#if POLYPHI_X86
-POLYPHI_BEGIN(POLYPHI_AVX512 ",avx512bf16")
-namespace avx512_bf16 {
-#define LANES 16
-#define PAIRS 1
-#include "vectors.h"
-#include "training_kernel.h"
-#undef PAIRS
-#undef LANES
-}  // namespace avx512_bf16
-POLYPHI_END
-#endif
 
 template <class Kind>
 using Run = void (*)(const Task<Kind>&, int64_t);
