@@ -63,11 +63,11 @@ _copies: WeakIdKeyDictionary | None = None
 
 
 @contextmanager
-def frozen_copies() -> Iterator[None]:
+def frozen_copies(enabled: bool = True) -> Iterator[None]:
     """While active, a frozen weight is cast only once for all forwards under autocast; its copy takes the memory that
-    it would take during each of them."""
+    it would take during each of them, where activations are kept."""
     global _copies  # noqa: PLW0603 - a context, as autocast's own
-    before, _copies = _copies, WeakIdKeyDictionary()
+    before, _copies = _copies, WeakIdKeyDictionary() if enabled else None
     try:
         yield
     finally:

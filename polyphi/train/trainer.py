@@ -403,7 +403,6 @@ class Trainer:
         after Ctrl-C."""
         machine, quiet = self.options.machine, distributed.rank() > 0
         self.model.train()
-        in_memory = machine.activations == "keep" and machine.fsdp == 1
         last_save = last_trim = time.monotonic()
         with (
             self._files(),
@@ -411,7 +410,7 @@ class Trainer:
             _deterministic(machine.deterministic),
             activations(self.model, machine.activations),
             reuse_freed_blocks(),
-            frozen_copies() if in_memory else contextlib.nullcontext(),
+            frozen_copies(machine.activations == "keep" and machine.fsdp == 1),
             cached_features(self.model, machine.features, self.choice.precision),
             progress.progress(
                 self.stage.name, self.budget.steps, self.state.step, quiet

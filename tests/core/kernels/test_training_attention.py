@@ -18,8 +18,9 @@ from polyphi.kernels.training_attention import attention
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
-ERRORS = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
-"""Largest difference, as a share of the largest value. Measured: 8e-7 and 3.5e-3, one rounding of the result."""
+ERRORS = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+"""Largest difference, as a share of the largest value. Measured: 8e-7; 3.5e-3, one rounding of the result; 5.3e-3 with
+AVX-512 BF16, where probabilities and gradients of logits are rounded, too."""
 
 
 def by_formula(
