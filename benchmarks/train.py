@@ -6,12 +6,13 @@
 - text: the whole language model of nano, on rows of text 1's corpora
 
     polyphi bench train [--json]
-    polyphi bench train --profile [--only text vision speech int4]     # the seconds of a step by part (step_profile.py)
+    polyphi bench train --profile [--only vision speech text muon int4]   # seconds of a step by part (step_profile.py)
 
 A profile has two works more, without a peer: muon trains text with the optimizer of nano, int4 fine-tunes a LoRA of
 rank 16 on text, on a base in 4 bits.
 
-Ours is `polyphi.train.trainer.train` as a stage runs it, its end with hashes and files included in the peak of memory.
+Ours is the trainer of polyphi/train/trainer.py as a stage runs it, its end with hashes and files included in the peak
+of memory.
 Speed is supervised tokens per second after the first step, memory the peak of a process; both sides have the
 same threads and AdamW. Ours trains in the precision that `polyphi train` chooses on this machine
 (polyphi/runtime/precision.py), the peer in the one that is faster in a short run. [ours] The lengths of
@@ -134,7 +135,7 @@ WORKS = (
 OWN = ModelConfig(QUARTER.decoder, None, None, {"own": AdapterConfig(16, 32.0)})
 PROFILED = (
     *WORKS,
-    replace(WORKS[-1], name="muon", muon=12.5),
+    replace(WORKS[-1], name="muon", muon=sizes.NANO.budgets[WORKS[-1].stage].muon_lr_factor),
     Work("int4", "own", OWN, "finetune", batch_tokens=2048, steps=4, base="int4"),
 )
 

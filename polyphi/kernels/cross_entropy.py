@@ -41,7 +41,9 @@ def cross_entropy_(
     once. `isa` is for tests: an index in `PATHS`."""
     assert plain(logits) and logits.is_contiguous(), logits.dtype
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise IndexError(f"labels must be 0 to {logits.shape[1] - 1}, found {labels.tolist()}")
+        raise IndexError(
+            f"labels must be 0 to {logits.shape[1] - 1}, found {int(labels.min())} to {int(labels.max())}"
+        )
     labels, losses = labels.contiguous(), logits.new_empty(len(logits), dtype=torch.float32)
     addresses = (t.data_ptr() for t in (logits, labels, losses))
     bf16 = int(logits.dtype == torch.bfloat16)

@@ -12,10 +12,12 @@ float cross_entropy_row(Kind* logits, int64_t label, int64_t count, bool gradien
     for (i = 0; i + LANES <= count; i += LANES) total += exponential(load(logits + i) - highest);
     float exponentials = sum(total);
     for (; i < count; i++) exponentials += exponential(all(one(logits[i]) - highest))[0];
-    const float log_sum = highest + std::log(exponentials), of_label = one(logits[label]);
+    // Relative to the largest logit: log(sum of exponentials) itself would round away what a likely label lacks to 1.
+    const float log_sum = std::log(exponentials), of_label = one(logits[label]) - highest;
     if (gradient) {
-        for (i = 0; i + LANES <= count; i += LANES) store(logits + i, exponential(load(logits + i) - log_sum));
-        for (; i < count; i++) put(logits + i, exponential(all(one(logits[i]) - log_sum))[0]);
+        for (i = 0; i + LANES <= count; i += LANES)
+            store(logits + i, exponential(load(logits + i) - highest - log_sum));
+        for (; i < count; i++) put(logits + i, exponential(all(one(logits[i]) - highest - log_sum))[0]);
         put(logits + label, exponential(all(of_label - log_sum))[0] - 1.0f);
     }
     return log_sum - of_label;

@@ -51,8 +51,7 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
     Int sum[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
-    // Lines are prefetched with every four inputs, since many prefetches at once would delay each other. A single loop:
-    // GCC would copy the sums of two nested ones with every product.
+    // Lines are prefetched with every four inputs, since many prefetches at once would delay each other.
     constexpr int64_t QUADS = GROUP / QUAD;
     const int each = ahead.lines / QUADS, rest = ahead.lines % QUADS;
     for (int64_t quad = 0; quad < x.groups * QUADS; quad++, a += QUAD, at += PANEL * QUAD) {

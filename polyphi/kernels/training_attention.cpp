@@ -63,11 +63,12 @@ struct Sizes {
 
 template <class Kind>
 Task<Kind> task(const void* q, const void* k, const void* v, const int64_t* strides, const int64_t* starts,
-                const int64_t* counts, const int64_t* key_counts, const Sizes& sizes, const float* distances, float* sums) {
+                const int64_t* counts, const int64_t* key_counts, const Sizes& sizes, const float* distances,
+                float* sums) {
     const auto rows = [](const void* at, int64_t stride) { return Rows<Kind>{static_cast<const Kind*>(at), stride}; };
-    return {rows(q, strides[0]), rows(k, strides[1]), rows(v, strides[2]), starts, counts, key_counts,
-            sizes.heads, sizes.kv_heads, sizes.d, sizes.causal != 0, distances, sizes.longest, sums, nullptr, nullptr, nullptr, nullptr, nullptr,
-            nullptr};
+    return {rows(q, strides[0]), rows(k, strides[1]), rows(v, strides[2]), starts, counts, key_counts, sizes.heads,
+            sizes.kv_heads, sizes.d, sizes.causal != 0, distances, sizes.longest, sums, nullptr, nullptr, nullptr,
+            nullptr, nullptr, nullptr};
 }
 
 template <class Kind>
@@ -102,8 +103,8 @@ extern "C" {
 // Both by the path `isa` (-1: the best), in float32 or bfloat16 (`bf16`), with the strides of q, k and v; see `Task`.
 void polyphi_self_attention(int isa, int bf16, const void* q, const void* k, const void* v, const int64_t* strides,
                     const int64_t* starts, const int64_t* counts, const int64_t* key_counts, int64_t sequences,
-                    int64_t heads, int64_t kv_heads, int64_t d, int64_t longest, int causal, const float* distances, float* sums, void* y,
-                    Parallel parallel, int threads) {
+                    int64_t heads, int64_t kv_heads, int64_t d, int64_t longest, int causal, const float* distances,
+                    float* sums, void* y, Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;
     if (bf16) {
@@ -117,8 +118,8 @@ void polyphi_self_attention(int isa, int bf16, const void* q, const void* k, con
 
 void polyphi_self_attention_backward(int isa, int bf16, const void* q, const void* k, const void* v,
                                      const int64_t* strides, const int64_t* starts, const int64_t* counts,
-                                     const int64_t* key_counts, int64_t sequences, int64_t heads, int64_t kv_heads, int64_t d, int64_t longest,
-                                     int causal, const float* distances, float* sums, const void* dy, void* dq,
+                                     const int64_t* key_counts, int64_t sequences, int64_t heads, int64_t kv_heads,
+                                     int64_t d, int64_t longest, int causal, const float* distances, float* sums, const void* dy, void* dq,
                                      void* dk, void* dv, float* of_distances, Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;

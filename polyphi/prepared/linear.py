@@ -26,7 +26,10 @@ def product(
     x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*T O"]:
     """W x + bias."""
-    weight = autocast_weight(weight)
+    if (
+        x.requires_grad
+    ):  # otherwise autograd doesn't store the weight, and a copy would be additional memory
+        weight = autocast_weight(weight)
     if bf16.supports(x, weight):
         y = bf16.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return y.view(*x.shape[:-1], len(weight))

@@ -53,7 +53,7 @@ def _products(
     """The products of a head with hidden states, and with gradients of logits."""
     if not isinstance(head, Tensor):
         return head, head.input_grad
-    weight = autocast_weight(head).detach().to(dtype)
+    weight = head.detach().to(dtype)
     return (lambda hidden: hidden @ weight.t()), (lambda gradient: gradient @ weight)
 
 
@@ -65,17 +65,18 @@ def _rows(hidden: Tensor, head: Tensor | Head) -> int:
 
 
 def _losses(logits: Tensor, labels: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    """(cross-entropy of each position in float32, its gradient, which has the dtype of the logits). The logits may be
-    overwritten."""
+    """(cross-entropy of each position in float32; with `gradient` that of their sum, in the dtype of the logits). The
+    logits may be overwritten."""
     if cross_entropy.supports(logits):
         return cross_entropy.cross_entropy_(logits, labels, gradient=gradient), logits
     wide, labels = logits.float(), labels[:, None]
     log_sums = wide.logsumexp(-1, keepdim=True)
     losses = (log_sums - wide.gather(1, labels))[:, 0]
-    if gradient:
-        wide = wide.sub_(log_sums).exp_()
-        wide.scatter_add_(1, labels, wide.new_full((len(labels), 1), -1.0))
-    return losses, wide.to(logits.dtype)
+    if not gradient:
+        return losses, logits
+    shares = wide.sub_(log_sums).exp_()
+    shares.scatter_add_(1, labels, shares.new_full((len(labels), 1), -1.0))
+    return losses, shares.to(logits.dtype)
 
 
 def token_losses(
@@ -103,6 +104,8 @@ def token_loss_sum(
     product with the head has its dtype."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if isinstance(head, Tensor) and hidden.requires_grad:
+        head = autocast_weight(head)
     losses: tuple[Tensor, Tensor] = _LossSum.apply(hidden, head, labels, dtype)
     return losses
 
