@@ -77,15 +77,18 @@ setup: .venv/.packages .venv/.speech
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,ray,notebook]'
 	touch $@
 
-# Programs come from Debian where it is there; elsewhere the recipe and its tests go on without them and say so.
+# Programs come from Debian where make runs as root; it names them first and asks nothing. Elsewhere, and where apt-get
+# fails, the recipe and its tests continue without them.
 # $(call debian,programs,packages,what for)
 debian = if which $(1) >/dev/null; then :; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
-	else echo "$(2) are not installed: install them with your package manager for $(3)"; fi
+	  echo "installing with apt-get, for $(3): $(2)"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null \
+	    || echo "apt-get failed, continuing without: $(2)"; \
+	else echo "not installed: $(2); install with your package manager for $(3)"; fi
 
 .venv/.speech: .venv/.packages
-	@$(call debian,espeak-ng flite,espeak-ng flite,synthesised speech)
+	@$(call debian,espeak-ng flite,espeak-ng flite,synthesized speech)
 	@touch $@
 
 .venv/.browser: .venv/.packages

@@ -4,7 +4,7 @@
 
 RUN is a finished run of the recipe. An adapter of each rank, with alpha twice the rank, is trained on spoken rows of
 its corpus `asr`, once for each rate; the rest of the model is frozen. Prints a Markdown table of the losses on rows
-that are not trained on; docs/finetune.md has one.
+that are not trained on; docs/tables/finetuning.md has one.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a teacher writes for the built-in corpora, with a run that is killed once in each of them (docs/synthesis.md).
+"""What a teacher writes for the built-in corpora, with a run that is killed once in each (docs/curation_numbers.md).
 
     python tests/scripted_teacher.py 8009                         # a stand-in that makes mistakes on purpose
     python benchmarks/teachers.py http://127.0.0.1:8009/v1#stand-in --out /tmp/taught

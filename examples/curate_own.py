@@ -1,5 +1,5 @@
 """Rows of one's own, cleaned before training: pictures and clips with questions and answers, in the forms of
-docs/finetune.md. Copies go, what the model will be measured on goes, and personal data become fakes.
+docs/finetune_reference.md. Copies go, what the model will be measured on goes, and personal data become fakes.
 
     polyphi curate examples/curate_own.py --out runs/desk
     polyphi curate show desk --out runs/desk

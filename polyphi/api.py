@@ -268,7 +268,7 @@ class Phi:
 
     @property
     def max_audio_seconds(self) -> float:
-        """Longest audio clip of a prompt, and longest piece of a recording that `transcribe` processes at once.
+        """Longest audio clip of a prompt, and longest chunk of a recording that `transcribe` processes at once.
 
         30 minutes by default, the longest in the model's training; it may be set to up to 10,080 (2.8 hours). An hour
         takes 45,000 tokens of the context (docs/transcription.md has the cost). Setting it raises ValueError for other
@@ -361,8 +361,8 @@ class Phi:
         the transcript is empty.
 
         Up to 30 minutes (`max_audio_seconds`), or what fits the context, are processed at once; longer recordings are
-        cut at quiet points (transcription/longform.py). `window`: maximum seconds of a segment; shorter segments have
-        more precise times. `words`: add word times, "estimated" from character counts over voiced time or "aligned" by
+        cut at quiet points (transcription/longform.py). `window`: maximum seconds of a chunk; shorter chunks have more
+        precise times. `words`: add word times, "estimated" from character counts over voiced time or "aligned" by
         attention (transcription/align.py). The transcript's `warnings` list missing and doubtful parts. With `sampling`
         answers are used as generated; without it decoding is greedy, and repeated where an answer loops or is cut off.
 

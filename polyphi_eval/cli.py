@@ -55,7 +55,7 @@ def evaluate(
         str | None, Parameter(help="Folder that holds the public data, or `hub`.")
     ] = None,
     mini: Annotated[
-        bool, Parameter(help="Use a few synthetic samples instead of the data.")
+        bool, Parameter(help="Use a few synthetic samples instead of the public data.")
     ] = False,
     out: Annotated[
         Path | None, Parameter(help="Folder for the results; the same command resumes.")
@@ -177,7 +177,7 @@ def eval_synthesise(
     ] = None,
     worst: Annotated[
         NonNegativeFloat,
-        Parameter(help="WER above which, with a listener, the other voices are tried."),
+        Parameter(help="With --listener: WER above which other voices are tried."),
     ] = 0.3,
     key_from: Annotated[
         str | None, Parameter(help="Environment variable with the listener's API key.")
@@ -210,7 +210,10 @@ def eval_score(
     *,
     suites: Annotated[
         tuple[str, ...],
-        Parameter(name="--suite", help="Files of custom benchmarks among them; repeatable."),
+        Parameter(
+            name="--suite",
+            help="Files of custom benchmarks whose answers are in the folder; repeatable.",
+        ),
     ] = (),
 ) -> None:
     """Compute every score again from recorded answers, without the model.

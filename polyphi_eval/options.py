@@ -25,7 +25,7 @@ class EvalOptions:
     """Which samples are evaluated, and who judges the answers."""
 
     limit: PositiveInt | None = None
-    """Maximum samples of each row (the first ones)."""
+    """Use the first samples of each row only, up to this number."""
     skip_missing: bool = False
     """Skip benchmarks without data."""
     judges: Annotated[tuple[str, ...], Parameter(name="--judge", group=OTHER_MODELS)] = ()

@@ -20,6 +20,7 @@ from polyphi.planning.finetune import EPOCHS, default_batch, load_of
 from polyphi.planning.load import Load
 from polyphi.planning.options import Hardware, OwnRows
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.epochs import RowTokens, steps_of
 from polyphi.train.finetune import Draft, corpus_sources, load_stage, sketch_of
 from polyphi.train.finetune_stages import MULTIMODAL, for_rows, named_stage
 from polyphi.train.finetune_stages import ROWS as TRAIN_ROWS
@@ -46,8 +47,9 @@ def plan(
     if not rows.data:
         if not built_in:
             raise ValueError(f"the plan of {name} needs its rows; expected --data FILE, found none")
-        load = _typical_load(stage, rows)
-        result = plan_of(load, hardware, on, size="on typical rows", fit=fit)
+        load = typical_load(stage, rows)
+        size = f"on {TYPICAL_ROWS:,} typical rows"
+        result = plan_of(load, hardware, on, size=size, fit=fit)
         return replace(result, parents=(rows.model or MULTIMODAL,))
     if rows.model is None:
         raise ValueError(
@@ -80,22 +82,21 @@ TYPICAL = {
     "preferences": ROWS["image_qa"],
 }
 """Rows of a built-in stage where a user names none."""
+TYPICAL_ROWS = 1000
+"""Their number, by which the length of the run is chosen."""
 
 
-def _typical_load(stage: Stage, rows: OwnRows) -> Load:
-    """The load of a built-in stage on typical rows, at the published size or that of a checkpoint."""
+def typical_load(stage: Stage, rows: OwnRows) -> Load:
+    """The load of a built-in stage on `TYPICAL_ROWS` typical rows, at the published size or that of a checkpoint."""
     published = sizes.load("full").model if rows.model is None else read_config(rows.model)
     config = sketch_of(stage, published).config
     stage = with_default_lrs(stage, config.adapters)
-    if rows.epochs is not None:
-        raise ValueError(
-            "--epochs counts rows, and there are none: expected --data FILE --model CHECKPOINT, or --steps"
-        )
-    batch = rows.batch_tokens or stage.batch_tokens
-    target = cost.stage_model(
-        stage, Budget(rows.steps or stage.steps, batch, stage.context), config
-    )
+    target = cost.stage_model(stage, Budget(stage.steps, stage.batch_tokens, stage.context), config)
     amounts = {TRAIN_ROWS: work(example_rows(target, TRAIN_ROWS, TYPICAL[stage.name]), config)}
+    tokens = {TRAIN_ROWS: RowTokens([amounts[TRAIN_ROWS]["tokens"]], TYPICAL_ROWS)}
+    batch = rows.batch_tokens or default_batch(tokens, stage.batch_tokens)
+    steps = rows.steps or steps_of(rows.epochs or EPOCHS, tokens, batch)
+    target = replace(target, budget=Budget(steps, batch, stage.context))
     return Load.of(target, amounts, amounts)
 
 

@@ -38,7 +38,7 @@ NANO_SECONDS = {
     "speech_2_post": 413,
     "joint_1_vision_speech": 242,
 }
-"""Seconds of each stage, without its corpora, with another one running on two cores of a Zen 4 (docs/numbers.md)."""
+"""Seconds of each stage, without its corpora, with another one running on two cores of a Zen 4."""
 FINAL_SHARE = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 

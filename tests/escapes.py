@@ -1,6 +1,6 @@
 """Attacks on the sandbox (polyphi/services/sandbox.py), and what each gets with and without namespaces.
 
-`python tests/escapes.py` prints them as the table of docs/evaluation.md.
+`python tests/escapes.py` prints them as the table of docs/sandbox.md.
 """
 
 import json
@@ -31,7 +31,7 @@ WORDS = {
     "timeout": "stopped at the limit",
     "output": "stopped at the limit",
     "disk": "stopped at the limit",
-    "killed": "its own run ends",
+    "killed": "the program is killed",
 }
 """What the table says for an outcome. All others are errors of refused system calls."""
 
@@ -101,7 +101,7 @@ ATTACKS = (
         "done",
     ),
     attack(
-        "write a file beside it",
+        "write a file next to it",
         "open(f'{FOLDER}/new', 'w').write('x')",
         "ENOENT",
         "done",
@@ -179,13 +179,13 @@ ATTACKS = (
         "ENOSYS",
     ),
     attack(
-        "connect to a Unix socket of the user, as of an agent",
+        "connect to a Unix socket of the user, such as an SSH agent's",
         "socket.socket(socket.AF_UNIX).connect(f'{FOLDER}/agent')",
         "ENOENT",
         "ENOSYS",
     ),
     attack(
-        "send a datagram to it from a pair of sockets",
+        "send a datagram to that socket from a socket pair",
         """
             a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             a.sendto(b'x', f'{FOLDER}/agent')
@@ -210,7 +210,7 @@ ATTACKS = (
         "ENOSYS",
     ),
     attack(
-        "add a key",
+        "add a key to them",
         "call('add_key', b'user', b'x', b'x', 1, -4)",
         "ENOSYS",
         "ENOSYS",
@@ -233,7 +233,7 @@ ATTACKS = (
         "ENOSYS, EPERM",
     ),
     attack(
-        "io_uring, userfaultfd, bpf, perf events, kexec, modules, fanotify, quotas, personality, Landlock",
+        "use io_uring, userfaultfd, bpf, perf events, kexec, modules, fanotify, quotas, personality, Landlock",
         """
             names = "io_uring_setup", "userfaultfd", "bpf", "perf_event_open", "kexec_load"
             names += "init_module", "fanotify_init", "quotactl", "personality", "landlock_create_ruleset"
@@ -257,7 +257,7 @@ ATTACKS = (
         alone=True,
     ),
     attack(
-        "add a filter of system calls of its own",
+        "add its own filter of system calls",
         """
             def filters(value):
                 if libc.prctl(22, ctypes.c_ulong(2), ctypes.c_ulong(value), 0, 0):
@@ -308,7 +308,7 @@ ATTACKS = (
         "ENOSYS, EPERM",
     ),
     attack(
-        "trace that process, read its memory or take its files (ptrace, process_vm_readv, pidfd_getfd)",
+        "trace that process, read its memory or copy its open files (ptrace, process_vm_readv, pidfd_getfd)",
         """
             return of_all([
                 lambda: call("ptrace", 16, PID, 0, 0),
@@ -332,7 +332,7 @@ ATTACKS = (
         "done | EACCES | EPERM",
     ),
     attack(
-        "kill all processes that it may kill",
+        "kill all processes that it has permission to kill",
         "os.kill(-1, signal.SIGKILL)",
         "ESRCH",
         "EPERM",
@@ -373,7 +373,7 @@ ATTACKS = (
     ),
     # limits
     attack(
-        "make files without content",
+        "create empty files without end",
         """
             n = 0
             while True:
@@ -405,14 +405,14 @@ ATTACKS = (
         "EFBIG",
     ),
     attack(
-        "take much memory",
+        "allocate too much memory",
         "bytearray(1 << 34)",
         "memory",
         "memory",
         alone=True,
     ),
     attack(
-        "keep memory in files without names, segments or queues (memfd, System V)",
+        "hold memory in anonymous files, shared segments or message queues (memfd, System V)",
         """
             return of_all([
                 lambda: call("memfd_create", b"x", 0),
@@ -425,21 +425,21 @@ ATTACKS = (
         "ENOSYS",
     ),
     attack(
-        "compute for ever",
+        "compute forever",
         "while True: pass",
         "timeout",
         "timeout",
         cpu_seconds=1,
     ),
     attack(
-        "sleep for ever",
+        "sleep forever",
         "time.sleep(600)",
         "timeout",
         "timeout",
         seconds=0.5,
     ),
     attack(
-        "fork for ever",
+        "fork forever",
         """
             while True:
                 if not os.fork():
@@ -450,7 +450,7 @@ ATTACKS = (
         alone=True,
     ),
     attack(
-        "print for ever",
+        "print forever",
         "while True: os.write(2, b'x' * 9999)",
         "output",
         "output",

@@ -28,6 +28,7 @@ from commands import ROOT, completed
 from PIL import Image
 
 from polyphi.cli.serve import serve
+from polyphi.serve.guard import LOOPBACK_NAMES, PUBLIC
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = os.environ.get("POLYPHI_IMAGE")
@@ -180,6 +181,19 @@ def test_the_compose_file_restricts_the_container() -> None:
     targets = [volume.rpartition("}")[2].split(":")[1] for volume in service["volumes"]]
     assert targets == [last("VOLUME"), json.loads(last("CMD"))[-1]]
     assert set(service["tmpfs"]) == {"/tmp"}
+
+
+def test_the_probes_of_the_pod_are_answered() -> None:
+    """By a server whose names `--allow-host` lists: a probe's own Host header would be the pod's address."""
+    page = (ROOT / "docs" / "container.md").read_text()
+    (text,) = re.findall(r"(?s)```yaml\n(.*?)```", page)
+    (server,) = yaml.safe_load(text)["spec"]["containers"]
+    parsed(server["args"])
+    for probe in ("livenessProbe", "startupProbe", "readinessProbe"):
+        request = server[probe]["httpGet"]
+        assert request["path"] in PUBLIC
+        (header,) = request["httpHeaders"]
+        assert header["name"] == "Host" and header["value"] in LOOPBACK_NAMES
 
 
 def podman(*arguments: str) -> list[str]:

@@ -25,7 +25,11 @@ from polyphi_recipe.report.samples import Draw
 PACKAGE = Path(__file__).parent / "polyphi_nano"
 ROWS = 20
 SUFFIXES = {b"\x89PNG": ".png", b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
-SCORE = ("task", "title", "modality", "metric", "n", "score", "low", "high", "core", "verdict")
+SCORE = (
+    *("task", "title", "modality", "metric", "n", "score", "low", "high", "core", "goal"),
+    *("baselines", "best", "margin", "margin_low", "margin_high", "verdict"),
+)
+"""What the manifest has of a task's result; benchmarks/tables.py writes docs/tables/nano.md from it."""
 
 
 def fill(run: Path, package: Path = PACKAGE) -> None:

@@ -19,16 +19,17 @@ def folder() -> Path | None:
     model = Path(spec.origin).parent / "model"
     if not (model / "config.json").is_file():
         raise ValueError(
-            f"{model.parent} has no model; expected one that `make box` put there, from a run of the recipe (make nano)"
+            f"expected a model in {model.parent}, found none: in a checkout of polyphi `make nano` trains it, "
+            "`make box` adds it to the package, and `pip install ./models/nano` installs that"
         )
     return model
 
 
 def locate() -> Path:
-    """The model's folder. Raises ValueError, with the ways to get one, where the package isn't installed."""
+    """The model's folder. Raises ValueError, with the command that installs it, where the package isn't installed."""
     if (model := folder()) is not None:
         return model
     raise ValueError(
-        f"expected a folder called {NAME} here or the package polyphi-nano, found neither; in a checkout of polyphi "
-        "`make nano` trains this model in runs/nano, and `make box` builds the package"
+        f"expected a folder called {NAME} here or the package polyphi-nano, found neither: `pip install "
+        "./models/nano` in a checkout of polyphi installs the package"
     )

@@ -183,7 +183,7 @@ def _parse_decoder(
     heads = _heads(raw_config)
     if raw_config.get("tie_word_embeddings") is False:
         raise ValueError(
-            "expected tie_word_embeddings true in config.json, as in the Phi-4 models, found false"
+            "expected tie_word_embeddings true in config.json, as in Phi-4-mini and Phi-4-multimodal, found false"
         )
     key, eos = "eos_token_id of generation_config.json", generation.get("eos_token_id")
     if eos is None:

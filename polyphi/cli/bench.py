@@ -1,4 +1,4 @@
-"""`polyphi bench`: benchmarks against public peers."""
+"""`polyphi bench`: benchmarks, most of them beside other programs."""
 
 import subprocess
 import sys
@@ -10,16 +10,21 @@ from cyclopts.types import PositiveInt
 
 
 def bench(
-    name: Annotated[str, Parameter(help="train, engine or kernels.")],
+    name: Annotated[
+        str,
+        Parameter(
+            help="kernels, engine, train, finetune or walk, or another script in benchmarks that takes --repeats."
+        ),
+    ],
     /,
     *options: Annotated[
         str, Parameter(help="Options of the benchmark.", allow_leading_hyphen=True)
     ],
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list of rows.")] = False,
-    repeats: Annotated[PositiveInt, Parameter(help="Measurements of each side.")] = 3,
+    repeats: Annotated[PositiveInt, Parameter(help="Repetitions of each measurement.")] = 3,
 ) -> None:
-    """Benchmark against public peers in one run; needs a checkout and an idle machine. Other options are passed to the
-    benchmark (`python benchmarks/NAME.py --help`).
+    """Run a benchmark, most of them beside other programs; needs a checkout and an idle machine. Other options are
+    passed to the benchmark (`python benchmarks/NAME.py --help`).
 
     For example:
 
@@ -31,9 +36,10 @@ def bench(
             f"bench needs a checkout, but there is no {folder}; clone the repository and run "
             "`pip install --editable '.[dev]'` in it"
         )
-    if name not in (
-        benchmarks := sorted(p.stem for p in folder.glob("*.py") if p.stem != "sidebyside")
-    ):
+    benchmarks = sorted(
+        p.stem for p in folder.glob("*.py") if '"--repeats"' in p.read_text("utf-8")
+    )
+    if name not in benchmarks:
         raise ValueError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(benchmarks)}")
     command = [sys.executable, str(folder / f"{name}.py"), "--repeats", str(repeats)]
     command += [*(["--json"] if as_json else []), *options]

@@ -65,7 +65,7 @@ def remove(
         ),
     ],
 ) -> None:
-    """Delete stored models. The download of a model and its quantized versions are removed one by one.
+    """Delete stored models. A download and each of its quantized versions are removed separately.
 
     For example:
 

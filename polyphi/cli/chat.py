@@ -29,65 +29,73 @@ if TYPE_CHECKING:
 def chat(
     model: ModelArgument,
     prompt: Annotated[
-        str | None, Parameter(help="A single prompt; without it, a conversation.")
+        str | None, Parameter(help="The prompt; without one, a conversation starts.")
     ] = None,
     /,
     *,
     image: Annotated[
-        tuple[str, ...], Parameter(help="Image files or http(s) addresses: one or several.")
+        tuple[str, ...], Parameter(help="Image files or http(s) addresses, one or more.")
     ] = (),
     audio: Annotated[
-        tuple[str, ...], Parameter(help="Audio files or http(s) addresses: one or several.")
+        tuple[str, ...], Parameter(help="Audio files or http(s) addresses, one or more.")
     ] = (),
     video: Annotated[
         tuple[Path, ...], Parameter(help="Video files, sampled as 16 frames each.")
     ] = (),
     detail: Annotated[
-        Literal["auto", "low", "high"], Parameter(help="low: few tokens per image.")
+        Literal["auto", "low", "high"],
+        Parameter(help="Detail of images; low uses few tokens per image."),
     ] = "auto",
     system: Annotated[str | None, Parameter(help="System message.")] = None,
-    max_tokens: PositiveInt = 256,
-    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0,
+    max_tokens: Annotated[
+        PositiveInt, Parameter(help="Maximum number of tokens of an answer.")
+    ] = 256,
+    temperature: Annotated[
+        float,
+        Parameter(help="Sampling temperature; 0 is greedy decoding.", validator=Number(gte=0)),
+    ] = 0.0,
     top_p: Annotated[
         float,
         Parameter(
-            help="Sample from the most probable tokens with this sum of probabilities.",
+            help="Sample from the most likely tokens whose probabilities add up to this.",
             validator=Number(gt=0, lte=1),
         ),
     ] = 1.0,
-    seed: Annotated[int, Parameter(help="Of sampling, at a temperature above 0.")] = 0,
+    seed: Annotated[int, Parameter(help="Seed of sampling, at a temperature above 0.")] = 0,
     adapter: Annotated[
         str,
         Parameter(
-            help="auto, none, vision, speech, or another adapter of the model; default: that of --lora, or else auto."
+            help="auto, none, vision, speech, or another adapter of the model; default: the one of --lora, or auto."
         ),
     ] = "",
     lora: LoraOption = (),
     modality: ModalityOption = (),
     part: Annotated[
         tuple[str, ...],
-        Parameter(metavar="NAME=PATH", help="A file of a further modality; repeatable."),
+        Parameter(
+            metavar="NAME=PATH", help="A file of a modality that --modality adds; repeatable."
+        ),
     ] = (),
     max_audio_seconds: Annotated[
         float,
         Parameter(
             help="Longest audio clip in seconds, up to 10080 (2.8 hours). An hour takes 45,000 tokens, at the "
-            "published size 5.9 GB of keys and values; the model was trained up to 30 minutes."
+            "published size 5.9 GB of keys and values; the model was trained on up to 30 minutes."
         ),
     ] = 1800.0,
     device: DeviceOption = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
-    """Chat with a model, or answer a single prompt: PROMPT, or standard input if it is piped. By default, the message's
-    modalities select the adapter.
+    """Chat with a model, or answer one prompt: PROMPT, or standard input if it is piped. By default, the content of a
+    conversation selects the adapter.
 
     For example:
 
-        polyphi chat runs/nano/model
-        polyphi chat runs/nano/model "Which digit is it?" --image digit.png
-        polyphi chat runs/nano/model --image a.png b.png "Which digits are they?"
-        polyphi chat runs/nano/mini --temperature 0.7 --seed 1 --system "Answer briefly."
+        polyphi chat nano
+        polyphi chat nano "Which digit is it?" --image digit.png
+        polyphi chat nano --image a.png b.png "Which digits are they?"
+        polyphi chat nano --temperature 0.7 --seed 1 --system "Answer briefly."
         polyphi chat runs/motion/model --modality motion.py --part motion=walk.csv "What is it?"
     """
     from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video

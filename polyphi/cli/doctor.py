@@ -29,7 +29,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check what this machine can run: CPU and kernels, measured rates, memory and which published models fit, GPU,
-    packages, caches, environment variables. Each finding that isn't ok has its cure. Exits with 1 if chat can't run.
+    packages, caches, environment variables. Says how to fix each finding that isn't ok. Exits with 1 if chat can't run.
 
     For example:
 

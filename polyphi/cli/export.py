@@ -28,18 +28,16 @@ def export(
         str | None,
         Parameter(
             name=("--layout", "--to"),
-            help="native, original, mini or gguf; default: native, and gguf where --out is a .gguf file.",
+            help="native, original, mini or gguf; default: gguf if --out is a .gguf file, else native.",
         ),
     ] = None,
     quant: Annotated[
         Literal["int8", "int4", "int8-all", "int4-all", "q8_0", "q4_0"] | None,
-        Parameter(
-            help="Quantize as --quant of other commands does, and store the result; a GGUF to q8_0 or q4_0."
-        ),
+        Parameter(help="Quantize the weights; in a GGUF file to q8_0 or q4_0."),
     ] = None,
     calibrate: Annotated[
         tuple[Path, ...],
-        Parameter(help="Shards with typical requests, to calibrate int4 (GPTQ); repeatable."),
+        Parameter(help="Shards with typical requests, which calibrate int4 (GPTQ); repeatable."),
     ] = (),
     dtype: Annotated[
         str | None, Parameter(help="float32, bfloat16 or float16; default: as stored.")

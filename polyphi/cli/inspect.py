@@ -33,8 +33,8 @@ def inspect(
 
     For example:
 
-        polyphi inspect runs/nano/model
-        polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
+        polyphi inspect nano
+        polyphi inspect nano --logits request.json --out logits.safetensors
     """
     import polyphi
     from polyphi.checkpoints.modalities import with_modalities

@@ -25,26 +25,27 @@ NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
     Parameter(
-        help="Quantize the frozen weights: int8 or int4; with -all also adapters and encoders, to int8; bf16 only "
-        "packs them for this CPU."
+        help="Quantize the language model's base weights: int8 or int4; with -all also adapters and encoders, to int8; "
+        "bf16 quantizes nothing and packs the encoders for this CPU."
     ),
 ]
 KvOption = Annotated[
     Literal["int8"] | None,
-    Parameter(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
+    Parameter(help="Store the KV cache in int8, which halves its memory; on a CPU only."),
 ]
 DeviceOption = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
 LoraOption = Annotated[
     tuple[str, ...],
     Parameter(
-        metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
+        metavar="NAME=FOLDER",
+        help="Add the adapter in a PEFT folder under this name; repeatable.",
     ),
 ]
 ModalityOption = Annotated[
     tuple[str, ...],
     Parameter(
         metavar="FILE",
-        help="Python file of a further modality, or FILE=FOLDER with the folder of its weights; repeatable "
+        help="Python file that adds a modality, or FILE=FOLDER with the folder of its weights; repeatable "
         "(docs/modality.md).",
     ),
 ]
@@ -55,9 +56,7 @@ PushOption = Annotated[
         help="Upload the model to this repository on the Hugging Face Hub, with a model card; private by default.",
     ),
 ]
-PublicOption = Annotated[
-    bool, Parameter(help="Create the repository of --push-to-hub as a public one.")
-]
+PublicOption = Annotated[bool, Parameter(help="Make a new repository of --push-to-hub public.")]
 ModelArgument = Annotated[
     str,
     Parameter(

@@ -13,13 +13,13 @@ def pull(
     *,
     quant: Annotated[
         Literal["int8", "int4", "int8-all", "int4-all"] | None,
-        Parameter(help="Also quantize it as --quant of other commands does, and store the result."),
+        Parameter(help="Also quantize the model, and store the result."),
     ] = None,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit; default: main.")] = None,
     verify: Annotated[
         bool,
         Parameter(
-            help="Also compare every stored file with its hash, quantized ones too; what is damaged is downloaded or "
+            help="Also compare every stored file, also quantized ones, with its hash; damaged files are downloaded or "
             "quantized again.",
         ),
     ] = False,

@@ -43,12 +43,12 @@ def serve(
     reasoning: Annotated[
         Literal["auto", "on", "off"],
         Parameter(
-            help="Separate `<think>...</think>` from answers; auto: if the checkpoint's chat template mentions it, or "
-            "its name contains 'reasoning'."
+            help="Separate `<think>...</think>` from the content of answers; auto: if the checkpoint's chat template "
+            "mentions it, or the model's name contains 'reasoning'."
         ),
     ] = "auto",
     insecure: Annotated[
-        bool, Parameter(help="Allow other machines without a key.", group=ACCESS)
+        bool, Parameter(help="Let other machines use the server without an API key.", group=ACCESS)
     ] = False,
     max_num_seqs: Annotated[
         int,
@@ -61,7 +61,8 @@ def serve(
     cache_gb: Annotated[
         float | None,
         Parameter(
-            help="Memory of the KV cache; default: at most half of the free memory.", group=LOAD
+            help="Memory of the KV cache in GB; default: at most half of the free memory.",
+            group=LOAD,
         ),
     ] = None,
 ) -> None:
@@ -69,9 +70,9 @@ def serve(
 
     For example:
 
-        polyphi serve runs/nano
+        polyphi serve nano
         polyphi serve microsoft/Phi-4-multimodal-instruct --quant int8
-        polyphi serve runs/nano --host 0.0.0.0 --api-key SECRET
+        polyphi serve nano --host 0.0.0.0 --api-key SECRET
     """
     from polyphi.serve import run
 

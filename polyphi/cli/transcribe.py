@@ -39,7 +39,7 @@ def transcribe(
     options: TranscriptOptions = TranscriptOptions(),  # noqa: B008 - frozen
     out: Annotated[
         Path | None,
-        Parameter(help="Folder for the transcripts; the same command keeps those that are done."),
+        Parameter(help="Folder for the transcripts; the same command keeps finished ones."),
     ] = None,
     words: Annotated[
         bool, Parameter(help="Add word times, estimated from character counts.")
@@ -48,15 +48,17 @@ def transcribe(
         bool,
         Parameter(help="Add word times from the model's attention; inaccurate on nano."),
     ] = False,
-    force: Annotated[bool, Parameter(help="Write all transcripts anew, edited ones too.")] = False,
+    force: Annotated[
+        bool, Parameter(help="Write all transcripts again, also edited ones.")
+    ] = False,
     live: Annotated[
         bool,
         Parameter(
-            help="Captions of the microphone, or of audio from a pipe (-): WAV or 16-bit samples.",
+            help="Print captions of the microphone, or of audio from a pipe (-): WAV or 16-bit samples.",
         ),
     ] = False,
     sample_rate: Annotated[
-        int, Parameter(help="With --live -: samples a second, unless the audio is WAV.")
+        int, Parameter(help="With --live -: sample rate in Hz of 16-bit samples.")
     ] = 16000,
     device: DeviceOption = "auto",
     quant: QuantOption = None,
@@ -66,11 +68,11 @@ def transcribe(
 
     For example:
 
-        polyphi transcribe runs/nano/model talk.wav
-        polyphi transcribe runs/nano/model talks/ --out transcripts --format srt --words
-        polyphi transcribe runs/nano/model talk.wav --to German --cot
-        polyphi transcribe runs/nano/model --live
-        arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe runs/nano/model --live -
+        polyphi transcribe nano talk.wav
+        polyphi transcribe nano talks/ --out transcripts --format srt --words
+        polyphi transcribe nano talk.wav --to German --cot
+        polyphi transcribe nano --live
+        arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe nano --live -
     """
     for name in files:  # a misspelled option, or else "-"
         if name.startswith("--"):

@@ -148,8 +148,8 @@ def _check_unquantized(model: PhiModel) -> None:
     """Raise ValueError for a quantized model."""
     if model.quant is not None:
         raise ValueError(
-            "the adapters of a quantized model can't be changed; load it without quant, change them, save it, and "
-            "quantize the saved model"
+            "a quantized model can't get untrained adapters, and its adapters can't be merged; load it without quant, "
+            "change them, save it, and quantize the saved model"
         )
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,7 +46,7 @@ EPOCHS = 3.0
 MAX_SECONDS = 8 * 3600
 """[ours] Longest run by default: a night. Rows that take longer are used less often, or not all of them."""
 STEPS = 100
-"""[ours] Steps of a run over few rows, whose steps are smaller than the stage's."""
+"""[ours] Steps of a run over few rows or in little time, whose steps are smaller than the stage's."""
 MIN_ROWS = 8
 """[ours] Fewest mean rows of a step that is smaller than the stage's."""
 SAMPLED_ROWS = 16
@@ -201,22 +201,16 @@ def choose(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
     target = cost.stage_model(draft.stage, draft.budget(draft.finetuning), draft.config)
     load, rate = load_of(draft, target), measured_rate(target, draft.precision, device)
     finetuning, options = _recorded(draft)
+    by_default = not (draft.out / CHOICES).exists() and _has_open_length(draft.finetuning)
     if not (draft.out / CHOICES).exists():
-        batch = finetuning.batch_tokens or default_batch(draft.rows, draft.stage.batch_tokens)
-        finetuning = replace(finetuning, batch_tokens=batch)
         on = _fitting_switches(draft, load, rate)
         machine = replace(options.machine, micro_tokens=on.micro_tokens, activations=on.activations)
         options = replace(options, machine=machine)
-        draft = replace(draft, finetuning=finetuning, options=options)
-        if finetuning.steps is None and finetuning.epochs is None:
-            seconds = estimate(draft, load, on, rate).step_seconds
-            longest = max(1, int(MAX_SECONDS / seconds))
-            steps = min(longest, steps_of(EPOCHS, draft.rows, batch))
-            finetuning = replace(finetuning, steps=steps)
+        finetuning = _default_length(draft, lambda d: estimate(d, load, on, rate).step_seconds)
     draft = replace(draft, finetuning=finetuning, options=options)
     result = estimate(draft, load, _switches(draft), rate)
     budget = draft.budget(finetuning)
-    _report(draft, budget, result)
+    _report(draft, budget, result, by_default)
     if not result.fits:
         raise ValueError(_too_large(result))
     write_json(
@@ -231,14 +225,36 @@ def choose(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
     return finetuning, options
 
 
-def default_batch(rows: dict[str, RowTokens], stage_tokens: int) -> int:
-    """Tokens of a step: the stage's, or fewer for few rows, so that a run of `EPOCHS` has about `STEPS` steps, though
-    at least `MIN_ROWS` mean rows and the longest one."""
+def _has_open_length(finetuning: FinetuneOptions) -> bool:
+    return finetuning.steps is None and finetuning.epochs is None
+
+
+def _default_length(draft: Draft, seconds_of: Callable[[Draft], float]) -> FinetuneOptions:
+    """The options with the tokens of a step and, where neither steps nor epochs are named, the steps: those of `EPOCHS`
+    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of a draft."""
+    options, stage_tokens = draft.finetuning, draft.stage.batch_tokens
+    run_tokens = math.inf
+    if _has_open_length(options):
+        whole = replace(draft, finetuning=replace(options, batch_tokens=stage_tokens))
+        run_tokens = MAX_SECONDS * stage_tokens / seconds_of(whole)
+    batch = options.batch_tokens or default_batch(draft.rows, stage_tokens, run_tokens)
+    options = replace(options, batch_tokens=batch)
+    if _has_open_length(options):
+        longest = max(1, int(MAX_SECONDS / seconds_of(replace(draft, finetuning=options))))
+        options = replace(options, steps=min(longest, steps_of(EPOCHS, draft.rows, batch)))
+    return options
+
+
+def default_batch(
+    rows: Mapping[str, RowTokens], stage_tokens: int, run_tokens: float = math.inf
+) -> int:
+    """Tokens of a step: the stage's, or fewer for few rows or little time, so that a run of `EPOCHS`, or of at most
+    `run_tokens` tokens, has about `STEPS` steps, though at least `MIN_ROWS` mean rows and the longest one."""
     total = sum(tokens.total for tokens in rows.values())
     count = sum(tokens.rows for tokens in rows.values())
     longest = max(max(tokens.counted) for tokens in rows.values())
     least = max(longest, math.ceil(MIN_ROWS * total / count))
-    return min(stage_tokens, max(least, math.ceil(EPOCHS * total / STEPS)))
+    return min(stage_tokens, max(least, math.ceil(min(EPOCHS * total, run_tokens) / STEPS)))
 
 
 def estimate(draft: Draft, load: Load, on: Switches, rate: float) -> Estimate:
@@ -292,7 +308,7 @@ def _fitting_switches(draft: Draft, load: Load, rate: float) -> Switches:
 
 def _requests_more(draft: Draft) -> bool:
     """Whether the options name more steps than the finished run in the folder has."""
-    if draft.finetuning.steps is None and draft.finetuning.epochs is None:
+    if _has_open_length(draft.finetuning):
         return False
     before = json.loads((draft.out / MANIFEST).read_text())["budget"]["steps"]
     return draft.budget(_recorded(draft)[0]).steps > before
@@ -304,11 +320,10 @@ def _recorded(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
     if not path.exists():
         return finetuning, options
     choices = json.loads(path.read_text())
-    open_length = finetuning.steps is None and finetuning.epochs is None
     finetuning = replace(
         finetuning,
         batch_tokens=finetuning.batch_tokens or choices["batch_tokens"],
-        steps=choices["steps"] if open_length else finetuning.steps,
+        steps=choices["steps"] if _has_open_length(finetuning) else finetuning.steps,
     )
     machine = replace(
         options.machine,
@@ -318,12 +333,14 @@ def _recorded(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
     return finetuning, replace(options, machine=machine)
 
 
-def _report(draft: Draft, budget: Budget, result: Estimate) -> None:
-    """Report the length, time and memory of a run."""
+def _report(draft: Draft, budget: Budget, result: Estimate, by_default: bool = False) -> None:
+    """Report the length, time and memory of a run. `by_default`: its length was chosen now, and by no option."""
     epochs = budget.steps / epoch_steps(draft.rows, budget.batch_tokens)
     on = draft.options.machine
+    is_shorter = by_default and epochs < EPOCHS - 1e-6
+    bound = f", the most that {duration(MAX_SECONDS)} hold on this machine" if is_shorter else ""
     draft.report(
-        f"{budget.steps:,} steps of {budget.batch_tokens:,} tokens, {epochs:.2g} epochs "
+        f"{budget.steps:,} steps of {budget.batch_tokens:,} tokens, {epochs:.2g} epochs{bound} "
         f"(--epochs, --steps and --batch-tokens change it)"
     )
     draft.report(

@@ -17,13 +17,13 @@ class Switches:
     """How a stage is trained, apart from what its file says."""
 
     fsdp: int = 1
-    """Devices that the decoder's layers are sharded over."""
+    """Devices that share the decoder's layers (FSDP)."""
     micro_tokens: int = 8192
     """Tokens of a pack (micro-batch)."""
     activations: Literal["keep", "recompute"] = "keep"
-    """keep or recompute."""
+    """Keep activations, or recompute them (less memory, more time)."""
     context_parallel: int = 1
-    """Devices that a pack is split over (context parallelism)."""
+    """Devices that share each pack (context parallelism)."""
     base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
     """Frozen weights: fp32 (the recipe, whose parts stay in bf16), bf16 (a published checkpoint), int8 or int4."""
 
@@ -36,7 +36,7 @@ class Hardware:
     devices: str = "64xH100"
     """Number and name: A100, H100, H200, B200, A10, L4, T4, RTX3090, RTX4090, RTX5090, M1 to M4 (M4Max ...) or cpu."""
     memory: PositiveFloat | None = None
-    """GB of a device, where it isn't that of the table, such as a Mac's."""
+    """Memory of a device in GB, if it differs from the built-in value, such as a Mac's."""
     utilisation: float = UTILISATION
     """Share of the devices' peak that training reaches."""
     price: float | None = None
@@ -56,8 +56,8 @@ class OwnRows:
     data: Sequence[str] = ()
     """Rows, as `polyphi finetune` takes them; all are read."""
     steps: PositiveInt | None = None
-    """Steps."""
+    """Training steps."""
     epochs: PositiveFloat | None = None
-    """Times that each row is used, instead of --steps; default: 3."""
+    """Times that each row is used, instead of --steps; default: 3. Without --data: of 1,000 typical rows."""
     batch_tokens: PositiveInt | None = None
     """Tokens of a step; default: the stage's, fewer for few rows."""

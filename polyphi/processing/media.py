@@ -118,7 +118,7 @@ def check_audio_seconds(seconds: float) -> None:
         raise ValueError(
             f"max_audio_seconds lies between 1 and {LONGEST_AUDIO_SECONDS:,.0f}, found {seconds:,g}: audio takes 12.5 "
             f"tokens a second, so that 2.8 hours leave 5,072 of a context of 131,072 tokens for prompt and answer; "
-            "transcribe cuts longer recordings into pieces"
+            "transcribe cuts longer recordings into chunks"
         )
 
 

@@ -248,7 +248,7 @@ class Unpacked:
 
 
 class _Differentiable(torch.autograd.Function):
-    """W x for a frozen W: only x has a gradient. Rounding the activations counts as the identity."""
+    """W x for a frozen W: only x has a gradient, and the rounding of activations has a straight-through estimator."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Quantized) -> Tensor:

@@ -21,8 +21,9 @@ Scales of activations are per token, so a token's result doesn't depend on its n
 are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
 (kernels/linear.cpp).
 
-A quantized model is for inference on its device. It can't be trained or get other adapters, and can only be saved in
-the same scheme. To train adapters, projectors or encoders on a quantized base, see `quantize_frozen`.
+A quantized model is for inference on its device. It can't be trained, its adapters can't be merged, and it can only be
+saved in the same scheme. `put_adapter` adds trained adapters to it, in bfloat16. To train adapters, projectors or
+encoders on a quantized base, see `quantize_frozen`.
 """
 
 import math

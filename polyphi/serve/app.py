@@ -56,7 +56,7 @@ ANTHROPIC_VERSION = "anthropic-version"
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application that serves an engine over OpenAI's routes (docs/server.md)."""
+    """The application that serves an engine over OpenAI's routes (docs/server_api.md)."""
     server = Server(engine, settings)
 
     @asynccontextmanager

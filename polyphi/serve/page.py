@@ -6,7 +6,9 @@
 The policy allows one script and one style by their hashes, so that nothing else on the page can run, and connections to
 this server only. With `require-trusted-types-for` the browser refuses to parse text as HTML.
 
-The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, pinned in `vendor.json` there.
+The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, pinned in `vendor.json` there. To
+update one, run `npm pack NAME@VERSION`, copy the file at `path` and the licence out of the archive, and change
+`vendor.json` and NOTICE; tests/core/serve/test_page_static.py checks them, test_page.py tests the page in Chromium.
 """
 
 import base64

@@ -49,8 +49,8 @@ class Settings:
     aliases: Annotated[tuple[str, ...], Parameter(name="--alias")] = ()
     """A further name of the model; repeatable."""
     known_names: Annotated[bool | None, Parameter(negative="--no-known-names")] = None
-    """Answer requests for models of OpenAI and Anthropic, such as gpt-4o and whisper-1, by this model; default: if only
-    this machine can reach the server."""
+    """Accept model names of OpenAI and Anthropic, such as gpt-4o and whisper-1, for this model; default: if only this
+    machine can reach the server."""
     host: Annotated[str, Parameter(env_var="POLYPHI_HOST", env_var_split=lines)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all addresses of this machine."""
     port: Annotated[
@@ -70,7 +70,7 @@ class Settings:
     ] = ()
     """An API key that requests need; repeatable. Default: the lines of POLYPHI_API_KEY."""
     hosts: Annotated[tuple[str, ...], Parameter(name="--allow-host", group=ACCESS)] = ()
-    """A host name of this server, which Host headers may contain in addition to this machine's; repeatable."""
+    """A host name of this server that Host headers may have, in addition to this machine's; repeatable."""
     origins: Annotated[tuple[str, ...], Parameter(name="--allow-origin", group=ACCESS)] = ()
     """Allowed origin of web pages, such as https://example.org; repeatable."""
     remote: Annotated[tuple[str, ...], Parameter(name="--allow-remote", group=ACCESS)] = ()
@@ -79,19 +79,19 @@ class Settings:
     local: Annotated[Path | None, Parameter(name="--media-root", group=ACCESS)] = None
     """Folder below which file:// media may be read; default: none."""
     adapter_folder: Annotated[Path | None, Parameter(group=ACCESS)] = None
-    """Allow clients to load adapters from below this folder, and to unload them."""
+    """Let clients load adapters from below this folder, and unload them."""
     adapters: Internal[tuple[str, ...]] = ()
     """Names of the adapters that were added to those of the checkpoint; only these can be unloaded."""
     containers: Annotated[bool | None, Parameter(negative="--no-containers", group=ACCESS)] = None
-    """Accept videos, PDFs and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated."""
+    """Accept videos, PDFs and M4A, MP4, WebM, AAC and AMR audio; default: if this machine can isolate the decoder."""
     isolate_decoding: Annotated[
         bool | None, Parameter(negative="--no-isolate-decoding", group=ACCESS)
     ] = None
-    """Decode images and all audio in separate processes; default: if other machines can reach the server."""
+    """Decode images and audio in separate processes; default: if other machines can reach the server."""
     share_prefixes: Annotated[bool, Parameter(group=ACCESS)] = False
-    """API keys share cached prefixes and encoder outputs; default: each key has its own."""
+    """Share cached prefixes and encoder outputs between API keys; default: each key has its own."""
     vllm_names: Annotated[bool, Parameter(name="--vllm-metrics", group=ACCESS)] = False
-    """Export metrics under vLLM's names too."""
+    """Also export metrics under vLLM's names."""
     log_prompts: Annotated[bool, Parameter(group=ACCESS)] = False
     """Log prompts and answers."""
     reasoning: Internal[bool] = False
@@ -116,7 +116,7 @@ class Settings:
     """Of all images, frames of videos and pages of documents of a request: 42 photos of 12 megapixels."""
     max_audio_bytes: Internal[int] = 64 * MIB
     max_audio_seconds: Annotated[float, Parameter(group=LOAD)] = 1800.0
-    """Longest audio clip of a prompt, and longest piece of a recording that is transcribed at once: up to 10080 (2.8
+    """Longest audio clip of a prompt, and longest chunk of a recording that is transcribed at once: up to 10080 (2.8
     hours). An hour takes 45,000 tokens, at the published size 5.9 GB of keys and values; larger bodies are accepted."""
     max_video_bytes: Internal[int] = 64 * MIB
     max_video_seconds: Internal[float] = 3600.0
@@ -149,7 +149,7 @@ class Settings:
         ),
     ] = 1024 * MIB
     """Memory for the prompts of all requests, media included (token ids, crops and log-mel frames); default: 1 GiB. A
-    single request may take more; otherwise the server returns 429 above it."""
+    single request may take more; further ones receive HTTP 429."""
     max_stored_bytes: Annotated[
         int,
         Parameter(
@@ -161,7 +161,7 @@ class Settings:
     ] = 256 * MIB
     """Memory for stored responses (/v1/responses) in MiB; 0 stores none."""
     max_waiting: Annotated[NonNegativeInt, Parameter(group=LOAD)] = 64
-    """Maximum length of the queue; above it the server returns 429."""
+    """Maximum number of waiting requests; further ones receive HTTP 429."""
     max_live_sessions: Internal[int] = 32
     """Sessions of live transcription; one client may have three quarters of them."""
     max_live_event_bytes: Internal[int] = 4 * MIB

@@ -317,7 +317,7 @@ class Shares:
             )
         )
         self.stored = Share(
-            "[stored responses](server.md#responses-api) (`--store-mb`)",
+            "[stored responses](server_api.md#responses-api) (`--store-mb`)",
             "bytes",
             settings.max_stored_bytes // 4,
             settings.max_stored_bytes,
@@ -325,7 +325,7 @@ class Shares:
             "not stored",
         )
         self.adapters = Share(
-            "[adapters loaded at runtime](server.md#loading-adapters-at-runtime)",
+            "[adapters loaded at runtime](operations.md#loading-adapters-at-runtime)",
             "adapters",
             settings.max_adapters,
             settings.max_adapters,

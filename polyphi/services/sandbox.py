@@ -21,7 +21,7 @@ are limits, an empty environment, a private temporary folder and, inside Python,
 and other programs. Where the kernel can filter system calls, code that circumvents the hook can't start, signal or
 connect to another process either. But it can read and change its user's files, and so do anything that the user can.
 
-docs/evaluation.md lists attacks and what each gets (tests/escapes.py).
+docs/sandbox.md lists attacks and what each gets (tests/escapes.py).
 """
 
 import ctypes

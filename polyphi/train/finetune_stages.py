@@ -2,9 +2,10 @@
 
     polyphi finetune vision --model microsoft/Phi-4-multimodal-instruct --data receipts.jsonl --out runs/receipts
 
-Each is a `Stage` as in a user's file; `polyphi train` takes a file with a changed copy of one (docs/finetune.md). The
-command sets steps and tokens of a step by the rows and the machine (planning/finetune.py), so that those here only
-bound them. All rates are peaks; the encoders and the language model's own weights are frozen.
+Each is a `Stage` as in a user's file; `polyphi train` takes a file with a changed copy of one
+(docs/finetune_reference.md). The command sets steps and tokens of a step by the rows and the machine
+(planning/finetune.py), so that those here only bound them. All rates are peaks; the encoders and the language model's
+own weights are frozen.
 """
 
 from collections.abc import Collection

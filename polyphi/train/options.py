@@ -67,7 +67,7 @@ class StepGuard:
     spike: float | None = None
     """Reject steps with a gradient norm this many times the median, such as 10."""
     on_spike: Literal["skip", "roll-back"] = "skip"
-    """skip the rejected step, or roll-back to the last checkpoint."""
+    """Skip the rejected step, or roll back to the last checkpoint."""
 
     def rejects(self, norm: float, norms: Sequence[float]) -> bool:
         """Whether a step with the gradient norm `norm` is rejected, given the `norms` of the steps before it."""
@@ -89,15 +89,15 @@ class MachineOptions:
         Mapping[str, int],
         Parameter(converter=sizes, n_tokens=1, accepts_keys=False, metavar="MODALITY=SIZE,..."),
     ] = field(default_factory=dict)
-    """Maximum crops of images (image=N) and frames of audio, of 10 ms (audio=N), in a pack."""
+    """Maximum number of image crops (image=N) and of 10 ms audio frames (audio=N) in a pack."""
     workers: int | None = None
-    """Processes that read and decode data; default: 0 on a CPU, several with a GPU."""
+    """Number of processes that read and decode data; default: 0 on a CPU, several with a GPU."""
     fsdp: int = 1
-    """Shards of the decoder's layers, over torchrun's processes."""
+    """Number of torchrun's processes that share the decoder's layers (FSDP)."""
     context_parallel: int = 1
-    """Processes to split each pack over (context parallelism)."""
+    """Number of processes that share each pack (context parallelism)."""
     activations: Activations = "keep"
-    """keep, recompute (less memory, more time) or offload."""
+    """Keep activations, recompute them (less memory, more time), or offload them to CPU memory."""
     features: Path | None = None
     """Cache outputs of frozen encoders in this folder."""
     background: bool = False
@@ -114,12 +114,12 @@ class TrainOptions:
     seed: SeedOption = 0
     precision: PrecisionOption = "auto"
     base: Base | None = None
-    """Quantize the frozen weights (QLoRA): less memory."""
+    """Quantize the frozen weights (QLoRA), which saves memory."""
     guard: StepGuard = field(default_factory=StepGuard)
     watch_every: Annotated[int, Parameter(group=MACHINE)] = 0
     """Steps between evaluations of the stage's held-out tasks; 0: none."""
     track: Annotated[Sequence[str], Parameter(group=MACHINE)] = ()
-    """tensorboard, trackio or wandb; repeatable."""
+    """Log metrics to tensorboard, trackio or wandb; repeatable."""
     machine: MachineOptions = field(default_factory=MachineOptions)
 
 
@@ -138,15 +138,16 @@ class FinetuneOptions:
     eval_data: Sequence[str] = ()
     """Rows to evaluate the loss on during training, in the form of --data."""
     eval_every: PositiveInt | None = None
-    """Steps between these evaluations; default: a tenth of all."""
+    """Steps between these evaluations; default: a tenth of the run's steps."""
     patience: PositiveInt | None = None
     """Stop after this many evaluations without a lower loss; the best step is exported."""
     steps: PositiveInt | None = None
-    """Steps; default: the stage's. A run can get more when it is started again."""
+    """Training steps; default: the stage's, of `finetune` those of 3 epochs, but at most of 8 hours. A larger number
+    continues a finished run."""
     epochs: PositiveFloat | None = None
-    """Times that each row is used, instead of --steps."""
+    """Number of times that each row is used, instead of --steps."""
     batch_tokens: PositiveInt | None = None
-    """Tokens of a step; default: the stage's."""
+    """Tokens of a step; default: the stage's, of `finetune` fewer for few rows or little time."""
     lr_factor: float = 1.0
     """Factor for the stage's learning rates."""
 

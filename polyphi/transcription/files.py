@@ -1,7 +1,7 @@
 """Many recordings to transcript files, for `polyphi transcribe`.
 
 The recordings were selected before the model was loaded (recordings.py). It prints a plan first (minutes, tokens,
-pieces). Short files run in one batch. Each result is written atomically when its group is done, so that a stopped run
+chunks). Short files run in one batch. Each result is written atomically when its group is done, so that a stopped run
 resumes: a transcript of the same recording, model and options is kept (record.py). A file that is damaged is reported,
 and the others continue.
 """
@@ -87,7 +87,7 @@ def _plan(todo: Sequence[Recording], limit: float) -> str:
     tokens = seconds * longform.AUDIO_TOKENS
     return (
         f"{quantity(len(todo), 'file')}, {_length(seconds)}, {tokens:,.0f} audio tokens, at least "
-        f"{quantity(pieces, 'piece')} of up to {_length(limit)}"
+        f"{quantity(pieces, 'chunk')} of up to {_length(limit)}"
     )
 
 

@@ -21,19 +21,19 @@ class TranscriptOptions:
     form: Annotated[
         Literal["text", "json", "verbose_json", "srt", "vtt"], Parameter(name="--format")
     ] = "text"
-    """text, json, verbose_json, srt or vtt."""
+    """Format of the transcripts."""
     to: str | None = None
     """Translate into this language, such as German."""
     cot: bool = False
     """Transcribe first, then translate (chain of thought)."""
     adapter: str | None = "auto"
-    """auto, none, or an adapter of the model."""
+    """auto (the speech adapter), none, or another adapter of the model."""
     words: Annotated[Literal["estimated", "aligned"] | None, Parameter(parse=False)] = None
     window: float | None = None
-    """Maximum seconds of a segment, such as 30; default: as long as fits."""
+    """Maximum length of a chunk in seconds, such as 30; default: as long as fits."""
     max_audio_seconds: float = field(default=1800.0, repr=False)
-    """Most seconds that are transcribed at once, up to 10080 (2.8 hours), if the context holds them. An hour takes
-    73,800 tokens with its text, at the published size 9.7 GB of keys and values."""
+    """Longest chunk that is transcribed at once, in seconds: up to 10080 (2.8 hours), if it fits the context. An hour
+    takes 73,800 tokens with its text, at the published size 9.7 GB of keys and values."""
     model: Annotated[str, Parameter(parse=False)] = ""
     """Identifies the model and its precision."""
 

@@ -191,7 +191,7 @@ def _joined(parts: Sequence[_PieceText], notes: list[tuple[float, str]]) -> str:
     for before, part in pairwise(parts):
         if not _trim(before, part):
             start, end = part.answer.piece.start, before.answer.piece.end
-            note = f"{clock(start)} to {clock(end)}: two overlapping pieces differ; words may be repeated"
+            note = f"{clock(start)} to {clock(end)}: two overlapping chunks differ; words may be repeated"
             notes.append((start, note))
     whole = ""
     for part in parts:

@@ -14,8 +14,8 @@ def curate(
     *names: Annotated[
         str,
         Parameter(
-            help="Corpora, or Python files that define one, after a recipe file (.toml) if one names their sources or "
-            "teachers; or `show` and a corpus or a sample."
+            help="Corpora, or Python files that define one. A recipe file (.toml) before them gives their sources and "
+            "teachers. Or `show` and a corpus or a sample."
         ),
     ],
     size: SizeOption = "nano",

@@ -31,9 +31,11 @@ def plan(
     own: OwnRows = OwnRows(),  # noqa: B008 - frozen
     fit: Annotated[bool, Parameter(help="Plan each stage with a fast setting that fits.")] = False,
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list.")] = False,
-    dry_run: Annotated[bool, Parameter(help="Run two steps on tensors without memory.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Run two steps on fake tensors, which take no memory.")
+    ] = False,
 ) -> None:
-    """Show the cost of stages in advance: memory, FLOPs, communication, time, money.
+    """Show the cost of stages before they run: memory, FLOPs, communication, time, money.
 
     For example:
 

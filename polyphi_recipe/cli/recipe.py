@@ -19,7 +19,8 @@ def new(
     goal: Annotated[
         Literal["multimodal", "speech", "pictures", "everything"],
         Parameter(
-            help="Pictures and speech on a language model, one of them, or all sixteen stages."
+            help="multimodal: images and speech on a language model; speech or pictures: one of them; everything: all "
+            "sixteen stages."
         ),
     ] = "multimodal",
     size: Annotated[str, Parameter(help="micro, nano, lab or full.")] = "full",
@@ -55,7 +56,7 @@ def new(
 
 @app.command
 def schema() -> None:
-    """Print the JSON schema of recipe files, by which editors complete them.
+    """Print the JSON schema of recipe files, for completion in editors.
 
     For example:
 

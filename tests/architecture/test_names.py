@@ -1,5 +1,5 @@
-"""Names say what a value is, not what happened to it: past participles aren't names of values. Public names that were
-replaced (CHANGELOG.md) stay replaced."""
+"""Names say what a value is, not what happened to it: past participles aren't names of values. Names that were
+replaced before the first release stay replaced."""
 
 import ast
 import re

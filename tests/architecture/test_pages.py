@@ -14,9 +14,9 @@ from cyclopts import CycloptsError
 from polyphi.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$")
-page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def blocks(path: Path) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 from cli_page import PAGE as CLI
 from cli_page import text as cli_text
+from command_line import options
 from escapes import table as escapes_table
 from limits_page import PAGE as LIMITS
 from limits_page import text as limits_text
+from models_page import PAGE as MODELS
+from models_page import table as models_table
+
+from polyphi.cli import app
+from polyphi.messages import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 GAP = "…"
@@ -47,9 +53,29 @@ def test_the_page_of_limits_is_current() -> None:
     assert LIMITS.read_text(encoding="utf-8") == limits_text(), "run `python tests/limits_page.py`"
 
 
+def test_the_table_of_memory_is_current() -> None:
+    page = MODELS.read_text(encoding="utf-8")
+    assert models_table() in page, "run `python tests/models_page.py`"
+
+
 def test_the_table_of_attacks_on_the_sandbox_is_current() -> None:
-    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/sandbox.md").read_text(encoding="utf-8")
     assert escapes_table() in page, "`python tests/escapes.py` prints it"
+
+
+def test_our_options_beside_those_of_other_programs_exist() -> None:
+    page = (ROOT / "docs/options.md").read_text(encoding="utf-8")
+    _, serving, sampling, _ = page.split("\n## ")
+    for cell in our_cells(serving):
+        assert set(re.findall("`(--[a-z-]+)", cell)) <= options(app["serve"]).keys(), cell
+    parameters = {*SamplingParams.__dataclass_fields__, "response_format"}
+    for cell in our_cells(sampling):
+        assert set(re.findall("`([a-z_]+)`", cell.partition(";")[0])) <= parameters, cell
+
+
+def our_cells(section: str) -> list[str]:
+    """The second cells of the rows of a table."""
+    return re.findall(r"(?m)^\|[^|]+\|([^|]+)\|", section)
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:

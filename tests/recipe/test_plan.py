@@ -143,10 +143,11 @@ def test_a_wrong_argument_is_one_line(
 
 
 def test_a_fine_tune_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """On typical rows, on a consumer GPU; a Mac says what its plan leaves out; a T4 isn't a Mac."""
+    """On typical rows, three times, on a consumer GPU; a Mac says what its plan leaves out; a T4 isn't a Mac."""
     cli.main(["plan", "finetune", "speech", "--devices", "4090", "--fit", "--json"])
     (one,) = json.loads(capsys.readouterr().out)
-    assert one["devices"] == "1xRTX4090" and one["fits"] and one["steps"] == 500
+    assert one["devices"] == "1xRTX4090" and one["fits"] and one["steps"] == 100
+    assert one["tokens"] == pytest.approx(3 * 1000 * 258, rel=0.01)
     assert {glob for glob, *_ in one["learn"]} == {
         "audio.projector.speech.*",
         "decoder.*.lora.speech.*",

@@ -32,7 +32,7 @@ CLASSES = (
     ("NEON i8mm", {"i8mm"}),
     ("NEON dotprod", {"dot", "asimddp"}),
 )
-"""Classes of docs/cpu.md, the fastest first, with torch's and Linux's names of the instructions that define them."""
+"""Classes of docs/performance.md, the fastest first, with the names of their instructions in torch and Linux."""
 MIN_CONTEXT = 2048
 """Tokens of context from which a model counts as fitting. The engine takes at most half of the memory beside the
 weights for them: 0.27 GB at the published size, and as much stays free for the activations of a forward."""
@@ -65,7 +65,7 @@ def threads(count: int | None) -> CpuCounts:
 
 
 def cpu_class(instructions: Collection[str]) -> str:
-    """The class of docs/cpu.md of a CPU with these instruction sets."""
+    """The class of docs/performance.md of a CPU with these instruction sets."""
     names = set(instructions)
     return next((name for name, any_of in CLASSES if names & any_of), "none of the classes")
 

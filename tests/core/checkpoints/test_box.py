@@ -40,12 +40,12 @@ def test_a_folder_comes_before_the_package(
     assert pull.find("nano", quant).resolve() == own
 
 
-def test_without_the_package_the_ways_to_it_are_named() -> None:
-    with pytest.raises(ValueError, match=r"found neither; .*`make nano`.*`make box`"):
+def test_without_the_package_its_installation_is_named() -> None:
+    with pytest.raises(ValueError, match=r"found neither: `pip install \./models/nano`"):
         pull.find("nano")
 
 
 def test_an_empty_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "site", monkeypatch, filled=False)
-    with pytest.raises(ValueError, match="has no model; expected one that `make box`"):
+    with pytest.raises(ValueError, match=r"found none: .*`make box`.*`pip install ./models/nano`"):
         pull.find("nano")

@@ -98,8 +98,9 @@ def test_a_page_is_as_large_as_the_crops_are(box: bytes, size: tuple[int, int]) 
 
 
 def test_the_tokens_of_a_page() -> None:
-    """As docs/server.md says."""
+    """As docs/server_api.md says."""
     assert count_tokens(896, 1267) == 1791
+    assert count_tokens(896, 1267, max_crops=1) == 481
 
 
 def test_without_images_there_is_the_text_alone() -> None:

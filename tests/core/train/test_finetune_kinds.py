@@ -253,6 +253,29 @@ def test_packs_are_smaller_where_memory_is_short(
     assert json.loads((out / planning.CHOICES).read_text())["micro_tokens"] == 512
 
 
+def test_a_run_is_no_longer_than_the_time_by_default(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are smaller, and the reason is printed before the first one; a named length isn't changed."""
+    monkeypatch.setattr(planning, "MAX_SECONDS", 1e-9)
+    messages: list[str] = []
+    out = run("vision", "run", report=lambda message: messages.append(str(message)))
+    choices = json.loads((out / planning.CHOICES).read_text())
+    longer = json.loads((run("vision", "named", epochs=3) / planning.CHOICES).read_text())
+    assert choices["steps"] == 1 < longer["steps"]
+    assert any("epochs, the most that" in message for message in messages)
+
+
+def test_tokens_of_a_step() -> None:
+    """A hundredth of three epochs, or of what the time holds; at least eight rows, at most the stage's."""
+    rows = {"rows": RowTokens([100] * 10, 1000)}
+    assert planning.default_batch(rows, 16_384) == 3000
+    assert planning.default_batch(rows, 16_384, run_tokens=150_000) == 1500
+    assert planning.default_batch(rows, 16_384, run_tokens=10) == 800
+    assert planning.default_batch(rows, 2000) == 2000
+    assert planning.default_batch({"rows": RowTokens([100, 2500], 2)}, 16_384) == 10_400
+
+
 def test_epochs() -> None:
     rows = {"rows": RowTokens([10, 20, 30, 0], 4)}
     assert (

@@ -24,7 +24,7 @@ from polyphi.train.optimizer import (
 )
 from polyphi.train.stage import Budget, Mix, Stage
 
-DOCS = Path(__file__).parents[3] / "docs" / "finetune.md"
+DOCS = Path(__file__).parents[3] / "docs" / "finetune_reference.md"
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "mine": AdapterConfig(64, 128.0)}
 
 

@@ -27,7 +27,7 @@ def entities(text: str, language: str) -> list[str]:
 
 
 def test_planted_cases_are_found() -> None:
-    """Floors below the recall and precision that docs/numbers.md reports."""
+    """Floors below the recall and precision that docs/curation_numbers.md reports."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 16, seed=1))
     assert set(counts) >= {(code, name) for code in LANGUAGES for name in ENTITY_TYPES}
     least = {"NAME": 0.35, "PHONE": 0.75}

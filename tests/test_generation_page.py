@@ -1,4 +1,4 @@
-"""The Python of docs/engine.md runs as it stands, with a model that samples at random."""
+"""The Python of docs/generation.md runs as it stands, with a model that samples at random."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from polyphi.engine.tools import CallDelta
 from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
-PAGE = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "generation.md").read_text()
 
 
 class Babbler:
