@@ -3,10 +3,10 @@
     python benchmarks/corpus_capacities.py WORK nano full    # writes polyphi_recipe/corpora/capacities.json
 
 prints a table of each size (docs/curation_numbers.md has that of full), and writes the rows and tokens that the error
-of a recipe without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without models, in
-the folder WORK, and those of `FINITE` are counted to their end. Documents of full contexts are built with their steps,
-because these remove a part of each. Texts are counted in the public vocabulary, audio at 12.5 tokens per second. A size
-takes about three minutes of a core.
+of a recipe without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without
+models, in the folder WORK, and those of `FINITE` are counted to their end. Documents of full contexts are built with
+their steps, because these remove a part of each. Texts are counted in the public vocabulary, audio at 12.5 tokens per
+second. A size takes about three minutes of a core.
 """
 
 import json

@@ -10,16 +10,13 @@ page is written from the manifest of the package polyphi-nano (models/nano/fill.
 """
 
 import argparse
-import hashlib
-import io
 import json
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,8 +25,6 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "docs" / "tables"
 FIELDS = ("commit", "date", "machine", "command", "measures")
-SOURCES = "polyphi*/*.py"
-"""The files of `polyphi.train.state.code_revision`, as git's pattern: a star matches slashes, too."""
 NANO_PATHS = (
     "polyphi/train",
     "polyphi/model",
@@ -37,8 +32,6 @@ NANO_PATHS = (
     "polyphi_recipe",
     "polyphi_eval",
 )
-COMMITS = 200
-"""How many commits are searched for a manifest's sources."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ def show_ages(rows: Sequence[Measurement]) -> bool:
 # ---------------------------------------------------------------------- the nano model
 
 
-def nano_page(manifest: Mapping[str, Any], commit: str, date: str) -> str:
+def nano_page(manifest: Mapping[str, Any], date: str) -> str:
     """The page of the nano model, from the manifest of its package."""
     from polyphi.train.report.page import duration
     from polyphi_eval.report import heldout
@@ -129,7 +122,7 @@ def nano_page(manifest: Mapping[str, Any], commit: str, date: str) -> str:
     core, others = ([t for t in manifest["scores"] if t["core"] is flag] for flag in (True, False))
     blocks = [
         f"# Tables: the model of the package polyphi-{size}",
-        f"- commit: `{commit}` (measured at)\n- date: {date}\n"
+        f"- commit: `{manifest['commit']}` (measured at)\n- date: {date}\n"
         f"- machine: {machine['cores']} cores of {machine['cpu']}, {precision}; "
         f"Python {machine['python']}, torch {machine['versions']['torch']}\n"
         f"- command: `polyphi reproduce {size} --out runs/{size} --seed {seed}`\n"
@@ -143,41 +136,15 @@ def nano_page(manifest: Mapping[str, Any], commit: str, date: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def commit_of(revision: str) -> str:
-    """The newest commit whose sources have a hash of `code_revision`. Raises ValueError."""
-    for commit in git("log", f"-{COMMITS}", "--format=%h", "HEAD", "--", SOURCES).split():
-        if revision_at(commit) == revision:
-            return commit
-    raise ValueError(
-        f"expected sources of one of the last {COMMITS} commits, found {revision}: fill the package from a commit"
-    )
-
-
-def revision_at(commit: str) -> str:
-    """`polyphi.train.state.code_revision` of a commit."""
-    command = ["git", "-C", str(ROOT), "archive", commit, "--", SOURCES]
-    data = subprocess.run(command, capture_output=True, check=True).stdout
-    hasher = hashlib.sha256()
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        files = {PurePosixPath(m.name): m for m in archive if m.isfile()}
-        for path in sorted(files):
-            file = archive.extractfile(files[path])
-            assert file
-            hasher.update(str(path).encode() + file.read())
-    return hasher.hexdigest()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strict", action="store_true", help="exit code 1 for older tables")
     nano = parser.add_subparsers(dest="page").add_parser("nano", help="write docs/tables/nano.md")
     nano.add_argument("manifest", type=Path)
-    nano.add_argument("--commit", help="default: the newest one with the manifest's sources")
     options = parser.parse_args(arguments)
     if options.page == "nano":
         manifest = json.loads(options.manifest.read_text(encoding="utf-8"))
-        commit = options.commit or commit_of(manifest["commit"])
-        text = nano_page(manifest, commit, git("show", "-s", "--format=%as", commit))
+        text = nano_page(manifest, git("show", "-s", "--format=%as", manifest["commit"]))
         (TABLES / "nano.md").write_text(text, encoding="utf-8")
     else:
         rows = [row for path in sorted(TABLES.glob("*.md")) for row in measurements(path)]

@@ -1,19 +1,18 @@
-"""Makes the two pictures of the README from a finished nano run: `docs/terminal.svg`, a recording of real commands in a
-terminal, and `docs/page.png`, the chat page.
+"""Makes two images of the README with the nano model of the package polyphi-nano: `docs/terminal.svg`, a recording of
+real commands in a terminal, and `docs/page.png`, the chat page.
 
     pip install asciinema==2.4.0                    # writes what a terminal shows, with its times
     npm install --global svg-term-cli@2.1.1         # turns that into an animated SVG
     apt-get install chafa                           # shows a picture in a terminal
     apt-get install chromium chromium-driver        # for the page; Selenium comes with `make setup`
-    .venv/bin/python tests/record.py terminal runs/nano
-    .venv/bin/python tests/record.py page runs/nano
+    .venv/bin/python tests/record.py terminal
+    .venv/bin/python tests/record.py page
 
-The digit and the clip of spoken digits are the first of their task among the run's held-out samples. All outputs are
-those of the commands. The recording keeps the time between two outputs, but at most 1.2 seconds of it: loading
-torch and the model takes longer on a busy machine. The typing is simulated.
+The digit and the clip of spoken digits are those of the package. All outputs are those of the commands. The recording
+keeps the time between two outputs, but at most 1.2 seconds of it: loading torch and the model takes longer on a busy
+machine. The typing is simulated.
 """
 
-import io
 import json
 import os
 import re
@@ -31,10 +30,8 @@ from pathlib import Path
 
 import soundfile
 
-from polyphi.data.shards import Shards
-from polyphi.messages import Audio, Image
-
 DOCS = Path(__file__).parents[1] / "docs"
+PACKAGE = Path(__file__).parents[1] / "models" / "nano" / "polyphi_nano"
 COLUMNS, ROWS = 80, 27
 MAX_GAP, LAST = 1.2, 3.0
 """Seconds: the longest pause between two outputs, and how long the last one stays."""
@@ -62,9 +59,9 @@ type() {
 """
 
 
-def main(what: str, run: str) -> None:
+def main(what: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_files(Path(run).resolve(), Path(folder))
+        write_files(Path(folder))
         if what == "terminal":
             record(Path(folder), DOCS / "terminal.svg")
         elif what == "page":
@@ -73,33 +70,21 @@ def main(what: str, run: str) -> None:
             raise SystemExit(f"{what!r}: expected terminal or page")
 
 
-def write_files(run: Path, folder: Path) -> None:
-    """A newcomer's folder: the run, a picture, a recording, a program that asks the server."""
-    (folder / "runs").mkdir()
-    (folder / "runs" / "nano").symlink_to(run)
+def write_files(folder: Path) -> None:
+    """A newcomer's folder: an image, a recording, a program that asks the server."""
     (folder / "ask.py").write_text(ASK)
-    for corpus, task, name in (
-        ("image_qa", "digit", "digit.png"),
-        ("asr", "digits", "clip.wav"),
-    ):
-        shards = Shards(run / "data" / corpus / "test")
-        sample = next((s for s in shards if s.meta["task"] == task), shards[0])
-        (part,) = (p for m in sample.messages for p in m.parts if isinstance(p, Image | Audio))
-        assert isinstance(part.source, bytes)
-        if name.endswith(".png"):
-            (folder / name).write_bytes(part.source)
-        else:
-            soundfile.write(folder / name, *soundfile.read(io.BytesIO(part.source)))
-        print(f"{name}: {sample.id}, the right answer is {sample.answer!r}")
+    shutil.copy(PACKAGE / "media" / "digit.png", folder / "digit.png")
+    (clip,) = (PACKAGE / "media").glob("asr_digits.*")
+    soundfile.write(folder / "clip.wav", *soundfile.read(clip))
 
 
 def record(folder: Path, out: Path) -> None:
     """Types the commands in a terminal of asciinema's and draws it."""
     steps = (
         "chafa -c full --symbols half -s 16x8 digit.png",
-        f'polyphi chat runs/nano/model --image digit.png "{QUESTION}"',
-        "polyphi transcribe runs/nano/model clip.wav",
-        "polyphi serve runs/nano 2> log.txt &",
+        f'polyphi chat nano --image digit.png "{QUESTION}"',
+        "polyphi transcribe nano clip.wav",
+        "polyphi serve nano 2> log.txt &",
         "tail -3 ask.py",
         "python ask.py",
     )
@@ -135,7 +120,12 @@ def wait(step: str) -> str:
 def environment() -> dict[str, str]:
     """`polyphi` and `python` are those that run this file."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "TERM": "xterm-256color", "PYTHONWARNINGS": "ignore"}
+    extra = {
+        "PYTHONPATH": str(PACKAGE.parent),
+        "TERM": "xterm-256color",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return {**os.environ, "PATH": path, **extra}
 
 
 def cap_gaps(cast: Path) -> None:
@@ -185,11 +175,11 @@ def photograph(folder: Path, out: Path) -> None:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """A server of the run, on a free port."""
+    """A server of the model, on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "polyphi.cli", "serve", "runs/nano", "--port", str(port)]
+    command = [sys.executable, "-m", "polyphi.cli", "serve", "nano", "--port", str(port)]
     server = subprocess.Popen(command, cwd=folder, env=environment())
     url = f"http://127.0.0.1:{port}"
     try:
@@ -207,6 +197,6 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("expected: python tests/record.py terminal|page RUN")
+    if len(sys.argv) != 2:
+        raise SystemExit("expected: python tests/record.py terminal|page")
     main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """Fill the package polyphi-nano from a finished run of the recipe.
 
-    python models/nano/fill.py runs/nano
+    python models/nano/fill.py runs/nano [--commit COMMIT]
 
 Writes the model, manifest.json (commit, seed, scores, hashes, data with their licences), and held-out samples with the
 model's answers, whose images and clips may be published.
@@ -9,14 +9,15 @@ model's answers, whose images and clips may be published.
 import argparse
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.runtime.files import sha256, write_json
-from polyphi.train.state import code_revision
 from polyphi_eval.baselines import read
 from polyphi_eval.heldout import find
 from polyphi_recipe.report.page import collect
@@ -24,6 +25,8 @@ from polyphi_recipe.report.samples import Draw
 
 PACKAGE = Path(__file__).parent / "polyphi_nano"
 ROWS = 20
+DEMO = ("digit", "asr_digits")
+"""Tasks of which a sample is always among the rows: pages of the documentation use their media."""
 SUFFIXES = {b"\x89PNG": ".png", b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
 SCORE = (
     *("task", "title", "modality", "metric", "n", "score", "low", "high", "core", "goal"),
@@ -32,8 +35,8 @@ SCORE = (
 """What the manifest has of a task's result; benchmarks/tables.py writes docs/tables/nano.md from it."""
 
 
-def fill(run: Path, package: Path = PACKAGE) -> None:
-    """Replace the package's files by those of a run. Raises ValueError for a run that isn't finished."""
+def fill(run: Path, commit: str, package: Path = PACKAGE) -> None:
+    """Replace the package's files by those of a run at a commit. Raises ValueError for a run that isn't finished."""
     if not (run / "model" / "config.json").exists() or not (run / "report.json").exists():
         raise ValueError(f"expected a finished run, found no model and report in {run}: make nano")
     for name in ("model", "media"):
@@ -45,15 +48,15 @@ def fill(run: Path, package: Path = PACKAGE) -> None:
     rows = [row(package, entry) for entry in samples(run, report)]
     lines = (json.dumps(r, ensure_ascii=False) for r in rows)
     (package / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(package / "manifest.json", manifest(run, report, package))
+    write_json(package / "manifest.json", manifest(report, commit, package))
 
 
 def samples(run: Path, report: Mapping[str, Any]) -> Iterator[tuple[Sample, Mapping[str, Any]]]:
-    """The page's examples and further samples, with the line of the model's answer; without those of the reasoning
-    model, which the package doesn't have."""
+    """Samples of `DEMO`, the page's examples and further samples, with the line of the model's answer; without those of
+    the reasoning model, which the package doesn't have."""
     tasks = [t for t in report["tasks"] if not t["corpus"].startswith("reasoning")]
     draw = Draw(run, tasks, report["seed"])
-    entries = [*draw.examples(), *draw.gallery()][:ROWS]
+    entries = [*draw.take(DEMO, len(DEMO)), *draw.examples(), *draw.gallery()][:ROWS]
     for entry in entries:
         (task,) = find(entry["task"])
         (sample,) = (s for s in Shards(run / "data" / task.corpus / "test") if s.id == entry["id"])
@@ -69,7 +72,7 @@ def row(package: Path, entry: tuple[Sample, Mapping[str, Any]]) -> dict[str, Any
     return {
         "task": task.name,
         "id": sample.id,
-        "messages": [content(package, sample.id, message) for message in sample.prompt],
+        "messages": [content(package, task.name, message) for message in sample.prompt],
         "max_tokens": task.params(sample).max_tokens,
         "answer": line["answer"],
         "reference": sample.answer,
@@ -80,13 +83,13 @@ def row(package: Path, entry: tuple[Sample, Mapping[str, Any]]) -> dict[str, Any
     }
 
 
-def content(package: Path, id: str, message: Message) -> dict[str, Any]:
+def content(package: Path, task: str, message: Message) -> dict[str, Any]:
     parts: list[dict[str, str]] = []
     for part in message.parts:
         if isinstance(part, Image | Audio):
             assert isinstance(part.source, bytes)
             suffix = next(s for start, s in SUFFIXES.items() if part.source.startswith(start))
-            path = package / "media" / f"{id}-{len(parts)}{suffix}"
+            path = next(p for p in paths(package / "media" / task, suffix) if not p.exists())
             path.write_bytes(part.source)
             kind = "image" if isinstance(part, Image) else "audio"
             parts.append({"type": kind, "file": f"media/{path.name}"})
@@ -98,12 +101,18 @@ def content(package: Path, id: str, message: Message) -> dict[str, Any]:
     )
 
 
-def manifest(run: Path, report: Mapping[str, Any], package: Path) -> dict[str, Any]:
+def paths(stem: Path, suffix: str) -> Iterator[Path]:
+    """Names for the media of a task: digit.png, digit-2.png, and so on."""
+    yield stem.with_name(stem.name + suffix)
+    yield from (stem.with_name(f"{stem.name}-{i}{suffix}") for i in count(2))
+
+
+def manifest(report: Mapping[str, Any], commit: str, package: Path) -> dict[str, Any]:
     files = sorted(p for name in ("model", "media") for p in (package / name).rglob("*"))
     files.append(package / "rows.jsonl")
     data = report["data"]["sources"]
     return {
-        "commit": code_revision(),
+        "commit": commit,
         "size": report["size"],
         "seed": report["seed"],
         "precision": report["precision"],
@@ -117,12 +126,20 @@ def manifest(run: Path, report: Mapping[str, Any], package: Path) -> dict[str, A
     }
 
 
+def head() -> str:
+    """The commit of the checkout."""
+    command = ["git", "-C", str(PACKAGE), "rev-parse", "--short=8", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    run = parser.parse_args(arguments).run
+    parser.add_argument("--commit", help="at which the run was trained; default: the present one")
+    options = parser.parse_args(arguments)
+    commit = options.commit or head()
     try:
-        fill(run)
+        fill(options.run, commit)
     except ValueError as error:
         parser.error(str(error))
     size = sum(p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file())

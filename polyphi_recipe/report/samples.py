@@ -49,7 +49,7 @@ class Draw:
         for task in core:
             media = {m["kind"] for m in self._lines[task][0]["media"]}
             by_media[tuple(sorted(media))].append(task)
-        return [e for media, n in EXAMPLES.items() for e in self._take(by_media[media], n)]
+        return [e for media, n in EXAMPLES.items() for e in self.take(by_media[media], n)]
 
     def gallery(self) -> list[dict[str, Any]]:
         """Samples of all tasks, GALLERY of each modality, in the order of the results."""
@@ -57,10 +57,10 @@ class Draw:
         entries: list[dict[str, Any]] = []
         for modality, n in GALLERY.items():
             tasks = [r["task"] for r in self._results if r["modality"] == modality]
-            entries += self._take(tasks, n)
+            entries += self.take(tasks, n)
         return sorted(entries, key=lambda e: order[e["task"]])
 
-    def _take(self, tasks: Iterable[str], n: int) -> list[dict[str, Any]]:
+    def take(self, tasks: Iterable[str], n: int) -> list[dict[str, Any]]:
         """Up to n samples, one of each task in turn; fewer where MAX_MEDIA is reached."""
         turns = deque(tasks)
         entries: list[dict[str, Any]] = []

@@ -14,7 +14,8 @@ from cyclopts import CycloptsError
 from polyphi.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$")
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -44,6 +45,8 @@ def test_links_and_anchors_exist(page: Path) -> None:
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{page.name} links to {target}, which isn't there"
+        inside = file.is_relative_to(DOCS) or not page.is_relative_to(DOCS)
+        assert inside, f"{page.name} links to {target}, which the site doesn't have"
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), f"{page.name} links to {target}: no such heading"
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,8 +62,10 @@ def check(package: ModuleType) -> None:
     assert manifest["scores"] and all(d["licence"] for d in manifest["data"].values())
 
 
-@pytest.mark.skipif(find_spec("polyphi_nano") is None, reason="polyphi-nano isn't installed")
-def test_the_package_answers_as_stored() -> None:
+def test_the_package_answers_as_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)  # a folder called nano would come first
+    monkeypatch.delitem(sys.modules, "polyphi_nano", raising=False)
     check(importlib.import_module("polyphi_nano"))
 
 
@@ -79,7 +80,7 @@ def test_a_package_filled_from_a_micro_run(tmp_path: Path, monkeypatch: pytest.M
     (package / "__init__.py").write_text((ROOT / "polyphi_nano" / "__init__.py").read_text())
     monkeypatch.syspath_prepend(ROOT)
     fill = importlib.import_module("fill")
-    fill.fill(run.out, package)
+    fill.fill(run.out, "0" * 8, package)
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "polyphi_nano", raising=False)
