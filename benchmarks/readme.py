@@ -23,7 +23,10 @@ import soundfile
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "core")]
+sys.path[0] = str(
+    ROOT / "tests"
+)  # in place of this folder, whose train.py would hide that of the tests
+sys.path.insert(0, str(ROOT / "tests" / "core"))
 
 import fake_hub  # noqa: E402
 import published  # noqa: E402
@@ -70,6 +73,8 @@ def script(page: str) -> str:
                 lines += timed(background, f"{command}, until it answers")
             elif command:
                 lines += timed(command, command)
+            if command == "cd polyphi":
+                lines.append("cp ../photo.jpg ../clip.wav .")
     return "\n".join(lines) + "\n"
 
 
@@ -88,7 +93,9 @@ def environment(out: Path, endpoint: str) -> dict[str, str]:
         p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != Path(sys.executable).parent
     )
     inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PYTHON", "VIRTUAL_ENV", "HF_", "OMP_"))
     }
     return inherited | {
         "PATH": f"{out / 'bin'}{os.pathsep}{path}",
