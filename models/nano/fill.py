@@ -17,7 +17,7 @@ from typing import Any
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, Text
-from polyphi.runtime.files import sha256, write_json
+from polyphi.runtime.files import RECORD, sha256, write_json
 from polyphi_eval.baselines import read
 from polyphi_eval.heldout import find
 from polyphi_recipe.report.page import collect
@@ -42,7 +42,8 @@ def fill(run: Path, commit: str, package: Path = PACKAGE) -> None:
     for name in ("model", "media"):
         shutil.rmtree(package / name, ignore_errors=True)
     (package / "manifest.json").unlink(missing_ok=True)  # written last
-    shutil.copytree(run / "model", package / "model")
+    # without the record of sizes and times, which a copy changes
+    shutil.copytree(run / "model", package / "model", ignore=shutil.ignore_patterns(RECORD))
     (package / "media").mkdir()
     report, _ = collect(run)
     rows = [row(package, entry) for entry in samples(run, report)]
