@@ -20,7 +20,6 @@ from polyphi.batch import Batch
 from polyphi.image_input import ImageInput
 from polyphi.item_input import ItemInput
 from polyphi.kernels.unpack import outputs_at_once
-from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.options import Switches
@@ -284,11 +283,6 @@ def frozen_bytes(target: StageModel, base: str, cpu: bool = False) -> float:
     return sum(quantize.size(part) for part in parts) + 2 * (total - quantized)
 
 
-LOGIT_BYTES = 4 + 2
-"""Stored per head and pair of patches by explicit attention, the CPU's for small crops: probabilities in float32 and
-bf16."""
-
-
 def layer_bytes(
     target: StageModel, part: str, adapter: str | None = None, cpu: bool = False
 ) -> float:
@@ -319,10 +313,7 @@ def layer_bytes(
         return total
     if part == "vision":
         assert vision is not None
-        patches = vision.grid**2
-        explicit = cpu and patches <= MAX_EXPLICIT
-        stored = LOGIT_BYTES * vision.num_attention_heads * patches * explicit
-        return 24 * vision.hidden_size + 4 * vision.intermediate_size + stored
+        return 24 * vision.hidden_size + 4 * vision.intermediate_size
     assert audio is not None
     return 72 * audio.hidden_size + 16 * audio.intermediate_size
 

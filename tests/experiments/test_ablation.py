@@ -112,7 +112,7 @@ def test_the_command_compares_mixes_and_resumes(
 
     monkeypatch.setattr(ablation, "trial", trial)
     cli.main([*arguments, "--seeds", "2"], commands)
-    assert "differences to the stage's own mix" in capsys.readouterr().out
+    assert "the stage's own mix" in capsys.readouterr().out
     (folder,) = (out / "ablation").iterdir()
     table = json.loads((folder / "table.json").read_text())
     arms = list(table["mixes"])
