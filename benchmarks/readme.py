@@ -12,6 +12,7 @@ answer of the nano model about an image. Prints the seconds of each command, as 
 import argparse
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -23,10 +24,8 @@ import soundfile
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(
-    ROOT / "tests"
-)  # in place of this folder, whose train.py would hide that of the tests
-sys.path.insert(0, str(ROOT / "tests" / "core"))
+# In place of this folder, whose train.py would hide that of the tests.
+sys.path[:1] = [str(ROOT / "tests" / "core"), str(ROOT / "tests")]
 
 import fake_hub  # noqa: E402
 import published  # noqa: E402
@@ -107,7 +106,7 @@ def environment(out: Path, endpoint: str) -> dict[str, str]:
 
 
 def media(folder: Path) -> None:
-    """The files of its own that a newcomer has: a photo, a recording, and rows to train on."""
+    """A newcomer's own files: a photo and a recording."""
     folder.mkdir()
     Image.new("RGB", (64, 48), "red").save(folder / "photo.jpg")
     wave = 0.1 * np.sin(np.arange(16_000) * 0.2)
@@ -143,6 +142,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new folder for everything")
     parser.add_argument("--python", type=Path, default=Path(sys.executable))
     options = parser.parse_args()
+    with socket.socket() as listener:  # another server there would answer in place of ours
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 8000))
     out = options.out.resolve()
     out.mkdir(parents=True)
     (out / "bin").mkdir()

@@ -308,12 +308,13 @@ def layer_bytes(
         ):
             lora = target.config.adapters[adapter]
             total += inputs + 4 * 2 * lora.rank
-            if lora.dropout:  # the dropout mask: a byte per input, on the CPU a number
-                total += (4 if cpu else 1) * (2 * size + q + inner) + 2 * q * (not cpu)
+            if lora.dropout:  # the dropout mask: a byte per input, on the CPU a factor in bf16
+                total += (2 if cpu else 1) * (2 * size + q + inner) + 2 * q * (not cpu)
         return total
     if part == "vision":
         assert vision is not None
-        return 24 * vision.hidden_size + 4 * vision.intermediate_size
+        # With our kernels queries, keys and values share one bf16 copy of their input.
+        return (20 if cpu else 24) * vision.hidden_size + 4 * vision.intermediate_size
     assert audio is not None
     return 72 * audio.hidden_size + 16 * audio.intermediate_size
 

@@ -26,9 +26,8 @@ def product(
     x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*T O"]:
     """W x + bias."""
-    if (
-        x.requires_grad
-    ):  # otherwise autograd doesn't store the weight, and a copy would be additional memory
+    # Without a gradient of x autograd doesn't store the weight, and a copy would be additional memory.
+    if x.requires_grad:
         weight = autocast_weight(weight)
     if bf16.supports(x, weight):
         y = bf16.linear(x.reshape(-1, x.shape[-1]), weight, bias)

@@ -142,9 +142,8 @@ def test_the_page_of_a_manifest(history: list[str], tables: ModuleType, tmp_path
 
 
 def test_the_page_of_the_packaged_nano_model_is_current(tables: ModuleType) -> None:
-    if MANIFEST.exists() and PAGE.exists():
-        (row,) = tables.measurements(PAGE)
-        manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
-        text = tables.nano_page(manifest, row.date)
-        command = f"python benchmarks/tables.py nano {MANIFEST.relative_to(ROOT)}"
-        assert PAGE.read_text(encoding="utf-8") == text, f"run `{command}`"
+    (row,) = tables.measurements(PAGE)
+    manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    text = tables.nano_page(manifest, row.date)
+    command = f"python benchmarks/tables.py nano {MANIFEST.relative_to(ROOT)}"
+    assert PAGE.read_text(encoding="utf-8") == text, f"run `{command}`"
