@@ -63,8 +63,8 @@ def test_flops_are_torchs(name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["text_3_post", "vision_3_generative", "speech_2_post"])
 def test_memory_is_that_of_a_process(name: str) -> None:
-    """Beside the counted tensors the plan was 1 and 3 % below (text, speech) and 2 % above (vision). The process grows by 15
-    to 36 MB more than the tensors, whatever the size: scratch of kernels, what the allocator doesn't return."""
+    """The plan was 1 and 3 % below the counted tensors (text, speech) and 2 % above (vision). The process grows by
+    15 to 36 MB more than the tensors, whatever the size: scratch of kernels, what the allocator doesn't return."""
     script = Path(__file__).parents[3] / "benchmarks/stage_memory.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     out = subprocess.run(
