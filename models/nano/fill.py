@@ -18,6 +18,7 @@ from typing import Any
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.runtime.files import RECORD, sha256, write_json
+from polyphi.train.state import code_revision
 from polyphi_eval.baselines import read
 from polyphi_eval.heldout import find
 from polyphi_recipe.report.page import collect
@@ -35,10 +36,12 @@ SCORE = (
 """What the manifest has of a task's result; benchmarks/tables.py writes docs/tables/nano.md from it."""
 
 
-def fill(run: Path, commit: str, package: Path = PACKAGE) -> None:
-    """Replace the package's files by those of a run at a commit. Raises ValueError for a run that isn't finished."""
+def fill(run: Path, commit: str | None, package: Path = PACKAGE) -> None:
+    """Replace the package's files by those of a run at a commit, by default the checkout's. Raises ValueError for a run
+    that isn't finished."""
     if not (run / "model" / "config.json").exists() or not (run / "report.json").exists():
         raise ValueError(f"expected a finished run, found no model and report in {run}: make nano")
+    commit = commit or commit_of(run)
     for name in ("model", "media"):
         shutil.rmtree(package / name, ignore_errors=True)
     (package / "manifest.json").unlink(missing_ok=True)  # written last
@@ -127,8 +130,13 @@ def manifest(report: Mapping[str, Any], commit: str, package: Path) -> dict[str,
     }
 
 
-def head() -> str:
-    """The commit of the checkout."""
+def commit_of(run: Path) -> str:
+    """The checkout's commit. Raises ValueError for a run of other sources."""
+    manifests = run.glob("stages/*/manifest.json")
+    if {json.loads(path.read_text())["code"] for path in manifests} != {code_revision()}:
+        raise ValueError(
+            f"expected a run of the present sources in {run}, found one of others: name its commit with --commit"
+        )
     command = ["git", "-C", str(PACKAGE), "rev-parse", "--short=8", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -138,9 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--commit", help="at which the run was trained; default: the present one")
     options = parser.parse_args(arguments)
-    commit = options.commit or head()
     try:
-        fill(options.run, commit)
+        fill(options.run, options.commit)
     except ValueError as error:
         parser.error(str(error))
     size = sum(p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file())

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,19 @@ def test_an_unfinished_run_is_refused(
     with pytest.raises(SystemExit, match="2"):
         importlib.import_module("fill").main([str(tmp_path)])
     assert "make nano" in capsys.readouterr().err
+
+
+def test_a_run_of_other_sources_needs_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    fill = importlib.import_module("fill")
+    manifest = tmp_path / "stages" / "text_1_pretrain" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"code": "0"}))
+    with pytest.raises(ValueError, match="--commit"):
+        fill.commit_of(tmp_path)
+    manifest.write_text(json.dumps({"code": fill.code_revision()}))
+    assert fill.commit_of(tmp_path) == subprocess.getoutput(
+        f"git -C {ROOT} rev-parse --short=8 HEAD"
+    )
