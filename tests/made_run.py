@@ -8,7 +8,7 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,12 @@ class Model:
         return Completion((own if knows else other).answer)
 
 
-def evaluate(out: Path, n: int, skill: Mapping[str, float] = SKILL) -> list[dict[str, Any]]:
+def evaluate(
+    out: Path, n: int, skill: Mapping[str, float] = SKILL, tasks: Iterable[Benchmark] = TASKS
+) -> list[dict[str, Any]]:
     """Corpora of n samples of each task, and the answers to them; the rows that come of them."""
     by_corpus: dict[str, dict[str, Sample]] = {}
-    for task in TASKS:
+    for task in tasks:
         samples = [sample(task, i) for i in range(n)]
         by_corpus.setdefault(task.corpus, {}).update({s.id: s for s in samples})
         model = Model(task, samples, skill.get(task.name, 0.9))

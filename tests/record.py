@@ -18,7 +18,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
+from ports import free_port
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(__file__).parents[1] / "models" / "nano" / "polyphi_nano"
@@ -176,9 +176,7 @@ def photograph(folder: Path, out: Path) -> None:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """A server of the model, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "polyphi.cli", "serve", "nano", "--port", str(port)]
     server = subprocess.Popen(command, cwd=folder, env=environment())
     url = f"http://127.0.0.1:{port}"

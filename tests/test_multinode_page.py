@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import published
 import pytest
+from ports import free_port
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +26,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "clips.jsonl").rename(desk / "calls.jsonl")
     (desk / "examples").symlink_to(ROOT / "examples")
     return desk
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def environment() -> dict[str, str]:
@@ -98,7 +92,7 @@ def test_the_batch_file_on_two_nodes(desk: Path, tmp_path: Path) -> None:
         "SLURM_NNODES": "2",
         "SLURM_JOB_ID": "7",
         "GPUS_PER_NODE": "1",
-        "PORT": free_port(),
+        "PORT": str(free_port()),
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
     }
     arguments = ["speech", "--model", str(desk / "phi"), *TINY]

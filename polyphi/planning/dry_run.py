@@ -180,7 +180,7 @@ def dry_run(
             group["glob"],
             sum(parallel.local(p).numel() for p in group["params"]),
             group["peak"],
-            group["weight_decay"],
+            group.get("weight_decay", 0.0),  # Muon has none
         )
         for group in optimizer.param_groups
     ]

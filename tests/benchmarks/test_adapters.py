@@ -37,6 +37,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 def test_no_request_is_answered_by_the_wrong_adapter(
     benchmark: ModuleType,
     tiny_config: ModelConfig,

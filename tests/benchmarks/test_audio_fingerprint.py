@@ -13,6 +13,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 def test_it_counts_false_and_missed_matches(benchmark: Callable[[str], ModuleType]) -> None:
     script = benchmark("audio_fingerprint")
     every = list(script.pairs(1, 20))

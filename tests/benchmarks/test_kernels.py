@@ -96,6 +96,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return command
 
 
+@pytest.mark.long
 def test_every_row_is_printed_with_the_best_peer(bench, pretend, capsys) -> None:
     bench.main(["--json", "--repeats", "1", "--layers", "1", "--peer-dtype", "bf16"])
     rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}

@@ -88,6 +88,7 @@ def run(load: ModuleType, running: Running, tasks: list[str], **options: Any) ->
     return asyncio.run(all_of_them())
 
 
+@pytest.mark.long
 def test_every_task_gets_a_whole_answer(
     load: ModuleType, running: Running, broken: Callable[[float], None]
 ) -> None:

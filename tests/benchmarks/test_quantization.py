@@ -89,6 +89,7 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
     assert 0 < far["int8"] < far["int4"]
 
 
+@pytest.mark.long
 def test_tables_of_a_checkpoint_and_a_text(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

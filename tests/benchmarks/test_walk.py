@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from variants import few
 
 
 @pytest.fixture
@@ -105,19 +104,17 @@ def test_functions_are_entered_once_however_often_they_continue(
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "works", "files"),
-    few(
-        [
-            (
-                "train",
-                ["train", "train, one step"],
-                ["polyphi/cli/train.py", "polyphi/processing/processor.py", "polyphi/batch.py"],
-            ),
-            ("chat", ["chat"], ["polyphi/serve/chat.py", "polyphi/batch.py"]),
-        ],
-        1,
-    ),
+    [
+        (
+            "train",
+            ["train", "train, one step"],
+            ["polyphi/cli/train.py", "polyphi/processing/processor.py", "polyphi/batch.py"],
+        ),
+        ("chat", ["chat"], ["polyphi/serve/chat.py", "polyphi/batch.py"]),
+    ],
 )
 def test_a_walk(
     script: ModuleType,

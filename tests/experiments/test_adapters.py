@@ -52,7 +52,7 @@ def test_runs_may_have_different_samples(tmp_path: Path) -> None:
         ("c", 0.2, ""),
         ("d", 0.2, "other-"),
     ):
-        evaluate(tmp_path / name, 40, skill={t.name: skill for t in TASKS})
+        evaluate(tmp_path / name, 40, skill={task.name: skill}, tasks=[task])
         path = tmp_path / name / "eval" / "digit.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({**x, "id": shift + x["id"]}) + "\n" for x in lines))

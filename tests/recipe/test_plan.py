@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from variants import few
 
 from polyphi import cli
 from polyphi.planning import fit
@@ -50,7 +51,9 @@ def test_samples_that_are_compared_are_divided() -> None:
     assert smaller.memory["activations"] == pytest.approx(one.memory["activations"] / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["text_2_long", "vision_4_multiframe", "joint_1_vision_speech"])
+@pytest.mark.parametrize(
+    "name", few(["text_2_long", "vision_4_multiframe", "joint_1_vision_speech"], 1)
+)
 def test_a_fitting_setting_is_fast(name: str) -> None:
     plain, fitting = (plan.plan(name, FULL, Hardware("64xA100"), fit=fit) for fit in (False, True))
     assert fitting.fits
@@ -96,9 +99,9 @@ def test_options_are_readable_in_a_narrow_terminal(capsys: pytest.CaptureFixture
 
 
 def test_more_devices_are_faster_and_send_more() -> None:
-    few, many = (plan.plan("vision_2_joint", FULL, Hardware(d)) for d in ("16xH100", "64xH100"))
-    assert many.seconds < few.seconds
-    assert many.traffic["gradients"] > few.traffic["gradients"]
+    small, large = (plan.plan("vision_2_joint", FULL, Hardware(d)) for d in ("16xH100", "64xH100"))
+    assert large.seconds < small.seconds
+    assert large.traffic["gradients"] > small.traffic["gradients"]
 
 
 def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

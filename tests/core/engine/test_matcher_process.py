@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from variants import few
 
 from polyphi.engine import structured
 from polyphi.engine.engine import Engine
@@ -156,11 +157,14 @@ def test_a_first_process_that_is_ending_is_replaced(tokenizer: Tokenizer) -> Non
 
 
 @pytest.mark.usefixtures("no_processes")
-def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("times", few([50, 250], 1))
+def test_processes_that_end_while_they_are_killed_end_no_others(
+    tokenizer: Tokenizer, times: int
+) -> None:
     """And all are reaped. The first process ended here within a thousand when it had a handler of SIGCHLD."""
     first, dice = structured._cached_starter(tokenizer).process, random.Random(0)
     invalid = Grammar("regex", "(")
-    for _ in range(250):
+    for _ in range(times):
         running = [structured.MatcherProcess(invalid, tokenizer) for _ in range(4)]
         running[0].wait(1)
         time.sleep(dice.random() * 0.002)

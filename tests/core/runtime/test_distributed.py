@@ -1,12 +1,12 @@
 """The process group: errors of its processes, and their devices."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from ports import free_port
 
 from polyphi.runtime import distributed
 
@@ -26,10 +26,7 @@ raise RuntimeError("bad luck")
 @pytest.mark.long
 def test_the_error_of_a_process_that_fails_during_collectives_is_shown() -> None:
     """gloo's threads hold tensors that Python owns; without leaving the group 19 of 20 such runs were aborted."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", FAILS],

@@ -314,7 +314,7 @@ from polyphi.serve import run
 from polyphi.serve.app import create_app
 from polyphi.serve.settings import Settings
 
-settings = Settings("tiny", port=0, max_waiting=64)
+settings = Settings("tiny", port=0, max_waiting=64, drain_seconds=1.0)
 listening = run.bind(settings)
 print(listening.getsockname()[1], flush=True)
 

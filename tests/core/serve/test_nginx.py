@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from ports import free_port
 from serve.conftest import Running, serving
 from starlette.responses import Response
 from websockets.sync.client import connect
@@ -72,10 +73,8 @@ class Proxied:
 @contextmanager
 def proxied(engine: Engine, folder: Path, changes: Mapping[str, str] = {}) -> Iterator[Proxied]:
     """`changes`: other settings in place of those of deploy/nginx.conf for which a test would wait too long."""
-    with serving(engine, Settings("tiny", hosts=(NAME,))) as running, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with serving(engine, Settings("tiny", hosts=(NAME,))) as running:
+        port = free_port()
         config = CONFIG.read_text()
         edits = {
             "127.0.0.1:8000": running.url.removeprefix("http://"),

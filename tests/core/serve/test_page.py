@@ -649,6 +649,7 @@ def test_another_answer_differs(page: Page, server: PageServer) -> None:
     assert len(chats(server)) == 6
 
 
+@pytest.mark.long
 def test_answers_are_continued_and_edited(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     assert page.say("long story") == "You said: long story 🙂é"
@@ -683,6 +684,7 @@ def test_answers_are_continued_and_edited(page: Page, server: PageServer) -> Non
     assert page.texts(".markdown") == ["You said: long story 🙂é And more."]
 
 
+@pytest.mark.long
 def test_drafts_survive_a_reload(page: Page, server: PageServer) -> None:
     def keys() -> list[str]:
         return page.run("return Object.keys(localStorage).filter((k) => k.includes('draft'))")
@@ -739,6 +741,7 @@ def test_drafts_survive_a_reload(page: Page, server: PageServer) -> None:
     assert page.of("#draft", "value") == "" and media() == 1
 
 
+@pytest.mark.long
 def test_a_reloaded_conversation_is_at_its_end(page: Page, server: PageServer) -> None:
     def short() -> float:
         """Pixels from the end."""
@@ -783,6 +786,7 @@ def test_a_reloaded_conversation_is_at_its_end(page: Page, server: PageServer) -
     assert short() < 2, "the other version is at its end"
 
 
+@pytest.mark.long
 def test_presets(page: Page, server: PageServer) -> None:
     def preset() -> str:
         return page.run("return document.getElementById('preset').selectedOptions[0].textContent")
@@ -826,6 +830,7 @@ def test_presets(page: Page, server: PageServer) -> None:
     assert len(page.all("#preset option")) == 4
 
 
+@pytest.mark.long
 def test_the_menu_of_models_by_keyboard(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     server.props["adapters"].append("medical")  # loaded after the page
@@ -858,6 +863,7 @@ def test_the_menu_of_models_by_keyboard(page: Page, server: PageServer) -> None:
     assert page.texts("#model-name") == ["phi-mock"]
 
 
+@pytest.mark.long
 def test_settings_go_with_the_request(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     page.click("#settings-open")
@@ -1028,6 +1034,7 @@ def test_a_key_is_asked_for_and_kept_as_long_as_wished(page: Page, server: PageS
 # ---------------------------------------------------------------- history, layout, keys
 
 
+@pytest.mark.long
 def test_export_and_import_are_a_round_trip(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     page.drop("a.png", png(50, 30))
@@ -1165,6 +1172,7 @@ def test_everything_by_keyboard(page: Page, server: PageServer) -> None:
     assert [name for name in order if name in expected] == expected
 
 
+@pytest.mark.long
 def test_the_phone_layout(page: Page, server: PageServer, tmp_path: Path) -> None:
     page.phone()
     page.open(server.url).ready()

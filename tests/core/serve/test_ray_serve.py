@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import httpx2
 import pytest
 from engine.conftest import picture
 from openai import OpenAI
+from ports import free_port
 from serve.saved import save
 from serve.test_chat import image_part
 
@@ -36,9 +36,7 @@ def url(engine: Engine, tmp_path: Path) -> Iterator[str]:
     assert spec and spec.loader
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ray.init(
         num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False
     )

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import published
 import pytest
 import torch
 from items import FILE, csv, motion, series
+from ports import free_port
 from safetensors.torch import load_file
 from train.small import Fails, make_model, make_processor, trajectory
 
@@ -150,12 +150,14 @@ def test_recomputed_activations_give_the_same(run: Callable[..., Path]) -> None:
     assert next(losses) == pytest.approx(next(losses), rel=1e-5)
 
 
+@pytest.mark.long
 def test_worker_processes_read_the_same(run: Callable[..., Path]) -> None:
     straight = run()
     beside = run(out="workers", machine=MachineOptions(workers=2))
     assert trajectory(beside) == trajectory(straight)
 
 
+@pytest.mark.long
 def test_two_processes_give_the_numbers_of_one(source: Path, tmp_path: Path) -> None:
     """Also where a process has rows of text alone: it contributes zeros for the tower."""
     (source / "words.jsonl").write_text('{"question": "what is it", "answer": "blue"}\n' * 6)
@@ -165,9 +167,7 @@ def test_two_processes_give_the_numbers_of_one(source: Path, tmp_path: Path) -> 
     command = ["train", str(FILE), str(tmp_path / "stage.py"), *options, "--micro-tokens", "40"]
     code = "import sys; from polyphi.cli import main; main(sys.argv[1:])"
     for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         started = [
             forked.start(
                 *(code, *command, "--out", str(tmp_path / str(world))),

@@ -1,18 +1,20 @@
 """Several processes (gloo) give the results of one, with replicas and shards, also where a run is stopped."""
 
 import json
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 from train import small
+from variants import few
 
 from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.messages import Image, Message
@@ -32,13 +34,10 @@ def run_processes(
     out: Path, corpora: Path, *options: str, processes: int = 2, code: int = 0
 ) -> None:
     """Run several processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     command = ("from train import small; small.main()", str(out), str(corpora), *options)
@@ -98,44 +97,69 @@ EVALUATED = (
     ("--stage", "language", "--patience", "1", "--fsdp", "2"),
     ("--stage", "language", "--patience", "1", "--context-parallel", "2"),
 )
+QUICK = (
+    ("--stage", "everything"),
+    ("--stage", "language", "--context-parallel", "2"),
+    ("--stage", "apart", "--fsdp", "2"),
+    ("--stage", "contrast", "--fsdp", "2"),
+    ("--stage", "language", "--patience", "1", "--fsdp", "2"),
+)
+
+
+def quick_of(runs: tuple[tuple[str, ...], ...]) -> list[Any]:
+    return few([(options,) for options in runs], lambda run: run[0] in QUICK)
 
 
 @pytest.fixture(scope="module")
-def by_two(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
-    """Folders of runs of two processes, which make them one after another, so that they import once."""
+def by_two(
+    corpora: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, ...]], Path]:
+    """Folders of runs of two processes, which make the quick ones, or all others, and so import once."""
     folder = tmp_path_factory.mktemp("by_two")
     folders = {options: folder / str(i) for i, options in enumerate((*BY_TWO, *EVALUATED))}
-    (first, *options), *others = ((out, *options) for options, out in folders.items())
-    for out, *more in others:
-        options += ["--then", str(out), str(corpora), *more]
-    run_processes(first, corpora, *options)
-    return folders
+
+    @cache
+    def make(quick: bool) -> None:
+        group = {o: out for o, out in folders.items() if (o in QUICK) == quick}
+        (first, *options), *others = ((out, *options) for options, out in group.items())
+        for out, *more in others:
+            options += ["--then", str(out), str(corpora), *more]
+        run_processes(first, corpora, *options)
+
+    def of(options: tuple[str, ...]) -> Path:
+        make(options in QUICK)
+        return folders[options]
+
+    return of
 
 
-@pytest.mark.parametrize("options", BY_TWO, ids=" ".join)
+@pytest.mark.parametrize("options", quick_of(BY_TWO), ids=" ".join)
 def test_two_processes_give_the_numbers_of_one(
     options: tuple[str, ...],
     alone: Callable[[str], Path],
-    by_two: dict[tuple[str, ...], Path],
+    by_two: Callable[[tuple[str, ...]], Path],
 ) -> None:
-    same(alone(options[1]), by_two[options])
+    same(alone(options[1]), by_two(options))
 
 
-@pytest.mark.parametrize("options", EVALUATED, ids=" ".join)
+@pytest.mark.parametrize("options", quick_of(EVALUATED), ids=" ".join)
 def test_two_processes_stop_where_one_does(
-    options: tuple[str, ...], corpora: Path, by_two: dict[tuple[str, ...], Path], tmp_path: Path
+    options: tuple[str, ...],
+    corpora: Path,
+    by_two: Callable[[tuple[str, ...]], Path],
+    tmp_path: Path,
 ) -> None:
     """They have the same evaluations, and export the weights of the same step."""
     stage = STAGES[options[1]]
     evaluation = EvalOptions(list(stage.data.weights), every=1, patience=1)
     small.run(tmp_path, corpora, stage, evaluation=evaluation)
-    same(tmp_path, by_two[options])
-    one, two = (read_metrics(f / EVALUATIONS) for f in (tmp_path, by_two[options]))
+    folders = tmp_path, by_two(options)
+    same(*folders)
+    one, two = (read_metrics(folder / EVALUATIONS) for folder in folders)
     assert [r["step"] for r in one] == [r["step"] for r in two]
     assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-4)
     one, two = (
-        json.loads((f / "manifest.json").read_text())["evaluation"]
-        for f in (tmp_path, by_two[options])
+        json.loads((folder / "manifest.json").read_text())["evaluation"] for folder in folders
     )
     assert one["exported_step"] == two["exported_step"]
 

@@ -1,10 +1,9 @@
 """Red-team findings: concurrent appends, errors by line, pairs and refusals."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image as Picture
 
@@ -108,8 +107,10 @@ for i in range(30):
     row = {GOOD!r} | {{"prompt": f"{{sys.argv[1]}} {{i}} " + sys.argv[1] * 20000}}
     feedback.append(Path({str(file)!r}), row)
 """
-    running = [subprocess.Popen([sys.executable, "-c", program, str(n)]) for n in range(4)]
-    assert [p.wait() for p in running] == [0] * 4
+    writers = [forked.start(program, str(n)) for n in range(4)]
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
     findings = list(feedback.read(file))
     assert len(findings) == 120 and {len(f.prompt) for f in findings} == {20004, 20005}
     by_writer = [[f.prompt.split()[1] for f in findings if f.prompt[0] == n] for n in "0123"]

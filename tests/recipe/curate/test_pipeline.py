@@ -136,7 +136,7 @@ def test_more_workers_make_the_same_shards(tmp_path: Path) -> None:
     assert one == two and set(one) == {"train", "test"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", few([1, 2], 1))
 def test_tasks_make_parts_that_are_joined_in_order(workers: int, tmp_path: Path) -> None:
     here = work(tmp_path, 20)
     manifests = corpus.build(Corpus("parts", parts, tasks=3), here, Machines(workers=workers))

@@ -1,9 +1,7 @@
 """Synthesis by a teacher: no request is repeated, no refused answer is lost, results are deterministic."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -13,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from replay import Replay
 
@@ -126,12 +125,13 @@ from polyphi.services.endpoint import Endpoint
 list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), concurrency=3))
 """
     with Replay(CHATS, seconds=0.05) as replay:
-        run = subprocess.Popen([sys.executable, "-c", program, replay.where, str(tmp_path / "a")])
+        run = forked.start(program, replay.where, str(tmp_path / "a"))
         while len(replay.requests) < 20:
-            assert run.poll() is None, "the run ended before it could be killed"
+            assert run.exitcode is None, "the run ended before it could be killed"
             time.sleep(0.005)
-        os.kill(run.pid, signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL
+        run.kill()
+        run.join()
+        assert run.exitcode == -signal.SIGKILL
         time.sleep(0.1)
         cached_prompts = {
             line["request"]["messages"][0]["parts"][0]["text"]
