@@ -85,7 +85,7 @@ def test_listed_reasons_pass(tmp_path: Path) -> None:
     assert "2 skipped, 1 xfailed" in result.stdout and "list.toml" not in result.stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_other_reasons_fail_and_are_named(tmp_path: Path, workers: str) -> None:
     result = session(tmp_path, "-n", workers, allowed=ALLOWED, refused=REFUSED, module=MODULE)
     assert result.returncode == 1, result.stdout

@@ -41,7 +41,7 @@ def test_the_example_makes_clean_shards(
         (raw / f"{number}.txt").write_text(DOGS.format(number=number))
     (raw / "bad.jsonl").write_text(json.dumps({"text": "x " * 200, "url": "u"}))
     monkeypatch.chdir(tmp_path)
-    cli.main(["curate", str(EXAMPLE), "--out", "mine", "--size", "micro"])
+    cli.main(["curate", str(EXAMPLE), "--out", "mine", "--size", "micro", "--workers", "2"])
     samples = list(Shards(tmp_path / "mine" / "data" / "pages" / "train"))
     assert len(samples) >= 20 and all("anna.smith" not in s.answer for s in samples)
     assert {step["step"] for step in samples[0].meta["lineage"]} >= {"language"}

@@ -120,7 +120,8 @@ void polyphi_self_attention_backward(int isa, int bf16, const void* q, const voi
                                      const int64_t* strides, const int64_t* starts, const int64_t* counts,
                                      const int64_t* key_counts, int64_t sequences, int64_t heads, int64_t kv_heads,
                                      int64_t d, int64_t longest, int causal, const float* distances,
-                                     float* sums, const void* dy, void* dq, void* dk, void* dv, float* of_distances, Parallel parallel, int threads) {
+                                     float* sums, const void* dy, void* dq, void* dk, void* dv, float* of_distances,
+                                     Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;
     if (bf16) {
