@@ -106,7 +106,7 @@ QUICK = (
 )
 
 
-def quick_of(runs: tuple[tuple[str, ...], ...]) -> list[Any]:
+def with_marks(runs: tuple[tuple[str, ...], ...]) -> list[Any]:
     return few([(options,) for options in runs], lambda run: run[0] in QUICK)
 
 
@@ -133,7 +133,7 @@ def by_two(
     return of
 
 
-@pytest.mark.parametrize("options", quick_of(BY_TWO), ids=" ".join)
+@pytest.mark.parametrize("options", with_marks(BY_TWO), ids=" ".join)
 def test_two_processes_give_the_numbers_of_one(
     options: tuple[str, ...],
     alone: Callable[[str], Path],
@@ -142,7 +142,7 @@ def test_two_processes_give_the_numbers_of_one(
     same(alone(options[1]), by_two(options))
 
 
-@pytest.mark.parametrize("options", quick_of(EVALUATED), ids=" ".join)
+@pytest.mark.parametrize("options", with_marks(EVALUATED), ids=" ".join)
 def test_two_processes_stop_where_one_does(
     options: tuple[str, ...],
     corpora: Path,
