@@ -74,10 +74,11 @@ def is_array(value: Any) -> bool:
 
 
 def png(image: Any) -> bytes:
-    """The PNG file of a PIL image, or of an array [H W], [H W C] or [C H W] with C of 1, 3 or 4: 8-bit integers, or
-    floats from 0 to 1, which are multiplied by 255 and rounded. Where both orders fit, a torch tensor is read as
-    [C H W], any other array as [H W C]. Raises ValueError for anything else."""
-    from PIL import Image
+    """The PNG file of a PIL image, which is turned by the orientation in its EXIF, or of an array [H W], [H W C] or
+    [C H W] with C of 1, 3 or 4: 8-bit integers, or floats from 0 to 1, which are multiplied by 255 and rounded. Where
+    both orders fit, a torch tensor is read as [C H W], any other array as [H W C]. Raises ValueError for anything
+    else."""
+    from PIL import Image, ImageOps
 
     if is_array(image):
         image = Image.fromarray(_pixels(image))
@@ -92,6 +93,7 @@ def png(image: Any) -> bytes:
         )
     out = io.BytesIO()
     try:
+        image = ImageOps.exif_transpose(image)
         stored = image if image.mode in MODES else image.convert("RGB")
         stored.save(out, "PNG", compress_level=1)
     except (OSError, SyntaxError, ValueError) as error:

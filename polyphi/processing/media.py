@@ -40,6 +40,7 @@ from polyphi.processing.file_types import (
     sniff,
 )
 from polyphi.processing.media_decoder import DecoderError
+from polyphi.processing.orientation import SWAPS_SIDES, turn
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop
@@ -151,8 +152,7 @@ def decode_image(
     max_pixels: int = MAX_IMAGE_PIXELS,
     decoders: ForkServer | None = None,
 ) -> Picture:
-    """Return an image as RGB: the first frame or page, without alpha, EXIF orientation ignored, as in the published
-    processor. The orientations that HEIC and TIFF files have in place of EXIF's are applied.
+    """Return an image as RGB: the first frame or page, without alpha, turned by its orientation (orientation.py).
 
     16-bit grey keeps its upper 8 bits (the published processor makes nearly all of it white). Raises `MediaError` for a
     missing file, other formats than those of `IMAGE_FORMATS`, damaged files, and above either limit.
@@ -161,7 +161,7 @@ def decode_image(
         data, name = read_within(source, max_bytes, "picture")
         with _decoder_errors(name, "picture"):
             return media_decoder.image(data, max_pixels=max_pixels, decoders=decoders)
-    file, name = _open_image(source, max_bytes, max_pixels)
+    file, method, name = _open_image(source, max_bytes, max_pixels)
     image: Picture = file
     size = file.size
     try:
@@ -171,7 +171,8 @@ def decode_image(
         if image.mode.startswith("I"):
             image = pil.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         # Converting RGB to RGB would be a second copy.
-        return image if image.mode == "RGB" else image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return image if method is None else image.transpose(method)
     except _PILLOW_ERRORS:
         raise MediaError(
             f"{name}: the picture is damaged or truncated; expected a complete file"
@@ -185,12 +186,14 @@ def image_size(
     max_pixels: int = MAX_IMAGE_PIXELS,
     decoders: ForkServer | None = None,
 ) -> tuple[int, int]:
-    """Return (width, height) in pixels from the header, without decoding; raises as `decode_image` does."""
+    """Return (width, height) in pixels of the result of `decode_image` from the header, without decoding; raises as
+    `decode_image` does."""
     if decoders is not None:
         data, name = read_within(source, max_bytes, "picture")
         with _decoder_errors(name, "picture"):
             return media_decoder.image_size(data, max_pixels=max_pixels, decoders=decoders)
-    return _open_image(source, max_bytes, max_pixels)[0].size
+    image, method, _ = _open_image(source, max_bytes, max_pixels)
+    return image.size[::-1] if method in SWAPS_SIDES else image.size
 
 
 def decode_audio(
@@ -511,8 +514,9 @@ def _too_many_bytes(name: str, media_type: str, limit: int) -> str:
 
 def _open_image(
     source: MediaSource, max_bytes: int, max_pixels: int
-) -> tuple[ImageFile.ImageFile, str]:
-    """Return an image with its header read and its size checked, not decoded yet, and its name for messages."""
+) -> tuple[ImageFile.ImageFile, pil.Transpose | None, str]:
+    """Return an image with its header read and its size checked, not decoded yet, how to turn it, and its name for
+    messages."""
     data, name = read_within(source, max_bytes, "picture")
     file_type = sniff(data)
     if file_type not in IMAGE_FORMATS:
@@ -541,7 +545,7 @@ def _open_image(
         )
     if file_type == "TIFF":
         _check_tiff(image, name, max_pixels)
-    return image, name
+    return image, turn(image, data), name
 
 
 @cache

@@ -59,6 +59,16 @@ def test_a_pil_image_is_processed_as_its_png_file(
     assert len(small) <= len(memory)
 
 
+def test_a_pil_image_of_a_photo_is_turned() -> None:
+    out, exif = io.BytesIO(), pil.Exif()
+    exif[0x0112] = 6
+    pil.fromarray(pixels(20, 10, 3)).save(out, "WEBP", lossless=True, exif=exif)
+    photo = pil.open(out)
+    np.testing.assert_array_equal(decoded(photo), decoded(out.getvalue()))
+    assert decoded(photo).shape == (10, 20, 3)
+    assert photo.size == (10, 20), "the user's image stays as it is"
+
+
 def test_a_png_file_in_memory_is_reproducible(tmp_path: Path) -> None:
     """Caches and fingerprints by bytes see the same image twice, also after a change of the array."""
     array = pixels(9, 12, 3)

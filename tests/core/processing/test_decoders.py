@@ -60,6 +60,7 @@ def clip(format: str, subtype: str | None, rate: int = 16_000, channels: int = 1
 
 PICTURES = {
     "JPEG": picture("JPEG"),
+    "JPEG of a phone": picture("JPEG", exif=b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6" + bytes(7)),
     "progressive JPEG": picture("JPEG", progressive=True),
     "JPEG of four inks": picture("JPEG", "CMYK"),
     "JPEG of two images": picture("MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]),

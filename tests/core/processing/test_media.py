@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from films import film
-from PIL import Image
+from PIL import Image, ImageOps
 from variants import few
 
 from polyphi.processing import media
@@ -105,12 +105,6 @@ def test_16_bit_grey_keeps_its_upper_bits() -> None:
     ]
 
 
-def test_exif_orientation_is_left_alone() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    assert decode_image(encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)).size == (20, 10)
-
-
 @pytest.mark.parametrize(
     ("name", "data", "kind"),
     [
@@ -174,14 +168,40 @@ def test_the_brands_of_a_file_say_what_it_is(brand: bytes, compatible: bytes, ki
     assert sniff(head + b"avifheic" * 9) == kind
 
 
-@pytest.mark.parametrize("format", ["TIFF", "HEIF", "AVIF", "JPEG"])
-def test_which_orientation_is_applied(format: str) -> None:
-    """A HEIC file has its own property for it, which replaces EXIF's, and a TIFF a tag."""
+def with_orientation(value: int, format: str, **options: object) -> bytes:
+    """A picture of 20 x 10 pixels whose EXIF says how to turn it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
     exif = Image.Exif()
-    exif[274] = 6  # a quarter turn
-    data = encode(Image.new("RGB", (64, 32)), format, exif=exif.tobytes())
-    expected = (32, 64) if format in ("TIFF", "HEIF") else (64, 32)
-    assert image_size(data) == decode_image(data).size == expected
+    exif[0x010F], exif[0x0112] = "the camera", value
+    return encode(Image.fromarray(pixels), format, exif=exif.tobytes(), **options)
+
+
+def with_exif_at_the_end(data: bytes) -> bytes:
+    """A PNG file whose EXIF follows the pixels."""
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    return data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_photo_is_turned_by_its_orientation(format: str, value: int) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = with_orientation(value, format, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    for source in (data, with_exif_at_the_end(data)) if format == "PNG" else (data,):
+        picture = decode_image(source)
+        assert image_size(source) == picture.size == ((10, 20) if value > 4 else (20, 10))
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    data = with_orientation(6, "JPEG")
+    entry = data.index(b"Exif") + 6
+    for number in range(entry, entry + 40):
+        for value in (0, 255):
+            changed = data[:number] + bytes([value]) + data[number + 1 :]
+            assert image_size(changed) == decode_image(changed).size
 
 
 def test_sixteen_bits_of_grey_keep_the_upper_eight() -> None:
