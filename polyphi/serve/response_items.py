@@ -58,8 +58,11 @@ class Items:
         return events
 
     def finish(self, finish_reason: str | None) -> list[Event]:
-        """The events at the end of the answer. Without any output there is an empty message."""
-        events: list[Event] = [] if self.items else self._start("message")
+        """The events at the end of the answer. Without any output there is an empty message, with a delta: clients
+        expect one before the text is done."""
+        events: list[Event] = (
+            [] if self.items else [*self._start("message"), self._delta("message", "")]
+        )
         return [*events, *self._close("incomplete" if finish_reason == "length" else "completed")]
 
     def _event(self, type_: str, **fields: Any) -> Event:

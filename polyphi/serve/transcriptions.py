@@ -308,13 +308,17 @@ class Transcriber:
         texts: "asyncio.Queue[str | None]",
         options: Options,
     ) -> AsyncIterator[bytes]:
+        empty = True
         while (text := await texts.get()) is not None:
+            empty = False
             yield event({"type": "transcript.text.delta", "delta": text})
         try:
             transcript = await work
         except ApiError as error:
             yield event(error.body)
             return
+        if empty:  # clients expect a delta before the text is done
+            yield event({"type": "transcript.text.delta", "delta": ""})
         done = {"type": "transcript.text.done", **await self._json(transcript, options)}
         async for piece in self._server.answers.event(done):
             yield piece

@@ -510,6 +510,31 @@ def test_every_api_answers_as_chat_does(
             assert count["input_tokens"] == expected.prompt_tokens
 
 
+def test_an_empty_answer_has_the_events_that_clients_expect(
+    model: Model,  # noqa: F811
+    http: httpx2.Client,
+) -> None:
+    model.text = ""
+    texts = {
+        name: post(http, api.path, {**api.body, **OPTIONS, **api.stream}).text
+        for name, api in APIS.items()
+    }
+    first, last, _ = chat_events(texts["chat"])
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert last["choices"][0]["finish_reason"] == "stop"
+    (choice,) = chat_events(texts["completions"])[0]["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
+    text = [e for e in typed_events(texts["responses"]) if "output_text" in e["type"]]
+    assert [e["type"].rpartition(".")[2] for e in text] == ["delta", "done"]
+    assert text[0]["delta"] == text[1]["text"] == ""
+    # As Anthropic's server: no block, because a block of text that is sent back may not be empty.
+    names = [event["type"] for event in typed_events(texts["messages"])]
+    assert names == ["message_start", "ping", "message_delta", "message_stop"]
+    for name, api in APIS.items():
+        whole = post(http, api.path, {**api.body, **OPTIONS}).json()
+        assert api.answer(api.joined(texts[name])) == api.answer(whole)
+
+
 @pytest.mark.parametrize("api", APIS.values(), ids=APIS)
 def test_text_is_cut_alike(http: httpx2.Client, api: Api) -> None:
     """With every limit, an API gives the same tokens, streamed or not."""

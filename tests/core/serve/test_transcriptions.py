@@ -175,6 +175,14 @@ def test_a_stream_joins_to_the_answer(
     assert events.pop() == "" and json.loads(events[-1].removeprefix("data: "))["text"] == done.text
 
 
+def test_a_stream_without_speech_has_an_empty_delta(client: OpenAI) -> None:
+    stream = client.audio.transcriptions.create(file=silence(20), model="tiny", stream=True)
+    assert [(e.type, e.to_dict().get("delta")) for e in stream] == [
+        ("transcript.text.delta", ""),
+        ("transcript.text.done", None),
+    ]
+
+
 def test_translations(running: Running, client: OpenAI) -> None:
     fields: dict[str, Any] = {"file": CLIP, "model": "tiny"}
     ask: Callable[..., Any] = client.audio.translations.create
