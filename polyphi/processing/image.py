@@ -248,12 +248,12 @@ class ImageReader(Reader):
         self, items: Sequence[Placeholder], slots: Sequence[int], modalities: Collection[str]
     ) -> Steps[ImageInput]:
         cuts: list[ImageCrops] = []
-        for item in items:  # one decoded image in memory at a time
+        for item in items:
             yield
             assert isinstance(item.part, ImagePart)
             with number_in_errors(self.modality, item.number):
-                picture = self.decoded(item.part, item.content.image_size)
-                cuts.append(cut(picture, item.content))
+                # Without a name for the image: one decoded image is in memory at a time.
+                cuts.append(cut(self.decoded(item.part, item.content.image_size), item.content))
         views = [cut.view for cut in cuts if cut.view is not None]
         return ImageInput(
             layouts=tuple(cut.layout for cut in cuts),

@@ -9,7 +9,7 @@ Training and serving both make their rows here. Sizes are plain numbers, so that
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from polyphi.batch import Batch, row
 from polyphi.encoder_input import Inputs
@@ -45,6 +45,14 @@ Supervise = Literal["answers", "last answer", "all"]
 
 class TooLong(ValueError):
     """A row has more tokens than the context; the message has both numbers. A loader may leave the row out."""
+
+
+class MediaSize(NamedTuple):
+    """Bytes of what the encoders read, pixels of all images, and pixels of the largest one."""
+
+    nbytes: int
+    pixels: int
+    most_pixels: int
 
 
 class Processor:
@@ -318,20 +326,21 @@ class Processor:
 
     def media_size(
         self, messages: Sequence[Message], *, max_crops: int | None = None
-    ) -> Steps[tuple[int, int]]:
-        """Return (bytes of what the encoders read, pixels of the images) of a conversation's row, without videos and
-        documents, with a step for each part; from the headers of images and audio, for MP3 approximate. Raises
-        `MediaError` for an unreadable part."""
-        total, pixels = 0, 0
+    ) -> Steps[MediaSize]:
+        """Return the size of the media of a conversation's row, without videos and documents, with a step for each
+        part; from the headers of images and audio, for MP3 approximate. Raises `MediaError` for an unreadable part."""
+        size = MediaSize(0, 0, 0)
         parts = [part for message in messages for part in message.parts]
         for reader in self.readers.values():
             own = [p for p in parts if isinstance(p, Media) and p.modality == reader.modality]
             for number, part in enumerate(own):
                 yield
                 with number_in_errors(reader.modality, number):
-                    more_bytes, more_pixels = reader.size(part, max_crops)
-                total, pixels = total + more_bytes, pixels + more_pixels
-        return total, pixels
+                    nbytes, pixels = reader.size(part, max_crops)
+                size = MediaSize(
+                    size.nbytes + nbytes, size.pixels + pixels, max(size.most_pixels, pixels)
+                )
+        return size
 
     def _with_placeholders(
         self, pieces: Sequence[TemplatePiece], max_crops: int | None, context: int | None

@@ -1,5 +1,6 @@
 """Conversations -> rows. Memory is reserved before media are decoded. Each image and clip is decoded in its client's
-turn: other clients wait for one image, not for a request of 200.
+turn: other clients wait for one image, not for a request of 200. Large images, which take seconds and a gigabyte each,
+have a thread of their own, so that no other image waits for them.
 
 >>> row, sampling = await prepare(server, ticket, messages, "auto", sampling)
 """
@@ -12,6 +13,7 @@ from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Document, Message, SamplingParams, Video, media
 from polyphi.serve.expansion import Expanded, expand
 from polyphi.serve.server import Server, Ticket, is_large
+from polyphi.serve.shares import LARGE_IMAGE
 from polyphi.steps import Steps, result_of, timed
 
 
@@ -29,7 +31,13 @@ async def prepare(
     try:
         expanded = await with_expansion(server, ticket, messages)
         with expanded.errors():
-            steps = _prepare(server, ticket, expanded.messages, adapter, sampling, end)
+            most_pixels = 0
+            if is_large(messages):
+                check = _reserve(server, ticket, expanded.messages)
+                most_pixels = await server.in_steps(True, ticket.caller, check)
+            steps = _row(server, ticket, expanded.messages, adapter, sampling, end)
+            if most_pixels > LARGE_IMAGE:
+                return await server.image_threads.run_steps(ticket.caller.client, steps)
             return await server.in_steps(is_large(messages), ticket.caller, steps)
     except MediaError as error:
         server.metrics.media_rejected(error.reason)
@@ -50,7 +58,21 @@ async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Mess
     return await server.in_steps(True, ticket.caller, steps) if documents else result_of(steps)
 
 
-def _prepare(
+def _reserve(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Steps[int]:
+    """Reserve memory for the row before media are decoded: 64 rows of many images would exceed the machine's. Returns
+    the pixels of the largest image."""
+    size = yield from server.engine.processor.media_size(messages)
+    if size.pixels > (limit := server.settings.max_request_pixels):
+        raise MediaError(
+            f"the images, frames and pages of a request may have {limit:,} pixels in all, found {size.pixels:,}; "
+            "shrink them, or send fewer",
+            "size",
+        )
+    ticket.reserve(size.nbytes)
+    return size.most_pixels
+
+
+def _row(
     server: Server,
     ticket: Ticket,
     messages: Sequence[Message],
@@ -59,15 +81,6 @@ def _prepare(
     end: PromptEnd,
 ) -> Steps[tuple[Batch, SamplingParams]]:
     engine, metrics = server.engine, server.metrics
-    size, pixels = yield from engine.processor.media_size(messages)
-    if pixels > (limit := server.settings.max_request_pixels):
-        raise MediaError(
-            f"the images, frames and pages of a request may have {limit:,} pixels in all, found {pixels:,}; shrink "
-            "them, or send fewer",
-            "size",
-        )
-    # Before media are decoded: 64 rows of many images would exceed the machine's memory.
-    ticket.reserve(size)
     row, seconds = yield from timed(
         engine.rows.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
     )

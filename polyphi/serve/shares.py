@@ -29,6 +29,10 @@ SMALL_THREADS = 4
 LARGE_THREADS = max(1, min(4, cpu.usable() // 4))
 """Threads for large requests: few, so that most cores remain for steps and other work."""
 
+LARGE_IMAGE = 1 << 24
+"""Pixels above which an image is large: 16 bytes of memory each while it is decoded, also where its file has few
+bytes."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -347,6 +351,15 @@ class Shares:
                 most_of(LARGE_THREADS),
                 LARGE_THREADS,
                 "waits for a turn; after each image and audio clip it is another client's",
+            )
+        )
+        self.large_images = FairSlots(
+            Share(
+                f"prompts with an image of more than {LARGE_IMAGE:,} pixels that is being decoded",
+                "prompts",
+                1,
+                1,
+                "waits for a turn; after each image it is another client's",
             )
         )
         self.expansions = FairSlots(

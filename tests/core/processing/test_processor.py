@@ -203,10 +203,12 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
 
     monkeypatch.setattr(ImageReader, "decoded", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
-    sizes, pixels = zip(*(result_of(processor.media_size(chat)) for chat in chats), strict=True)
+    media_sizes = [result_of(processor.media_size(chat)) for chat in chats]
+    sizes, pixels, most_pixels = zip(*media_sizes, strict=True)
     assert list(sizes) == [row.nbytes - row.without_values().nbytes for row in rows]
     assert sizes[0] == sizes[2] > sizes[1] == 0
     assert pixels == (56 * 56 + 2 * 300 * 200, 0, 56 * 56 + 2 * 300 * 200)
+    assert most_pixels == (300 * 200, 0, 300 * 200)
     with pytest.raises(MediaError) as caught:
         result_of(processor.media_size([Message.user(Image(png(56, 56)), Image(b"no image"))]))
     assert (caught.value.part, caught.value.number) == ("image", 1)

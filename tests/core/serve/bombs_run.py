@@ -50,6 +50,14 @@ def still(form: str, side: int, **options: object) -> bytes:
     return out.getvalue()
 
 
+def webp(width: int, height: int) -> bytes:
+    """A lossless WebP of one color."""
+    data = bytearray(still("WEBP", 16, lossless=True))
+    (bits,) = struct.unpack_from("<I", data, 21)  # 14 bits each of width - 1 and height - 1
+    struct.pack_into("<I", data, 21, bits & ~0xFFFFFFF | (height - 1) << 14 | (width - 1))
+    return bytes(data)
+
+
 def silence(seconds: int, rate: int, channels: int = 1, **form: str) -> bytes:
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", rate, channels, **form) as file:
@@ -71,6 +79,7 @@ BOMBS = {
     "a small picture": (lambda: [Image(png(64, 64))], Caps()),
     "40000 x 40000 pixels": (lambda: [Image(png(40_000, 40_000))], Caps()),
     "6 pictures, one at a time": (lambda: [Image(png(4000, 4000), max_crops=1)] * 6, Caps()),
+    "5 pictures of 38 bytes": (lambda: [Image(webp(4000, 4000), max_crops=1)] * 5, Caps()),
     "more pictures than fit": (lambda: [Image(png(4000, 4000))] * 256, Caps()),
     "scans": (lambda: [Image(scans(3000))], Caps()),
     "a long FLAC": (lambda: [Audio(silence(400, 44_100, format="FLAC"))], SHORT),

@@ -24,6 +24,7 @@ from serve.test_fetch import Net, net, page  # noqa: F401
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.processing import media
+from polyphi.serve import prepare
 from polyphi.serve import server as server_module
 from polyphi.serve import transcriptions
 from polyphi.serve.settings import Settings
@@ -302,6 +303,32 @@ def test_b4_a_picture_waits_for_one_picture_of_another_client(
             assert other.post(CHAT, json=images(small, 1)).status_code == 200
         assert [r.status_code for r in responses] == [200]
         assert len(decoded) == 31 and decoded.index(small) < 30, "it waited for all of them"
+
+
+def test_large_pictures_do_not_delay_another_clients(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, one_large_thread: None
+) -> None:
+    large, small = webp(64), webp(32)
+    monkeypatch.setattr(prepare, "LARGE_IMAGE", 33 * 33)
+    go, begun = threading.Event(), threading.Event()
+
+    def before(source: bytes, count: int) -> None:
+        if source == large:
+            begun.set()
+            assert go.wait(60)
+
+    watch_decoding(monkeypatch, before)
+    with two_clients(engine, Settings("tiny")) as (server, one, other):
+        with posting(one, 5, CHAT, json=images(large, 1)) as responses:
+            try:
+                assert begun.wait(30)
+                for client in (one, other):
+                    picture = client.post(CHAT, json=images(small, 1), timeout=20)
+                    assert picture.status_code == 200
+                assert server.shares.large_images.running == 1 and not responses
+            finally:
+                go.set()
+        assert [r.status_code for r in responses] == [200] * 5
 
 
 def leave(
