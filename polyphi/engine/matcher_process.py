@@ -1,8 +1,9 @@
 """The program of the processes that follow grammars with llguidance. structured.py starts it.
 
 What a grammar costs is bounded neither in time nor in memory by llguidance, and a thread in it can't be ended. So each
-grammar has a process, which the kernel ends at its limits; nothing else ends with it. The first process loads the
-tokenizer once, which takes seconds for 200,064 tokens, and forks a process for each grammar in milliseconds.
+grammar has a process, which the kernel ends at its limits; nothing else ends with it. Before it reads the grammar, a
+filter of system calls leaves it its socket, memory and time. The first process loads the tokenizer once, which takes
+seconds for 200,064 tokens, and forks a process for each grammar in milliseconds. Neither has this one's environment.
 
     to the first process      a tokenizer as JSON, then a socket for each grammar (polyphi/runtime/fork_server.py)
     to a grammar's process    the grammar as JSON, then records: an answer's number and its next token
@@ -14,7 +15,6 @@ sends whether the answer is complete, and then the next mask.
 
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -33,21 +33,21 @@ from polyphi.engine.grammars import (
 )
 from polyphi.messages import Grammar
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.runtime import fork_server
+from polyphi.runtime import fork_server, syscall_filter
 from polyphi.tools import CALL, CALL_END
 
 LENGTH, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<II", "<cI?I"))
 STATUS, MASK, ERROR = b"s", b"m", b"e"
 ALL = 2**32 - 1
 """The number of the answer in messages about all of them."""
+CALLS = *syscall_filter.COMPUTE_CALLS, "recvfrom", "sendto", "setitimer", "setpriority"
+"""The system calls of a grammar's process."""
 SLOW = 0.05
 """CPU time of one message after which a process gives way to all others."""
 
 
 def main() -> None:
     """Load the tokenizer, then fork a process for each grammar (polyphi/runtime/fork_server.py)."""
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
-        resource.setrlimit(limit, (0, 0))
     data = fork_server.read(LENGTH.unpack(fork_server.read(LENGTH.size))[0])
     vocabulary = GrammarVocabulary(Tokenizer.from_json(data.decode()))
     del data
@@ -144,7 +144,7 @@ def _raise_errors(matcher: Any) -> None:
 
 def follow(connection: socket.socket, vocabulary: GrammarVocabulary) -> None:
     """Compile the grammar that the connection sends, and follow answers until it is closed. Ends the process."""
-    _limit_memory()
+    syscall_filter.seal(dict.fromkeys(CALLS, ()), memory_bytes=PROCESS_MEMORY)
     try:
         grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, LENGTH.size))[0]))
         with Timer(COMPILE_SECONDS) as timer, grammars.panics_as_errors():
@@ -185,14 +185,6 @@ class Timer:
         self.seconds = time.process_time() - self._began
         if self.seconds > SLOW:
             os.setpriority(os.PRIO_PROCESS, 0, 19)
-
-
-def _limit_memory() -> None:
-    with suppress(OSError, ValueError):  # macOS has neither
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[0])
-        size = pages * resource.getpagesize() + PROCESS_MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def grammar_bytes(grammar: Grammar) -> bytes:

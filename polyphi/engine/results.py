@@ -11,7 +11,7 @@ from torch import Tensor
 from polyphi.engine.request import Request, Unsampled
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
-from polyphi.engine.structured import wait_for
+from polyphi.engine.structured import GrammarProcessEnded, wait_for
 
 DRAFT_WAIT = 0.005
 """Seconds to wait for the mask after an accepted draft token: another step would take longer. A process that takes more
@@ -96,7 +96,7 @@ def _accept_tokens(
         else:
             try:
                 token = request.sampler.draw(rows[number])
-            except ValueError as error:  # of its grammar: other requests continue
+            except (ValueError, GrammarProcessEnded) as error:  # other requests continue
                 request.error, request.finish_reason = error, "error"
                 break
         request.accept(token)

@@ -7,12 +7,14 @@ r"""Answers that follow a grammar: a JSON schema, a regular expression, a contex
 
 grammars.py describes the grammars. llguidance follows them in other processes (matcher_process.py), one for each
 grammar, with limits of CPU time and memory: a grammar that exceeds them ends with ValueError, and nothing else does.
+Where the system ends a process, or starts none, the error is `GrammarProcessEnded`.
 `mask` and `finished` wait for that process; `ready` and `settled` say whether they would.
 """
 
-import os
 import select
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -46,10 +48,14 @@ WAIT = 60.0
 """Seconds in which a process must answer; its limits of CPU time are lower, but the machine may be busy."""
 TICK = 0.05
 """Seconds between two looks whether a grammar is still needed."""
+STATUS_WAIT = 1.0
+"""The same for the exit status of a process whose connection has ended."""
 TOO_COMPLEX = "this grammar is too complex to follow: {} takes too much time or memory; simplify it"
-PROGRAM = (
-    "import sys; sys.path.append({!r}); from polyphi.engine.matcher_process import main; main()"
-)
+PROGRAM = "import sys; sys.path += {!r}; from polyphi.engine.matcher_process import main; main()"
+
+
+class GrammarProcessEnded(RuntimeError):
+    """The system has ended a grammar's process, or started none, for a reason other than the grammar."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,13 @@ class MatcherProcess:
     """The process of one grammar. Its matchers are used by one thread at a time."""
 
     def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
-        """Starts it. Raises ValueError without llguidance or a tokenizer."""
+        """Starts it. Raises ValueError without llguidance or a tokenizer, and `GrammarProcessEnded`."""
         grammars.llguidance()
         if not tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
         self.vocab_size = tokenizer.vocab_size
         self.answers: dict[int, _Answer] = {}
-        self.error: ValueError | None = None
+        self.error: ValueError | GrammarProcessEnded | None = None
         self.is_slow = False
         """Whether a mask after a draft token has taken too long to wait for (results.py)."""
         self._first_mask: bytes | None = None
@@ -177,12 +183,12 @@ class MatcherProcess:
             while len(data := self._socket.recv(1 << 18)):
                 self._incoming += data
                 is_late = False  # it is this process that has read late
-            self._fail()  # the process has ended
+            self._fail(is_late=False)  # the process has ended
         except BlockingIOError:
             if is_late:
-                self._fail()
+                self._fail(is_late=True)
         except OSError:
-            self._fail()
+            self._fail(is_late=False)
         self._read_messages()
 
     def _read_messages(self) -> None:
@@ -213,11 +219,24 @@ class MatcherProcess:
             while self._outgoing:
                 del self._outgoing[: self._socket.send(self._outgoing)]
 
-    def _fail(self) -> None:
+    def _fail(self, *, is_late: bool) -> None:
         self._read_messages()
-        what = "compiling it" if self._first_mask is None else "an answer"
-        self.error = self.error or ValueError(TOO_COMPLEX.format(what))
+        if self.error is None:
+            what = "compiling it" if self._first_mask is None else "an answer"
+            # A process ends itself at its limits, and has no signal of the system for that.
+            self.error = (
+                _ended("was ended by the system, or did not answer")
+                if is_late or self._is_killed()
+                else ValueError(TOO_COMPLEX.format(what))
+            )
         self.close()
+
+    def _is_killed(self) -> bool:
+        """Whether something else has ended the process, for example because the system had no memory left."""
+        try:
+            return self._process.wait(STATUS_WAIT) in (-signal.SIGKILL, -signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            return True
 
 
 class Matcher:
@@ -290,25 +309,37 @@ def wait_for(processes: Iterable[MatcherProcess], seconds: float) -> None:
         poll.poll(1000 * seconds)
 
 
+def _ended(event: str) -> GrammarProcessEnded:
+    return GrammarProcessEnded(
+        f"the process that follows this request's grammar {event}; try again"
+    )
+
+
 _starters_lock = threading.Lock()
 
 
 def _started(tokenizer: Tokenizer) -> tuple[ForkedProcess, socket.socket]:
     """A new process, and a connection to it."""
-    ours, theirs = socket.socketpair()
-    with theirs, _starters_lock:
-        return _cached_starter(tokenizer).start(descriptors=[theirs.fileno()]), ours
+    try:
+        ours, theirs = socket.socketpair()
+        with theirs, _starters_lock:
+            return _cached_starter(tokenizer).start(descriptors=[theirs.fileno()]), ours
+    except OSError:
+        raise _ended("could not be started") from None
 
 
 @lru_cache(maxsize=2)
 def _cached_starter(tokenizer: Tokenizer) -> ForkServer:
     """The first process of a tokenizer, which starts those of grammars."""
     data = tokenizer.to_json().encode()
+    packages = [
+        str(Path(__file__).parents[2]),
+        *(path for path in sys.path if Path(path).is_absolute()),
+    ]
     return ForkServer(
-        [sys.executable, "-P", "-c", PROGRAM.format(str(Path(__file__).parents[2]))],
+        [sys.executable, "-I", "-S", "-B", "-c", PROGRAM.format(packages)],
         # Only a process without other threads may fork.
         environment={
-            **os.environ,
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -24,7 +24,6 @@ import errno
 import io
 import json
 import os
-import resource
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -45,29 +44,13 @@ CODECS = (
 )
 """Names of FFmpeg's decoders that may be used."""
 
-_CALLS = (
-    *(
-        "read",
-        "write",
-        "close",
-        "fstat",
-        "lseek",
-        "pread64",
-        "mmap",
-        "mprotect",
-        "munmap",
-        "mremap",
-    ),
-    *("madvise", "brk", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "restart_syscall"),
-    *("sched_yield", "futex", "clock_gettime", "getrandom", "exit", "exit_group"),
-)
-"""Allowed system calls."""
 # Of `clone`, by glibc and musl: a thread of this process and nothing else.
 _THREAD_FLAGS = 0x3D0F00, 0x7D0F00
-_DUMPABLE = 4  # of prctl
+_FILE_CALLS = "fstat", "lseek", "pread64"
 # polyphi isn't a package here.
 _filters = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))
-_install_filter, _Argument = _filters["install"], _filters["Argument"]
+_seal, _COMPUTE_CALLS = _filters["seal"], _filters["COMPUTE_CALLS"]
+_Argument = _filters["Argument"]
 
 
 class FileRejected(Exception):
@@ -173,34 +156,12 @@ def seal(memory_bytes: int, cpu_seconds: int, *, threads: bool = False) -> bool:
     """Set the limits of this process, with `memory_bytes` more than it has now, and filter its system calls. Returns
     whether the filter is in place: only on Linux, on x86-64 and AArch64. With `threads` it may start threads, to which
     limits and filter apply too: libde265 decodes HEIC in one."""
-    calls: dict[str, tuple[Any, ...]] = dict.fromkeys(_CALLS, ())
+    calls: dict[str, tuple[Any, ...]] = dict.fromkeys((*_COMPUTE_CALLS, *_FILE_CALLS), ())
     if threads:
         calls |= {"clone": (_Argument(0, _THREAD_FLAGS),), "rseq": (), "set_robust_list": ()}
-    for kind, limit in (
-        (resource.RLIMIT_AS, _address_space() + memory_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU, and a second later SIGKILL
-        (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        *([] if threads else [(resource.RLIMIT_NPROC, 0)]),  # it counts threads
-    ):
-        with suppress(ValueError, OSError):  # some systems don't have them all
-            resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
-    try:
-        if ctypes.CDLL(None).prctl(_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))):
-            return False
-        # glibc calls `clone` where `clone3`, whose flags a filter can't read, doesn't exist.
-        _install_filter(calls, refused=errno.ENOSYS if threads else errno.EPERM)
-    except (OSError, AttributeError):  # of systems without prctl
-        return False
-    return True
-
-
-def _address_space() -> int:
-    """Bytes of this process's address space; 0 on systems that don't limit it anyway."""
-    with suppress(OSError), open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-    return 0
+    # glibc calls `clone` where `clone3`, whose flags a filter can't read, doesn't exist.
+    refused = errno.ENOSYS if threads else errno.EPERM
+    return bool(_seal(calls, memory_bytes=memory_bytes, cpu_seconds=cpu_seconds, refused=refused))
 
 
 def _is_isolated(memory_bytes: int) -> bool:

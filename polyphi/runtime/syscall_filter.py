@@ -3,15 +3,17 @@
     install({"read": (), "write": (), "exit_group": (), "socket": (Argument(0, values=(AF_UNIX,)),)})
 
 The kernel runs a filter at each system call of a process and of its children, which can't remove it. The processes of
-the sandbox and of the decoder load this file alone: they start without packages.
+the sandbox and of the decoder load this file alone: they start without packages. `seal` also limits a process.
 """
 
 import ctypes
 import errno
 import os
+import resource
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 _TABLE = """
@@ -60,10 +62,17 @@ NUMBERS = {name: (x86, arm) for name, x86, arm in (e.split() for e in _TABLE.spl
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """The machines in the order of `NUMBERS`, with the kernel's names (AUDIT_ARCH) for their system calls."""
 
+COMPUTE_CALLS = (
+    *("read", "write", "close", "mmap", "mprotect", "munmap", "mremap", "madvise", "brk"),
+    *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "restart_syscall", "sched_yield", "futex"),
+    *("clock_gettime", "getrandom", "exit", "exit_group"),
+)
+"""The system calls of a process that computes: its open files, memory, its own signals and time."""
+
 # BPF: load a word, AND, jump if equal, return
 _LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # results of a filter
-_SECCOMP, _NO_NEW_PRIVILEGES = 22, 38  # of prctl
+_SECCOMP, _NO_NEW_PRIVILEGES, _DUMPABLE = 22, 38, 4  # of prctl
 Instruction = tuple[int, int, int, int]
 
 
@@ -75,6 +84,42 @@ class Argument(NamedTuple):
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
     error: int = errno.EPERM
+
+
+def seal(
+    calls: Mapping[str, tuple[Argument, ...]],
+    *,
+    memory_bytes: int,
+    cpu_seconds: int | None = None,
+    refused: int = errno.EPERM,
+) -> bool:
+    """Set the limits of this process, with `memory_bytes` more than it has now and no further files, and filter its
+    system calls as `install` does. Unless `calls` has "clone", it may start no process and no thread. Returns whether
+    the filter is in place: only on Linux, on x86-64 and AArch64."""
+    for kind, limit in (
+        (resource.RLIMIT_AS, _address_space() + memory_bytes),
+        *([(resource.RLIMIT_CPU, cpu_seconds)] if cpu_seconds else []),  # SIGXCPU, then SIGKILL
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        *([] if "clone" in calls else [(resource.RLIMIT_NPROC, 0)]),  # it counts threads
+    ):
+        with suppress(ValueError, OSError):  # some systems don't have them all
+            resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
+    try:
+        if ctypes.CDLL(None).prctl(_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))):
+            return False
+        install(calls, refused)
+    except (OSError, AttributeError):  # of systems without prctl
+        return False
+    return True
+
+
+def _address_space() -> int:
+    """Bytes of this process's address space; 0 on systems that don't limit it anyway."""
+    with suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+    return 0
 
 
 def install(calls: Mapping[str, tuple[Argument, ...]], refused: int = errno.ENOSYS) -> None:

@@ -13,6 +13,7 @@ from polyphi.engine.encoders import EncoderError
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.results import NotFinite
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
+from polyphi.engine.structured import GrammarProcessEnded
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -107,7 +108,7 @@ DESCRIPTIONS = {
     413: "The body, or a part of it, is too large.",
     415: "The body, or an image or audio in it, has an unsupported type.",
     429: "The request queue is full; `Retry-After` says when to retry.",
-    503: "The model is loading, or the server is stopping or out of memory.",
+    503: "The model is loading, the server is stopping or out of memory, or the system has ended a grammar's process.",
 }
 
 
@@ -144,6 +145,9 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, OutOfMemory):
         return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, GrammarProcessEnded):
+        headers = {"Retry-After": "5"}
+        return ApiError(503, str(error), code="grammar_process_ended", headers=headers)
     if isinstance(error, EncoderError):
         return ApiError(500, str(error), code="encoder_failed")
     if isinstance(error, NotFinite):

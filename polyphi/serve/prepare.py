@@ -1,6 +1,6 @@
 """Conversations -> rows. Memory is reserved before media are decoded. Each image and clip is decoded in its client's
 turn: other clients wait for one image, not for a request of 200. Large images, which take seconds and a gigabyte each,
-have a thread of their own, so that no other image waits for them.
+have a dedicated thread, so that no other image waits for them.
 
 >>> row, sampling = await prepare(server, ticket, messages, "auto", sampling)
 """

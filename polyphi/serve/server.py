@@ -30,6 +30,7 @@ from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
+from polyphi.engine.structured import GrammarProcessEnded
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime.heap import give_back
 from polyphi.serve import decoders
@@ -356,6 +357,8 @@ class Server:
             return sampling
         try:
             return await self._with_grammar(ticket, sampling)
+        except GrammarProcessEnded as error:
+            raise as_api_error(error) from None
         except ValueError as error:
             of_tools = "tools" in str(error).split()
             param = "tools" if of_tools else body.format_field

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,9 +20,10 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.grammars import PROCESS_MEMORY
 from polyphi.engine.matcher_process import grammar_bytes, read_grammar
 from polyphi.engine.request import Request
-from polyphi.engine.structured import CompiledGrammar, compile_grammar
+from polyphi.engine.structured import CompiledGrammar, GrammarProcessEnded, compile_grammar
 from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.syscall_filter import MACHINES
 
 QUESTION = [Message.user("the dog")]
 WORDS = Grammar("regex", "(the|dog|fox){4}")
@@ -127,10 +129,54 @@ def test_a_process_that_ends_takes_only_its_request_with_it(engine: Engine) -> N
     killed = min(processes(engine.processor.tokenizer), key=lambda process: process.pid)
     killed.kill()
     steps_until_finished(engine, other, structured_one, second)
-    assert isinstance(structured_one.error, ValueError)
-    assert "too complex" in str(structured_one.error)
+    assert isinstance(structured_one.error, GrammarProcessEnded)
     assert other.completion().text == expected
     assert second.finish_reason == "stop" and second.error is None
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_a_grammar_whose_process_is_killed_can_be_compiled_again(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = []
+
+    def stop() -> bool:
+        for process in processes(tokenizer):
+            process.kill()
+            killed.append(process)
+        return False
+
+    with pytest.raises(GrammarProcessEnded):
+        compile_grammar(NEVER_COMPILES, tokenizer, stop)
+    assert killed
+    monkeypatch.setattr(structured.ForkServer, "start", fail)
+    with pytest.raises(GrammarProcessEnded):
+        compile_grammar(WORDS, tokenizer)
+    monkeypatch.undo()
+    assert compile_grammar(WORDS, tokenizer).matcher().ready
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError("no memory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="system calls are filtered on Linux")
+def test_a_process_has_no_secrets_and_few_system_calls(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYPHI_API_KEY", "secret")
+    structured._cached_starter.cache_clear()
+    grammar = compile_grammar(WORDS, tokenizer)
+    process = only_process(tokenizer)
+    for one in (process, process.parent()):
+        assert one is not None
+        assert "secret" not in one.environ().values() and "HOME" not in one.environ()
+    assert process.rlimit(psutil.RLIMIT_NOFILE) == (0, 0)
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    if os.uname().machine in MACHINES:
+        assert "Seccomp:\t2" in status
+    assert grammar.process is not None
+    grammar.process.close()
 
 
 @pytest.mark.usefixtures("no_processes")

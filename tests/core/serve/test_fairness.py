@@ -24,9 +24,8 @@ from serve.test_fetch import Net, net, page  # noqa: F401
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.processing import media
-from polyphi.serve import prepare
+from polyphi.serve import prepare, transcriptions
 from polyphi.serve import server as server_module
-from polyphi.serve import transcriptions
 from polyphi.serve.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

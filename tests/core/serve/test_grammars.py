@@ -4,6 +4,8 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -38,6 +40,11 @@ def send(running: Running, address: str, body: dict[str, object]) -> socket.sock
 
 def grammar_processes(running: Running) -> list[psutil.Process]:
     return processes(running.engine.processor.tokenizer)
+
+
+def has_begun(running: Running, answers: int) -> bool:
+    """Whether a process follows a grammar, for so many answers."""
+    return bool(grammar_processes(running)) and running.engine.counters().requests == answers
 
 
 def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
@@ -85,6 +92,22 @@ def test_a_grammar_that_never_compiles_is_an_error_of_its_field(running: Running
         }
         tools = chat("hi", tools=[{"type": "function", "function": tool}], tool_choice="required")
         assert client.post(CHAT, json=tools).status_code == 400
+
+
+def test_a_killed_process_of_a_grammar_is_an_error_of_the_server(running: Running) -> None:
+    """While it compiles, and while an answer follows it."""
+    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    with from_address(running, "127.0.0.1") as client, ThreadPoolExecutor(1) as pool:
+        for body, answers in ((NEVER, 0), (SLOW_MASKS, 8)):
+            waiting = pool.submit(client.post, CHAT, json=body)
+            until(partial(has_begun, running, answers))
+            for process in grammar_processes(running):
+                process.kill()
+            response = waiting.result(60)
+            assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "grammar_process_ended"
+            until(lambda: not server.admitted)
+        assert client.post(CHAT, json=WORDS).status_code == 200
 
 
 def test_one_client_compiles_one_grammar_at_a_time(running: Running) -> None:
