@@ -329,7 +329,7 @@ class Run:
                 s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
             )
             return Similarity(self._after(stage), trained, self.processor, captions)
-        return Phi(self._after(stage), self.processor)
+        return self._phi(stage)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -403,6 +403,20 @@ class Run:
 
     def _after(self, name: str) -> PhiModel:
         return self._model(self.lineage.after(name)).eval()
+
+    def _exported(self, name: str) -> PhiModel:
+        """The model after a stage as it is exported and evaluated: with the dtype of its decoder, which a part may have
+        in bfloat16 beside trained tensors in float32."""
+        model = self._after(name)
+        return model.to(model.decoder.dtype)
+
+    def _phi(self, name: str, quant: str | None = None) -> Phi:
+        """A `Phi` with the model after a stage, as `polyphi.load` would place the exported one; with `quant` it is
+        quantized."""
+        model = self._exported(name)
+        if (dtype := placement.dtype_for(model, quant)) is not None:
+            model = model.to(dtype)
+        return Phi(quantize(model, quant) if quant else model, self.processor)
 
     def is_trained(self, name: str) -> bool:
         """Whether a stage is finished."""
@@ -552,7 +566,7 @@ class Run:
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):
-                    save_checkpoint(self._after(stage), self.out / name, layout, files=files)
+                    save_checkpoint(self._exported(stage), self.out / name, layout, files=files)
         lineages = {name: self.lineage.stages_of(stage) for name, (stage, _) in exported.items()}
         write_json(self.out / EXPORTS, lineages)
         if self.recipe.parts:
@@ -621,12 +635,7 @@ class Run:
             if name is None or not self.is_trained(name):
                 continue
             if name not in models:
-                model = self._after(name)
-                dtype = placement.dtype_for(model, quant)
-                model = model.to(dtype) if dtype else model
-                if quant:
-                    model = quantize(model, quant)
-                models[name] = Phi(model, self.processor)
+                models[name] = self._phi(name, quant)
             with self.clock("evaluation"):
                 result = evaluate(
                     models[name],

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import soundfile
+import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -294,7 +295,7 @@ def pdf(text: Iterable[str]) -> bytes:
 
 def models(root: Path) -> None:
     """A tiny language model in the layout of Phi-4-mini, and a tiny SigLIP as transformers stores it, of random
-    weights."""
+    weights, with the dtypes of the published ones: bfloat16 and float32."""
     words = [
         *COLOURS,
         *SHAPES,
@@ -315,7 +316,8 @@ def models(root: Path) -> None:
     )
     model = PhiModel(ModelConfig(decoder, None, None, {}))
     model.initialise(7)
-    save_checkpoint(model, root / "tiny-phi", "mini", files=sorted((root / "tokenizer").iterdir()))
+    files = sorted((root / "tokenizer").iterdir())
+    save_checkpoint(model, root / "tiny-phi", "mini", dtype=torch.bfloat16, files=files)
     assert size.vision is not None
     vision = replace(
         size.vision, crop_size=28

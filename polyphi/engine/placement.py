@@ -48,7 +48,8 @@ def choose_dtype(
 ) -> torch.dtype | None:
     """The dtype to cast weights to for inference where none is requested: None, as they are stored (`stored` counts
     parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.is_fast`, on
-    the products of a model with this `config`) and `free` bytes hold them in float32.
+    the products of a model with this `config`) and `free` bytes hold them in float32. A model computes in one dtype:
+    weights of several dtypes, such as a float32 adapter of a bfloat16 decoder, get that of most of them.
 
     On a CPU without bfloat16 instructions our kernels multiply weights stored in bfloat16 as fast as float32 ones
     (kernels/bf16.py), so they stay in bfloat16. The unquantized weights of a quantized model (`quant`) are bfloat16.
@@ -57,24 +58,25 @@ def choose_dtype(
     if quant:
         return torch.bfloat16
     main = max(stored, key=lambda dtype: stored[dtype], default=torch.float32)
+    unchanged = None if len(stored) <= 1 else main
     if main.itemsize >= 4:
-        return None
+        return unchanged
     if (pinned := precision.pinned()) is not None:
         dtype = precision.DTYPES[pinned]
-        return None if dtype == main else dtype
+        return unchanged if dtype == main else dtype
     if (
         main == torch.bfloat16
         and device.type == "cpu"
         and kernels.missing() is None
         and bf16.needed()
     ):
-        return None
+        return unchanged
     if precision.is_fast(
         main, device, products(config) if config and _is_timed(main, device) else ()
     ):
-        return None
+        return unchanged
     slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
-    return None if slow_but_small else torch.float32
+    return unchanged if slow_but_small else torch.float32
 
 
 def dtype_for(model: PhiModel, quant: str | None) -> torch.dtype | None:

@@ -5,7 +5,7 @@
 
 The stage is a built-in one (finetune_stages.py), or that of a file, like those of the recipe.
 Parameters that its `trainable` doesn't match keep their values and dtype, which the hashes in the manifest prove;
-trained parameters are float32. The folder then holds::
+trained parameters are float32. The exported model has the dtype of the checkpoint's decoder. The folder then holds::
 
     DIR/data/CORPUS/{train,eval}/  own data as shards
     DIR/{manifest.json,metrics.jsonl,evaluations.jsonl,loss.png}
@@ -213,7 +213,7 @@ def finetune(
         finetuning, options = chosen
 
         model, origins = _load(stage, folder, source, processor, modalities, options, device)
-        stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        dtype = model.decoder.dtype
         if options.base is not None:
             with progress.progress(
                 f"frozen weights to {options.base}", len(quantized), quiet=not first
@@ -248,7 +248,7 @@ def finetune(
             tensors = load_file(out / TRAINED)
         del model  # with its quantized weights
         give_back()
-        layout = _export(config, tensors, stored, folder, out / "model")
+        layout = _export(config, tensors, dtype, folder, out / "model")
         shutil.rmtree(earlier_model(out / "model"), ignore_errors=True)
         report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     if first:
@@ -344,12 +344,12 @@ def _load(
 def _export(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    types: Mapping[str, torch.dtype],
+    dtype: torch.dtype,
     source: Path,
     folder: Path,
 ) -> str:
-    """Write the model with these tensors, and all others of the checkpoint `source`, in their `types`; returns the
-    layout, that of `source` if it supports the adapters."""
+    """Write the model with these tensors, and all others of the checkpoint `source`, in `dtype`; returns the layout,
+    that of `source` if it supports the adapters."""
     layout = read_layout(source)
     adapters = set(config.without_further().adapters)
     if adapters - set(PUBLISHED_ADAPTERS) and layout == "original":
@@ -357,9 +357,10 @@ def _export(
     remaining = {**load_checkpoint(source, apart=True).state_dict(), **tensors}
     write_checkpoint(
         config,
-        lambda name: remaining.pop(name).to(types[name]),  # only once: its mapping can go
+        remaining.pop,  # only once: its mapping can go
         folder,
         layout,
+        dtype=dtype,
         files=files_beside(source, layout),
     )
     model_card.write(folder, layout)

@@ -42,7 +42,9 @@ def test_the_best_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({torch.bfloat16: 100, torch.float32: 1}, False, 1000, torch.float32),
         ({torch.bfloat16: 100}, False, 399, None),  # slow, but it fits
         ({torch.float32: 100}, False, 1000, None),
-        ({torch.float32: 100, torch.float16: 99}, False, 1000, None),
+        ({torch.float32: 100, torch.float16: 99}, False, 1000, torch.float32),  # one dtype
+        ({torch.bfloat16: 100, torch.float32: 1}, True, 1000, torch.bfloat16),
+        ({torch.bfloat16: 100, torch.float32: 1}, False, 399, torch.bfloat16),
     ],
 )
 def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
