@@ -7,9 +7,12 @@ from pathlib import Path
 import fake_hub
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from polyphi import load
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -17,9 +20,11 @@ from polyphi.model.siglip import SiglipEncoder
 from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
+from polyphi.train.state import MANIFEST
 from polyphi_recipe import find_recipe
 from polyphi_recipe.graph import Run
 from polyphi_recipe.parts import interpolated_positions, open_part
+from polyphi_recipe.stages.lineage import TRAINED
 
 MICRO = sizes.MICRO.model
 
@@ -156,6 +161,33 @@ def test_tensors_of_a_part_keep_their_bits_and_dtype(decoder: Path, tmp_path: Pa
     with torch.no_grad():
         tensor.zero_()  # a model of its own
     assert lab.parts["decoder"][name].any()
+
+
+def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path: Path) -> None:
+    """Whatever the dtypes of other parts and of trained tensors, so that it computes; the decoder keeps its bits."""
+    siglip(tmp_path / "siglip")
+    file, name = tmp_path / "lab.toml", "vision_1_align"
+    file.write_text(
+        f'size = "micro"\ntargets = ["{name}"]\n[parts]\ndecoder = "{decoder}"\nvision = "siglip"\n'
+    )
+    run = Run(file, tmp_path / "run", console=Console(quiet=True))
+    stage = run.lineage.stage(name)
+    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
+    model, _ = run.lineage.assemble(stage, config, run.runs, 0)
+    parameters = dict(model.named_parameters())
+    (run.runs / name).mkdir(parents=True)
+    trained = {n: parameters[n].detach() for n in stage.trained(parameters)}
+    save_file(trained, run.runs / name / TRAINED)
+    (run.runs / name / MANIFEST).write_text("{}")
+    run._check_parts()
+    run.export()
+    stored, exported = load_checkpoint(decoder).state_dict(), load_checkpoint(tmp_path / "run")
+    tensors = exported.state_dict()
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert all(torch.equal(t, tensors[n]) for n, t in stored.items())
+    image = Image.new("RGB", (64, 64))
+    for phi in (load(tmp_path / "run"), run._phi(name)):
+        phi.generate("one", images=[image], max_tokens=1)
 
 
 def test_the_record_of_a_part_has_the_hash_of_its_files(decoder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from variants import few
 
 import polyphi
 from polyphi import Image, Message, cli
-from polyphi.checkpoints.read import load_checkpoint, read_config, read_layout
+from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config, read_layout
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import AdapterConfig
 from polyphi.runtime import precision
 from polyphi.train.finetune import finetune, load_stage
@@ -114,6 +115,24 @@ def test_what_rests_comes_out_as_it_went_in(
     assert manifest["parents"][str(source / model)] > 50 and manifest.get("base") == base
     quantized = {name.rpartition(".")[2] for name in manifest["frozen"]} & {"q4", "q8"}
     assert quantized == {None: set(), "int8": {"q8"}, "int4": {"q4", "q8"}}[base]
+
+
+@pytest.mark.parametrize("precision", few(("bf16", "fp32"), 1))
+def test_a_checkpoint_of_two_dtypes_computes_and_is_exported_in_that_of_its_decoder(
+    precision: str, run: Callable[..., Path], source: Path, tmp_path: Path
+) -> None:
+    mixed = load_checkpoint(source / "native")
+    for name, parameter in mixed.named_parameters():
+        if ".lora." in name or name.startswith("vision."):
+            parameter.data = parameter.data.float()
+    files = files_beside(source / "native", "native")
+    save_checkpoint(mixed, tmp_path / "mixed", files=files)
+    phi = polyphi.load(tmp_path / "mixed")
+    assert phi.generate("which colour is it", images=[source / "data/0.png"], max_tokens=2).tokens
+    out = run(checkpoint=tmp_path / "mixed", precision=precision)
+    before, after = state(source / "native"), state(out / "model")
+    assert {t.dtype for t in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("decoder."))
 
 
 @pytest.mark.parametrize(
