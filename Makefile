@@ -21,6 +21,7 @@ reproduce: setup
 rehearsal: setup
 	$(BIN)/python examples/rehearsal/make.py runs/rehearsal
 	$(BIN)/polyphi reproduce runs/rehearsal/lab.toml --out runs/rehearsal/run
+	$(BIN)/polyphi chat runs/rehearsal/run "Describe it." --image runs/rehearsal/sources/folder/200.png --temperature 1 --max-tokens 12
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal

@@ -2,8 +2,9 @@
 
     python examples/rehearsal/make.py runs/rehearsal          # sources/, models/ and lab.toml in that folder
     polyphi reproduce runs/rehearsal/lab.toml --out runs/rehearsal/run
+    polyphi chat runs/rehearsal/run "Describe it." --image runs/rehearsal/sources/folder/200.png
 
-`make rehearsal` does both. Pictures are drawn, speech is synthesized (or tones, where no engine is installed): the
+`make rehearsal` does all three. Pictures are drawn, speech is synthesized (or tones, where no engine is installed): the
 models that come out know nothing, but every reader, filter, part and stage has been used.
 """
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from polyphi import load
 from polyphi.checkpoints.model_card import card
+from polyphi.checkpoints.read import stored_types
 from polyphi.data.shards import Shards
 from polyphi.messages import Image, Message, SamplingParams, media
 from polyphi.processing.media import decode_image
@@ -93,11 +94,24 @@ def test_tensors_name_the_part_or_the_stage_that_they_come_from(alone: Path) -> 
 
 
 def test_text_logits_are_those_of_the_given_decoder(lab: Path, alone: Path) -> None:
-    """Bit for bit, in float32."""
-    decoder = load(lab.parent / "models/tiny-phi", dtype="float32")
-    exported = load(alone / "model", dtype="float32")
+    """Bit for bit, as it is stored and in float32."""
     messages = [Message.user("What is two plus three?")]
-    assert torch.equal(exported.logits(messages)[1], decoder.logits(messages)[1])
+    for dtype in ("bfloat16", "float32"):
+        decoder = load(lab.parent / "models/tiny-phi", dtype=dtype)
+        exported = load(alone / "model", dtype=dtype)
+        assert torch.equal(exported.logits(messages)[1], decoder.logits(messages)[1])
+
+
+def test_the_export_has_the_dtype_of_its_decoder_and_answers_about_a_picture(
+    lab: Path, alone: Path
+) -> None:
+    vision = find_recipe.of(lab).parts["vision"]
+    assert {tensor.dtype for tensor in vision.values()} == {torch.float32}
+    assert set(stored_types(alone)) == {torch.bfloat16}
+    image = str(lab.parent / "sources/folder/200.png")
+    command = ("chat", str(alone), "Describe it.", "--image", image, "--max-tokens", "4")
+    done = completed(sys.executable, "-m", "polyphi.cli", *command, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_model_answers_in_transformers(alone: Path) -> None:
