@@ -227,7 +227,11 @@ class Run:
             distributed.wait()
             yield
             return
-        with locked(self.out / ".locks" / name):
+
+        def report(holder: str) -> None:
+            self.report_plain(f"{name}: waits for {holder}, which is working on it in {self.out}")
+
+        with locked(self.out / ".locks" / name, report=report):
             if shared:
                 distributed.wait()
             yield

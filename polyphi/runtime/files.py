@@ -15,10 +15,11 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -260,18 +261,28 @@ os.register_at_fork(after_in_child=_release_locks)
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path` against other processes and other calls in this one. Waits until the lock is free;
-    without `wait` yields False at once if it is taken. The lock ends with its process."""
+def locked(
+    path: Path, wait: bool = True, report: Callable[[str], None] = lambda holder: None
+) -> Iterator[bool]:
+    """Hold the lock file `path` against other processes and other calls in this one. Waits until the lock is free, and
+    calls `report` with the process that has it, such as "process 4711 on lab-3"; without `wait` yields False at once if
+    it is taken. The lock ends with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with path.open("a+") as lock:
         _locks.add(lock)
         try:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
-                return
+                if not wait:
+                    yield False
+                    return
+                lock.seek(0)
+                report(lock.read() or "another process")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # the lock holds on a full disk, too
+                os.truncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
             yield True
         finally:
             _locks.discard(lock)

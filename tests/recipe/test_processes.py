@@ -5,8 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+from rich.console import Console
 
 from polyphi.runtime.files import locked
+from polyphi_recipe.graph import Run
 
 HOLDS = """
 import os, sys, time
@@ -32,6 +37,24 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with locked(path) as acquired:
         assert acquired and not free(path)
     assert free(path)
+
+
+def test_a_run_that_waits_for_another_one_names_it(tmp_path: Path) -> None:
+    messages: Queue[str] = Queue()
+    run = Run("micro", tmp_path, console=Console(quiet=True))
+    run.report_plain = messages.put  # type: ignore[method-assign]
+
+    def second() -> None:
+        with run.exclusive("vision_1_align"):
+            messages.put("has it")
+
+    thread = Thread(target=second)
+    with run.exclusive("vision_1_align"):
+        thread.start()
+        message = messages.get(timeout=60)
+        assert "vision_1_align" in message and f"process {os.getpid()} on" in message
+    assert messages.get(timeout=60) == "has it"
+    thread.join()
 
 
 def test_children_of_a_killed_run_hold_no_lock(tmp_path: Path) -> None:
