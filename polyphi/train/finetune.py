@@ -17,12 +17,13 @@ trained parameters are float32. The exported model has the dtype of the checkpoi
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from shlex import quote
 
 import rich
 import torch
@@ -44,8 +45,11 @@ from polyphi.checkpoints.read import (
 )
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
+from polyphi.data.sample import Sample
+from polyphi.data.shards import Shards
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
+from polyphi.messages import TRANSCRIBE, modalities_of
 from polyphi.modality import Further, Modality, run_file
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
@@ -250,7 +254,8 @@ def finetune(
         give_back()
         layout = _export(config, tensors, dtype, folder, out / "model")
         shutil.rmtree(earlier_model(out / "model"), ignore_errors=True)
-        report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
+        command = usage(out / "model", stage, trainable, out / "data", processor, modalities)
+        report(f"wrote {out / 'model'} ({layout} layout); use it: {command}")
     if first:
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
         report(f"wrote {page.write(out, stage, samples)}")
@@ -365,6 +370,45 @@ def _export(
     )
     model_card.write(folder, layout)
     return layout
+
+
+def usage(
+    model: Path,
+    stage: Stage,
+    trainable: Collection[str],
+    data: Path,
+    processor: Processor,
+    modalities: Sequence[Modality],
+) -> str:
+    """The command that answers with the trained weights: inputs as in the first row of a trained adapter, or in the
+    first one of all where no adapter was trained."""
+
+    def rows() -> Iterator[tuple[str | None, Sample]]:
+        for corpus in stage.data.weights:
+            adapter = stage.data.adapter.get(corpus)
+            yield from ((adapter, sample) for sample in Shards(data / corpus / "train"))
+
+    def is_trained(adapter: str | None, sample: Sample) -> bool:
+        name = adapter or processor.route(modalities_of(sample.messages))
+        return any(f".lora.{name}." in parameter for parameter in trainable)
+
+    of_adapters = any(".lora." in name for name in trainable)
+    adapter, sample = next(
+        (row for row in rows() if not of_adapters or is_trained(*row)), next(rows())
+    )
+    content = modalities_of(sample.messages)
+    options = f"{quote(str(model))}{f' --adapter {adapter}' if adapter else ''}"
+    if content == ["audio"] and sample.prompt[-1].text == TRANSCRIBE:
+        return f"polyphi transcribe {options} FILE"
+    files = {m.name: str(m.file or f"{m.name}.py") for m in modalities}
+    for name in content:
+        is_further = name in files
+        options += (
+            f" --modality {quote(files[name])} --part {name}=FILE"
+            if is_further
+            else f" --{name} FILE"
+        )
+    return f"polyphi chat {options}" + (' "QUESTION"' if content else "")
 
 
 def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:

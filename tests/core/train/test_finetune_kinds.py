@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,16 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
+from variants import few
 
+import polyphi
 from polyphi import cli
+from polyphi.model.config import AdapterConfig
 from polyphi.planning import finetune as planning
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.epochs import RowTokens, epoch_steps, steps_of
 from polyphi.train.evaluation import EVALUATIONS
-from polyphi.train.finetune import finetune
+from polyphi.train.finetune import as_requested, finetune
 from polyphi.train.finetune_stages import STAGES, for_rows
 from polyphi.train.options import FinetuneOptions, TrainOptions
-from polyphi.train.stage import Stage
+from polyphi.train.stage import Mix, Stage
 
 ROWS = {
     "vision": ("native", ["llava.json"], {"image"}),
@@ -33,6 +37,13 @@ ROWS = {
 }
 """Kind -> model, files of rows, modalities of the rows."""
 ADAPTERS = {"native": ["vision", "speech"], "mini": []}
+MEDICAL = replace(
+    STAGES["vision"],
+    name="medical",
+    adapters={"medical": AdapterConfig(rank=3, alpha=6.0)},
+    trainable={"decoder.*.lora.medical.*": 1e-4},
+    data=Mix({"scans": 1}, adapter={"scans": "medical"}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_pairs.append(pair)
     (source / "data/llava.json").write_text(json.dumps(llava))
     (source / "data/pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs))
+    asked = [{"audio": f"{i}.wav", "question": "which", "answer": "low"} for i in range(12)]
+    (source / "data/asked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
     (source / "data/text_pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in text_pairs))
     return source
 
@@ -63,7 +76,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
     def run(kind: str | Stage, out: str, data: list[str] | None = None, **options: Any) -> Path:
-        model, files, _ = ROWS[kind if isinstance(kind, str) else kind.name]
+        name = kind if isinstance(kind, str) else kind.name
+        model, files, _ = ROWS.get(name, ("native", [], set()))
         finetune(
             kind,
             [str(source / "data" / name) for name in data or files],
@@ -108,6 +122,53 @@ def test_pairs_of_text_train_an_adapter_that_is_added(run: Callable[..., Path]) 
     out = run("preferences", "run", ["text_pairs.jsonl"], model="mini", steps=2)
     assert all(".lora.text." in name for name in weights(out))
     assert (out / "model/text-lora/adapter_model.safetensors").exists()
+
+
+USES = {
+    "vision": ("vision", None, 100, "chat", "vision"),
+    "speech": ("speech", None, 50, "transcribe", "speech"),
+    "speech with questions": ("speech", ["asked.jsonl"], 50, "chat", "speech"),
+    "text": ("text", None, 50, "chat", "text"),
+    "pairs of text": ("preferences", ["text_pairs.jsonl"], 500, "chat", "text"),
+    "own stage": (MEDICAL, ["pictures.jsonl"], 100, "chat", "medical"),
+}
+"""Fine-tune -> kind or stage, its rows, a factor on its learning rates with which it learns an answer, the command that
+is printed after it, and the adapter that it uses."""
+
+
+@pytest.mark.parametrize("use", few(USES, "text".__eq__))
+def test_the_printed_command_answers_with_the_trained_weights(
+    use: str, source: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, files, factor, verb, adapter = USES[use]
+    messages: list[str] = []
+    options = {"steps": 60, "batch_tokens": 300, "lr_factor": factor, "choose": as_requested}
+    out = run(kind, "run", files, report=messages.append, **options)
+    printed = next(line for line in map(str, messages) if "use it: " in line)
+    question, image, audio = "which colour is it", source / "data/1.png", source / "data/1.wav"
+    command = shlex.split(printed.partition("use it: polyphi ")[2].replace("QUESTION", question))
+    assert command[0] == verb
+    file = str(audio if use.startswith("speech") else image)
+    command = [file if word == "FILE" else word for word in command]
+    if verb == "chat":
+        command += [] if question in command else [question]
+        command += ["--max-tokens", "8"]
+    capsys.readouterr()
+    cli.main(command)
+    answer = capsys.readouterr().out.strip()
+
+    def expected(model: Path, adapter: str) -> str:
+        phi = polyphi.load(model)
+        if verb == "transcribe":
+            return phi.transcribe(audio, adapter=adapter).text
+        media = {"audios": [audio]} if "--audio" in command else {}
+        media |= {"images": [image]} if "--image" in command else {}
+        return phi.generate(question, **media, adapter=adapter, max_tokens=8).text.strip()
+
+    assert answer == expected(out / "model", adapter)
+    assert answer != expected(out / "model", "none"), "without the adapter"
+    if adapter in ADAPTERS["native"]:
+        assert answer != expected(source / "native", adapter), "before the training"
 
 
 def test_pairs_are_evaluated(run: Callable[..., Path], source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -269,11 +270,15 @@ def test_one_command(source: Path, tmp_path: Path, run_command) -> None:
     )
     assert code == 0, error
     assert "12 rows, image 0, audio 0, motion 12" in out
-    answer = ("--part", f"motion={source / '0.csv'}", "what is it", "--max-tokens", "4")
-    code, out, error = run_command(
-        "chat", f"{tmp_path / 'run/model'}", *answer, "--modality", f"{FILE}"
+    printed = out.replace("motion=FILE", f"motion={source / '0.csv'}").replace(
+        "QUESTION", "what is it"
     )
+    command = shlex.split(
+        next(x for x in printed.splitlines() if "use it: " in x).partition("use it: polyphi ")[2]
+    )
+    code, out, error = run_command(*command, "--max-tokens", "4")
     assert code == 0, error
+    answer = ("--part", f"motion={source / '0.csv'}", "what is it", "--max-tokens", "4")
     code, _, error = run_command("chat", f"{tmp_path / 'run/model'}", *answer)
     assert code and "--modality FILE" in error
     code, _, error = run_command("train", f"{FILE}", *own_options)
