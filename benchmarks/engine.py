@@ -617,7 +617,7 @@ def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], li
     )
     # the dtype in which `polyphi.load` gives the whole model without `quant`
     stored = {torch.bfloat16: parameters(size.config)}
-    dtype = placement.choose_dtype(stored, cpu, free_memory(cpu), size.config) or torch.bfloat16
+    dtype = placement.choose_dtype(stored, cpu, free_memory(cpu)) or torch.bfloat16
 
     def variant(kind: str | None) -> Callable[[], Tensor]:
         model = random_model_on(base)

@@ -58,8 +58,6 @@ class Row:
 
 PER_SECOND = ("clips/s", "crops/s", "per s")
 """Units of rows whose seconds are shown too."""
-BF16_ROWS = 256
-"""Rows of the matrix products that the precision of transformers is chosen by, about those of a prompt or a clip."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,10 @@ class Transformers:
 def fastest_precision(
     products: Sequence[precision.MatrixProducts] = (), requested: str = "auto"
 ) -> precision.Choice:
-    """The precision in which torch's own matrix products, and so transformers, take the least time on this CPU.
-
-    float32 where the CPU has no bfloat16 instructions, else what is faster on the model's `products`, timed with
-    `BF16_ROWS` rows. `requested` "bf16" or "fp32" is taken as it is; POLYPHI_PRECISION applies to polyphi alone.
-    """
-    if requested != "auto":
-        return precision.choose(requested)
-    if (reason := precision.missing(torch.bfloat16)) is not None:
-        return precision.Choice("fp32", reason)
-    large = tuple(p for p in products if p.inputs * p.outputs >= precision.MIN_SIZE)
-    ratio = precision.slowness(torch.bfloat16, large, BF16_ROWS)
-    reason = f"bf16 takes {ratio:.2f} of the time of fp32 on this model's products"
-    return precision.Choice("bf16" if ratio < 1 else "fp32", reason)
+    """The precision in which torch's own matrix products, and so transformers, take the least time on this CPU, by the
+    shapes of the model's `products`. `requested` "bf16" or "fp32" is taken as it is; POLYPHI_PRECISION applies to
+    polyphi alone."""
+    return precision.faster(products) if requested == "auto" else precision.choose(requested)
 
 
 def choose_transformers(

@@ -607,7 +607,7 @@ def load(
     stored, free = stored_types(folder), memory.free_memory(target)
     config = read_config(folder)
     scheme = quant or stored_quant
-    weight_dtype = requested or placement.choose_dtype(stored, target, free, config, scheme)
+    weight_dtype = requested or placement.choose_dtype(stored, target, free, scheme)
     if stored_quant:
         needed = stored_bytes(folder, table=target.type != "cpu")
     else:

@@ -110,7 +110,7 @@ class Run:
         console: Console | None = None,
     ) -> None:
         """The options are those of all stages, but for `base`, which `train` takes. `precision` "auto" is that of the
-        run in the folder, else the faster one on this machine."""
+        run in the folder, else by the rules for this machine."""
         self.recipe = recipe if isinstance(recipe, Recipe) else find_recipe.of(recipe, modalities)
         self.size, self.lineage = self.recipe.size, self.recipe.lineage
         self.options, self.seed = options, options.seed

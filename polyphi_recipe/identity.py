@@ -50,7 +50,7 @@ class Identity:
         self.recipe.save(self.out)
 
     def choose_precision(self) -> Choice:
-        """The precision of the run and its reason: that of run.json, else the requested one or the faster one on this
+        """The precision of the run and its reason: that of run.json, else the requested one or by the rules for this
         machine. It is recorded in run.json."""
 
         def record(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 >>> print(load("path/or/hub-id").memory)
 cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
 
-No decision depends on a processor's name: runtime/precision.py measures whether a device is fast in a 16-bit dtype.
+No decision depends on a processor's name: runtime/precision.py says whether a device is fast in a 16-bit dtype.
 """
 
 from collections import Counter
@@ -43,17 +43,16 @@ def choose_dtype(
     stored: Mapping[torch.dtype, int],
     device: torch.device,
     free: int,
-    config: ModelConfig | None = None,
     quant: str | None = None,
 ) -> torch.dtype | None:
     """The dtype to cast weights to for inference where none is requested: None, as they are stored (`stored` counts
-    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.is_fast`, on
-    the products of a model with this `config`) and `free` bytes hold them in float32. A model computes in one dtype:
-    weights of several dtypes, such as a float32 adapter of a bfloat16 decoder, get that of most of them.
+    parameters by dtype), or float32 where most have a 16-bit dtype that the device is slow in (`precision.is_fast`) and
+    `free` bytes hold them in float32. A model computes in one dtype: weights of several dtypes, such as a float32
+    adapter of a bfloat16 decoder, get that of most of them.
 
     On a CPU without bfloat16 instructions our kernels multiply weights stored in bfloat16 as fast as float32 ones
     (kernels/bf16.py), so they stay in bfloat16. The unquantized weights of a quantized model (`quant`) are bfloat16.
-    POLYPHI_PRECISION replaces the measurement; weights stored in float32 stay in float32.
+    POLYPHI_PRECISION replaces this rule; weights stored in float32 stay in float32.
     """
     if quant:
         return torch.bfloat16
@@ -71,9 +70,7 @@ def choose_dtype(
         and bf16.needed()
     ):
         return unchanged
-    if precision.is_fast(
-        main, device, products(config) if config and _is_timed(main, device) else ()
-    ):
+    if precision.is_fast(main, device):
         return unchanged
     slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
     return unchanged if slow_but_small else torch.float32
@@ -98,10 +95,6 @@ def products(config: ModelConfig) -> tuple[precision.MatrixProducts, ...]:
         times = next((n for prefix, n in layers.items() if name.startswith(prefix)), 1)
         weights += repeat((parameter.shape, True), times)
     return precision.products(weights)
-
-
-def _is_timed(dtype: torch.dtype, device: torch.device) -> bool:
-    return device.type == "cpu" and precision.missing(dtype) is None
 
 
 def size(stored: Mapping[torch.dtype, int], dtype: torch.dtype | None) -> int:

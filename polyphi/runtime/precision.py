@@ -2,25 +2,21 @@
 
 >>> shapes = [(p.shape, p.requires_grad) for p in model.parameters()]
 >>> print(choose("auto", torch.device("cpu"), products(shapes), rows=1024))
-bf16: 0.61 of the time of fp32 on this model's products
+bf16: 100% of this model's products are large enough for this CPU's bfloat16 instructions
 
 `choose` takes the first rule that applies: an explicit precision; the environment variable POLYPHI_PRECISION; on a GPU
-what the hardware supports; on a CPU without bfloat16 instructions fp32; else the faster one by measurement. It times
-the model's own matrix products as training computes them: float32 weights, forward and backward, with and without
-`torch.autocast`. oneDNN also emulates bfloat16 on CPUs with AVX-512 that lack the instructions, so having an
-implementation isn't enough to be faster.
+what the hardware supports; on a CPU its instructions and the shapes of the model's products (`faster`). Nothing is
+timed, so other work on the machine doesn't change the choice; `python benchmarks/precision.py` measures the rule.
 """
 
 import os
-import time
+import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 
 Precision = Literal["bf16", "fp32"]
 Requested = Literal["auto", "bf16", "fp32"]
@@ -29,19 +25,12 @@ VARIABLE = "POLYPHI_PRECISION"
 """The environment variable that sets the precision if none is requested."""
 
 ROWS = 256
-"""Most rows of a timed product: beyond them the time per row hardly changes."""
-WIDTH = 512
-"""Most inputs and outputs of a timed product, for the same reason. A product then takes some milliseconds, which
-other processes seldom interrupt."""
-SHAPES = 6
-"""Distinct shapes that are timed, those with the most FLOPs."""
-MAX_TURNS, MIN_TURNS, SECONDS = 12, 3, 0.3
-"""Turns of timing: the most, the fewest, and the time after which the fewest suffice."""
-MIN_SIZE = 256 * 256
-"""Multiplications per row of the smallest product that is timed for inference: in smaller ones the call dominates."""
-MAX_SLOWDOWN = 1.5
-"""A model stored in a 16-bit dtype is cast to float32 for inference if its products take more than this many times as
-long as in float32 [ours]. Below it, half of the memory is worth more than the time."""
+"""Most rows of a product that count: beyond them the time per row hardly changes."""
+MIN_PRODUCT = 1 << 20
+"""Multiplications, rows x inputs x outputs, from which a product takes less time in bfloat16 than in float32 on a CPU
+with instructions for it (docs/numbers.md, "Precision by shape")."""
+CONVERTING = ("AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Instruction sets of oneDNN with which it converts bfloat16 numbers and multiplies in float32."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def choose(
     rows: int = ROWS,
 ) -> Choice:
     """The precision to train in: `requested` if it is bf16 or fp32, else chosen for `device` and for the products of a
-    model with `rows` rows a step. Takes well under a second, once per process and set of products.
+    model with `rows` rows a step.
 
     Raises ValueError for another `requested`, or another value of POLYPHI_PRECISION.
     """
@@ -108,7 +97,8 @@ def choose(
         )
     if (name := pinned()) is not None:
         return Choice(name, f"set by {VARIABLE}")
-    return _measured(torch.device(device), tuple(products), min(rows, ROWS))
+    device = torch.device(device)
+    return faster(products, rows) if device.type == "cpu" else _on_gpu(device)
 
 
 def pinned() -> Precision | None:
@@ -118,19 +108,17 @@ def pinned() -> Precision | None:
         return None
     if value not in DTYPES:
         raise ValueError(
-            f"{VARIABLE} must be bf16, fp32 or auto, found {value!r}; unset it to have the precision measured"
+            f"{VARIABLE} must be bf16, fp32 or auto, found {value!r}; unset it to have the precision chosen by the CPU"
         )
     return _named(value)
 
 
-def is_fast(
-    dtype: torch.dtype, device: torch.device, products: Sequence[MatrixProducts] = ()
-) -> bool:
-    """Whether a device computes the products of inference (the model's own, or a typical one) in a 16-bit dtype at
-    about the speed of float32, or faster."""
+def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device computes the products of inference in a 16-bit dtype at about the speed of float32, or faster. A
+    CPU that converts the numbers counts: half of the memory is worth more than the 1.3 to 1.4 times of the time that it
+    takes (docs/numbers.md, "Precision by shape")."""
     if device.type == "cpu":
-        large = tuple(p for p in products if p.inputs * p.outputs >= MIN_SIZE)
-        return missing(dtype) is None and slowness(dtype, large) < MAX_SLOWDOWN
+        return missing(dtype) is None
     if device.type == "cuda" and dtype == torch.bfloat16:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
@@ -157,104 +145,32 @@ def missing(dtype: torch.dtype) -> str | None:
     return None if supported else f"this CPU has no {name} instructions"
 
 
-@cache
-def _measured(device: torch.device, products: tuple[MatrixProducts, ...], rows: int) -> Choice:
-    if device.type != "cpu":
-        has = is_fast(torch.bfloat16, device) and torch.amp.is_autocast_available(device.type)
-        return Choice("bf16" if has else "fp32", f"this GPU has {'' if has else 'no '}bfloat16")
+def _on_gpu(device: torch.device) -> Choice:
+    has = is_fast(torch.bfloat16, device) and torch.amp.is_autocast_available(device.type)
+    return Choice("bf16" if has else "fp32", f"this GPU has {'' if has else 'no '}bfloat16")
+
+
+def faster(products: Sequence[MatrixProducts] = (), rows: int = ROWS) -> Choice:
+    """The precision in which this CPU computes a model's products with float32 weights in less time, by its
+    instructions and the products' shapes."""
     if (reason := missing(torch.bfloat16)) is not None:
         return Choice("fp32", reason)
-    ratio = relative_time(_training, products, rows)
-    if ratio < 1:
-        return Choice("bf16", f"{ratio:.2f} of the time of fp32 on this model's products")
-    return Choice("fp32", f"bf16 takes {ratio:.2f} times as long on this model's products")
+    if _is_emulated():
+        return Choice("fp32", "this CPU has no bfloat16 products, only conversions")
+    sizes = [(p.size, min(rows, ROWS) * p.inputs * p.outputs >= MIN_PRODUCT) for p in products]
+    total = sum(size for size, _ in sizes)
+    share = sum(size for size, is_large in sizes if is_large) / total if total else 1.0
+    reason = f"{share:.0%} of this model's products are large enough for this CPU's bfloat16 instructions"
+    return Choice("bf16" if share >= 0.5 else "fp32", reason)
 
 
-@cache
-def slowness(
-    dtype: torch.dtype, products: tuple[MatrixProducts, ...] = (), rows: int = 32
-) -> float:
-    """The time of inference's products in a 16-bit dtype relative to float32 on this CPU."""
-    return relative_time(lambda product, rows: _inference(product, rows, dtype), products, rows)
-
-
-# ------------------------------------------------------------------------------ timing
-
-Sides = tuple[Callable[[], Any], Callable[[], Any]]
-"""A product to be timed, in the 16-bit dtype and in float32."""
-
-
-def relative_time(
-    make: Callable[[MatrixProducts, int], Sides], products: Sequence[MatrixProducts], rows: int
-) -> float:
-    """The time of a model's products in a 16-bit dtype relative to float32, each shape weighted by its share of the
-    FLOPs. Both sides of a shape run in turn, and the least time of each counts, so that other work on the machine
-    doesn't distort the result; for the same reason they run on one thread, since threads wait for an interrupted
-    one."""
-    sizes: Counter[MatrixProducts] = Counter()
-    for product in products or (MatrixProducts(WIDTH, WIDTH, True),):
-        narrow = MatrixProducts(
-            min(product.inputs, WIDTH), min(product.outputs, WIDTH), product.trainable
-        )
-        sizes[narrow] += product.size
-    shapes = sizes.most_common(SHAPES)
-    sides = [make(product, rows) for product, _ in shapes]
-    least = [[float("inf"), float("inf")] for _ in shapes]
-    end = time.perf_counter() + SECONDS
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for turn in range(MAX_TURNS):
-            if turn >= MIN_TURNS and time.perf_counter() > end:
-                break
-            for best, both in zip(least, sides, strict=True):
-                for side, run in enumerate(both):
-                    best[side] = min(best[side], seconds(run))
-    finally:
-        torch.set_num_threads(threads)
-    weights = [size / product.size for product, size in shapes]
-    half, single = (
-        sum(w * best[side] for w, best in zip(weights, least, strict=True)) for side in (0, 1)
-    )
-    return half / single
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """The duration of a call in seconds."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _training(product: MatrixProducts, rows: int) -> Sides:
-    """Forward and backward as a training step computes them: float32 weights, cast inside autocast or not."""
-    x = torch.zeros(rows, product.inputs, requires_grad=True)
-    weight = torch.zeros(product.outputs, product.inputs, requires_grad=product.trainable)
-    gradient = torch.zeros(rows, product.outputs)
-    inputs = (x, weight) if product.trainable else (x,)
-
-    def step(narrow: bool) -> None:
-        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            y = F.linear(x, weight)
-        torch.autograd.grad(y, inputs, gradient.to(y.dtype))
-
-    return lambda: step(True), lambda: step(False)
-
-
-def _inference(product: MatrixProducts, rows: int, dtype: torch.dtype) -> Sides:
-    """The forward alone, with weights stored in either dtype."""
-
-    def side(dtype: torch.dtype) -> Callable[[], Any]:
-        x = torch.zeros(rows, product.inputs, dtype=dtype)
-        weight = torch.zeros(product.outputs, product.inputs, dtype=dtype)
-
-        def run() -> None:
-            with torch.no_grad():
-                F.linear(x, weight)
-
-        return run
-
-    return side(dtype), side(torch.float32)
+def _is_emulated() -> bool:
+    """Whether oneDNN converts bfloat16 numbers on this CPU and multiplies in float32: on x86 with AVX-512 or with
+    AVX-NE-CONVERT alone, also where the environment limits it to these. On Arm it needs the instructions."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return limit in CONVERTING or not torch.cpu._is_avx512_bf16_supported()
 
 
 def _named(value: str) -> Precision:

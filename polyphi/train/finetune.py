@@ -398,7 +398,7 @@ def usage(
     )
     content = modalities_of(sample.messages)
     options = f"{quote(str(model))}{f' --adapter {adapter}' if adapter else ''}"
-    if content == ["audio"] and sample.prompt[-1].text == TRANSCRIBE:
+    if len(content) == 1 and sample.prompt[-1].text == TRANSCRIBE:
         return f"polyphi transcribe {options} FILE"
     files = {m.name: str(m.file or f"{m.name}.py") for m in modalities}
     for name in content:

@@ -28,7 +28,7 @@ SeedOption = Annotated[
 PrecisionOption = Annotated[
     Literal["auto", "bf16", "fp32"],
     Parameter(
-        help="Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here.",
+        help="Precision of training; weights stay fp32. auto: as the run in the folder, else by device and model.",
     ),
 ]
 Base = Literal["int8", "int4"]

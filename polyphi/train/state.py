@@ -117,8 +117,8 @@ def choose_precision(
     rows: int = precision.ROWS,
     revise: Callable[[Choice], Choice] = lambda choice: choice,
 ) -> Choice:
-    """The precision of a stage: `requested` unless that is "auto"; else that of the stage in `out`; else the faster one
-    on this machine (runtime/precision.py), which `revise` may change. The first process decides for all; all processes
+    """The precision of a stage: `requested` unless that is "auto"; else that of the stage in `out`; else that for
+    this machine (runtime/precision.py), which `revise` may change. The first process decides for all; all processes
     call this together.
 
     Raises ValueError for an unknown value of `requested` or POLYPHI_PRECISION.

@@ -119,15 +119,14 @@ def test_transformers_has_the_precision_that_is_faster(
 ) -> None:
     import sidebyside
 
-    def choose(missing: str | None, slowness: float, requested: str = "auto") -> str:
+    def choose(missing: str | None, requested: str = "auto") -> str:
         monkeypatch.setattr(sidebyside.precision, "missing", lambda dtype: missing)
-        monkeypatch.setattr(sidebyside.precision, "slowness", lambda *_: slowness)
+        monkeypatch.setattr(sidebyside.precision, "_is_emulated", lambda: False)
         return sidebyside.choose_transformers((), requested).precision
 
-    assert choose(None, 0.3) == "bf16"
-    assert choose(None, 1.2) == "fp32"
-    assert choose("no instructions", 0.3) == "fp32"
-    assert choose("no instructions", 9, "bf16") == "bf16"
+    assert choose(None) == "bf16"
+    assert choose("no instructions") == "fp32"
+    assert choose("no instructions", "bf16") == "bf16"
     monkeypatch.setattr(sidebyside, "matmul_rate", lambda seconds, dtype: dtype)
     assert sidebyside.product_limit() == (torch.float32, "fp32")
     assert sidebyside.Transformers("fp32", cut="8 layers").name.endswith(" fp32, 8 layers")

@@ -159,19 +159,13 @@ def _precision(facts: Facts) -> Facts:
     from polyphi.planning.doctor import published
     from polyphi.runtime import precision
 
-    cpu, config = torch.device("cpu"), published.MINI
-    chosen = placement.choose_dtype({published.STORED: 1}, cpu, 1 << 62, config)
-    products = placement.products(config)
-    training = precision.choose("auto", cpu, products)
-    missing = precision.missing(torch.bfloat16)
+    cpu = torch.device("cpu")
+    chosen = placement.choose_dtype({published.STORED: 1}, cpu, 1 << 62)
+    training = precision.choose("auto", cpu, placement.products(published.MINI))
     if precision.pinned() is not None:
         reason = f"set by {precision.VARIABLE}"
-    elif missing is not None:
-        reason = missing
     else:
-        large = tuple(p for p in products if p.inputs * p.outputs >= precision.MIN_SIZE)
-        ratio = precision.slowness(torch.bfloat16, large)
-        reason = f"bfloat16 takes {ratio:.2f} of the time of float32"
+        reason = precision.missing(torch.bfloat16) or "as they are stored"
     return {
         "inference": str(chosen or published.STORED).removeprefix("torch."),
         "reason": reason,

@@ -78,7 +78,7 @@ def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, fr
     parameters = sum(p.numel() for p in model.parameters())
     decoder = sum(p.numel() for n, p in model.decoder.named_parameters() if ".lora." not in n)
     stored = {STORED: parameters}
-    dtype = placement.choose_dtype(stored, device, free, model.config, scheme) or STORED
+    dtype = placement.choose_dtype(stored, device, free, scheme) or STORED
     weights, per_token = parameters * dtype.itemsize, decoder * dtype.itemsize
     if scheme is not None:
         savings = {part.name: quantize.saving(part) for part in quantize.parts(model, scheme)}

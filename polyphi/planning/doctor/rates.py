@@ -25,7 +25,6 @@ from polyphi.model.config import DecoderConfig
 from polyphi.prepared.linear import product
 from polyphi.quantization.integer_weights import EightBit, FourBit
 from polyphi.runtime import cpu
-from polyphi.runtime.precision import seconds
 
 SECONDS = 0.5
 """Time of one measurement; a slow machine takes a single turn."""
@@ -62,6 +61,13 @@ def measure(dtype: torch.dtype) -> Rates:
     decoding = {form: _rate(_layers(form, weights)) for form in (name, *FORMS)}
     elapsed = (time.perf_counter() - start) * torch.get_num_threads()
     return Rates(memory, products, decoding, weights.nbytes, (time.process_time() - used) / elapsed)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """The duration of a call in seconds."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def working_set() -> int:

@@ -71,7 +71,7 @@ def test_bfloat16_stays_where_our_kernels_multiply_it(monkeypatch: pytest.Monkey
 
 
 def test_the_environment_decides_for_16_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "is_fast", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(precision, "is_fast", lambda *_: pytest.fail("chosen"))
     for name, chosen in (("fp32", torch.float32), ("bf16", None)):
         monkeypatch.setenv(precision.VARIABLE, name)
         assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1) == chosen

@@ -161,12 +161,10 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     free: int, chosen: str, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
-    precision._measured.cache_clear()
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     monkeypatch.setattr("polyphi.train.finetune.free_memory", lambda device: free)
     messages: list[str] = []
     out = run(TEXT, precision="auto", report=messages.append)
-    precision._measured.cache_clear()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["precision"] == chosen and "this CPU is old" in manifest["precision_reason"]
     assert sum("this CPU is old" in str(line) for line in messages) == 1

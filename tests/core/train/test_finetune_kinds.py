@@ -67,8 +67,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_pairs.append(pair)
     (source / "data/llava.json").write_text(json.dumps(llava))
     (source / "data/pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs))
-    asked = [{"audio": f"{i}.wav", "question": "which", "answer": "low"} for i in range(12)]
-    (source / "data/asked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+    questions = [{"audio": f"{i}.wav", "question": "which", "answer": "low"} for i in range(12)]
+    (source / "data/questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in questions))
     (source / "data/text_pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in text_pairs))
     return source
 
@@ -127,7 +127,7 @@ def test_pairs_of_text_train_an_adapter_that_is_added(run: Callable[..., Path]) 
 USES = {
     "vision": ("vision", None, 100, "chat", "vision"),
     "speech": ("speech", None, 50, "transcribe", "speech"),
-    "speech with questions": ("speech", ["asked.jsonl"], 50, "chat", "speech"),
+    "speech with questions": ("speech", ["questions.jsonl"], 50, "chat", "speech"),
     "text": ("text", None, 50, "chat", "text"),
     "pairs of text": ("preferences", ["text_pairs.jsonl"], 500, "chat", "text"),
     "own stage": (MEDICAL, ["pictures.jsonl"], 100, "chat", "medical"),
