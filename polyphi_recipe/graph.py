@@ -275,6 +275,9 @@ class Run:
         if name.endswith(".py"):
             return corpus
         self.recipe.check_corpora([name])
+        # A part is no stage with a model of its own: corpora filter without it.
+        run = [stage for stage in corpus.stages if self.lineage.replacement(stage) is None]
+        corpus = replace(corpus, stages=tuple(run))
         return teacher_rows.with_teachers(corpus, self.recipe, self.out)
 
     def _build_held_out(self, machines: Machines) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
+from rich.console import Console
 
 from polyphi import cli
+from polyphi.data.shards import Shards
 from polyphi.data.sources import FORMATS
 from polyphi.planning import sizes
 from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file, stages
@@ -245,6 +247,30 @@ def test_new_files_are_valid_and_name_every_corpus(
     assert lab.tokens_needed()
     for corpus in lab.tokens_needed():
         assert f"[corpora.{corpus}]" in text
+
+
+@pytest.fixture
+def with_audio_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A micro run with a given audio encoder, which transcribes nothing by itself."""
+    part = Part("audio", "x", sizes.MICRO.model.audio, dict)
+    monkeypatch.setattr(from_file, "open_part", lambda *_: part)
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "micro"\n[parts]\naudio = "x"\n')
+    return Run(file, tmp_path / "run", console=Console(quiet=True))
+
+
+def test_no_corpus_needs_a_stage_that_a_part_replaces(with_audio_part: Run) -> None:
+    """vision_speech did, and failed after all other stages."""
+    order = with_audio_part.recipe.order
+    for name in with_audio_part.recipe.tokens_needed():
+        assert set(with_audio_part.corpus(name).stages) <= set(order), name
+
+
+@pytest.mark.long
+def test_spoken_questions_are_unfiltered_without_a_recogniser(with_audio_part: Run) -> None:
+    with_audio_part.build("vision_speech")
+    rows = Shards(with_audio_part.data / "vision_speech/train")
+    assert {row.meta["filter"] for row in rows} == {"none"}
 
 
 def test_the_schema_has_every_key_of_the_file() -> None:
