@@ -93,6 +93,9 @@ PARTS, LINEAGE = "parts.json", "lineage.json"
 """Files of a run with parts: their repositories, revisions and hashes, and the origin of every exported tensor."""
 WATCHED_ROWS = 32
 """Held-out rows of a task (synthetic samples of a benchmark) that are evaluated periodically while a stage trains."""
+SUBMITTED = (
+    "{}: jobs are submitted; run the same command again when they are done, to join their output"
+)
 BENCHMARK_ROWS = 2
 """Synthetic samples of each benchmark on which the finished model is evaluated."""
 
@@ -242,8 +245,9 @@ class Run:
         name = corpus.name
         for parent in corpus.corpora:
             self.build(parent, machines)
-        if self.recipe.imported(name) is not None:
-            self._build_held_out(machines)
+        if self.recipe.imported(name) is not None and not self._build_held_out(machines):
+            self.report(SUBMITTED.format(f"held-out rows of {name}"))
+            return True
         for parent in corpus.stages:
             self.train(parent)
         if corpus.tokenizer:
@@ -256,9 +260,7 @@ class Run:
                 manifests = corpora.build(corpus, work, machines)
             give_back()
         if len(manifests) < len(work.rows):
-            self.report(
-                f"{name}: jobs are submitted; run the same command again when they are done, to join their output"
-            )
+            self.report(SUBMITTED.format(name))
             return True
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self.report(f"[bold]{name:<22}[/bold] {counts}")
@@ -280,17 +282,19 @@ class Run:
         corpus = replace(corpus, stages=tuple(run))
         return teacher_rows.with_teachers(corpus, self.recipe, self.out)
 
-    def _build_held_out(self, machines: Machines) -> None:
-        """Build the held-out splits of all imported corpora, against which training rows are compared, on this
-        machine."""
-        here = Machines(workers=machines.workers) if machines.executor == "local" else Machines()
+    def _build_held_out(self, machines: Machines) -> bool:
+        """Build the held-out splits of all imported corpora, against which training rows are compared. Returns whether
+        they exist: False while jobs of Slurm build them."""
+        exist = True
         for name in self.recipe.imported_names:
             corpus = replace(self.corpus(name), stages=())
             work = self.work(corpus)
             work = replace(work, rows={"test": work.rows["test"]})
             with self.exclusive(f"corpus {name}"):
                 if not corpora.is_built(corpus, work):
-                    corpora.build(corpus, work, here)
+                    corpora.build(corpus, work, machines)
+                    exist = corpora.is_built(corpus, work) and exist
+        return exist
 
     def work(self, corpus: corpora.Corpus) -> corpora.Work:
         """The inputs and options with which a corpus is built in this run."""

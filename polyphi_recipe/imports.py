@@ -4,7 +4,7 @@
     image sizes    ->  audio length             ->  word errors  ->  held-out rows and benchmarks  ->  duplicates
 
 A file is the unit of work: its task writes a part of the corpus whole or not at all, on this machine, Slurm or Ray.
-Rows are held out by a hash of their content, so that equal rows are on one side.
+Rows are held out by a hash of their content, so that equal rows are on one side: about `test_rows` of all files.
 """
 
 import json
@@ -47,10 +47,12 @@ from polyphi_recipe.curate.transcripts import Recogniser, WordErrorRateFilter
 from polyphi_recipe.recipe import Recipe
 from polyphi_recipe.recipe_file import CorpusTable, Source
 
-VERSION = 1
+VERSION = 2
 """Of what an import does with a row: another number imports all corpora again."""
 MAX_TASKS = 1000
 """Tasks of a corpus with more files: each has several of them."""
+ALL = 1 << 48
+"""A bound of rows that no corpus has."""
 SHORT_ANSWER = 40
 """Characters up to which answers are compared as a whole."""
 MIN_BAD_ROWS, CHECKED = 8, 1000
@@ -92,9 +94,25 @@ class Imported:
 
     @cached_property
     def test_files(self) -> list[tuple[Source, SourceFile]]:
-        """The files of held-out rows: those of sources for them, else all."""
-        only = [(s, f) for s in self.table.sources if s.split == "test" for f in self._find(s)]
-        return only or self.files
+        """The files of held-out rows: those of sources for them, else of sources without a split; none if no row is
+        held out."""
+        if self._has_test_source:
+            return [(s, f) for s in self.table.sources if s.split == "test" for f in self._find(s)]
+        if not (self.table.held_out and self.table.test_rows):
+            return []
+        return [(source, file) for source, file in self.files if source.split is None]
+
+    @property
+    def _has_test_source(self) -> bool:
+        return any(source.split == "test" for source in self.table.sources)
+
+    @cached_property
+    def held_out_share(self) -> float:
+        """Rows of sources without a split are held out if their hash, a number in [0, 1), is below this one."""
+        if self._has_test_source or not self.test_files:
+            return 0.0
+        rows = sum(estimated_rows(file) for _, file in self.test_files)
+        return min(self.table.held_out, self.table.test_rows / max(1, rows))
 
     @property
     def _paths(self) -> list[str]:
@@ -110,6 +128,7 @@ class Imported:
 
     def corpus(self) -> Corpus:
         """The corpus as `Run.build` builds it."""
+        _ = self.held_out_share  # once, not in each task
         across = [
             IMAGES
             if "image" in self.kinds
@@ -124,6 +143,7 @@ class Imported:
             stages=(RECOGNISER,) if self.table.filters.wer is not None else (),
             across=tuple(partial(deduplicate, s) for s in across if self.table.filters.duplicates),
             tasks=min(MAX_TASKS, len(self.files)),
+            test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
             files=tuple(self.folder / name for name in self.benchmarks),
             settings=json.dumps(
                 [VERSION, self.table.model_dump(), self.languages, self.benchmarks, self._paths]
@@ -133,12 +153,12 @@ class Imported:
     @property
     def rows(self) -> dict[str, int]:
         """The bounds of the splits, as `Work.rows` has them."""
-        return {"train": self.table.rows or 1 << 48, "test": self.table.test_rows}
+        return {"train": self.table.rows or ALL, "test": ALL if self.test_files else 0}
 
     def task(self) -> Benchmark | None:
         """The held-out task of the corpus: transcripts by word errors, translations and long answers by BLEU, short
         answers by whether they are exact; None for documents and a corpus without held-out rows."""
-        if "document" in self.kinds or self.table.test_rows == 0:
+        if "document" in self.kinds or not self.test_files:
             return None
         question = self.tried[0].prompt[-1].text if self.tried[0].prompt else ""
         longest = max(len(one.answer) for one in self.tried)
@@ -223,23 +243,32 @@ def _kinds(one: Sample) -> Iterator[str]:
 def _read(source: Source, file: SourceFile, readers: Mapping[str, Reader] = {}) -> Iterator[Sample]:
     """Samples of a file; an unreadable row is a document with the error. Raises ValueError for a file that is damaged
     as a whole."""
-    for location, row in rows(file):
-        try:
-            one, _ = sample(
-                row,
-                location,
-                columns=source.columns,
-                licence=source.licence,
-                language=source.language,
-                question=source.question,
-                readers=readers,
-                **origin(file),
-            )
-            yield one
-        except (ValueError, OSError) as error:
-            yield document(
-                location, str(error), file.path, source.licence, **{UNREADABLE: str(error)}
-            )
+    return (_parse(row, location, source, file, readers) for location, row in rows(file))
+
+
+def _parse(
+    row: Any,
+    location: str,
+    source: Source,
+    file: SourceFile,
+    readers: Mapping[str, Reader],
+    decode: bool = True,
+) -> Sample:
+    try:
+        one, _ = sample(
+            row,
+            location,
+            columns=source.columns,
+            licence=source.licence,
+            language=source.language,
+            question=source.question,
+            readers=readers,
+            decode=decode,
+            **origin(file),
+        )
+        return one
+    except (ValueError, OSError) as error:
+        return document(location, str(error), file.path, source.licence, **{UNREADABLE: str(error)})
 
 
 def _share_of(one: Sample) -> float:
@@ -251,30 +280,45 @@ def _share_of(one: Sample) -> float:
 def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
     """The rows of a split, of this task's files."""
     (split,) = work.rows
-    table = imported.table
-    index, tasks = work.part
-    files = imported.files[index::tasks] if split == "train" else imported.test_files
-    own_test = any(source.split == "test" for source in table.sources)
-    limit = math.ceil((table.rows or 1 << 48) / tasks) if split == "train" else table.test_rows
-    readers = imported.readers
+    samples = _training_rows if split == "train" else _held_out_rows
+    return ((split, one) for one in samples(imported, *work.part))
+
+
+def _training_rows(imported: Imported, index: int, tasks: int) -> Iterator[Sample]:
+    table, share, readers = imported.table, imported.held_out_share, imported.readers
+    limit = math.ceil((table.rows or ALL) / tasks)
     count, readable = 0, ReadableShare(imported.name, table.filters.max_bad_rows)
-    for source, file in files:
+    for source, file in imported.files[index::tasks]:
         for one in _read(source, file, readers):
             readable.add(one)
             if UNREADABLE in one.meta:
-                if split == "train":
-                    yield split, one
+                yield one
                 continue
-            if source.split is not None:
-                is_held_out = source.split == "test"
-            else:
-                is_held_out = not own_test and _share_of(one) < table.held_out
-            if is_held_out != (split == "test"):
+            if source.split is None and share and _share_of(one) < share:
                 continue
             count += 1
-            yield split, one
+            yield one
             if count >= limit:
                 return
+    readable.check()
+
+
+def _held_out_rows(imported: Imported, index: int, tasks: int) -> Iterator[Sample]:
+    """All rows of sources for them, else those with a small hash, for which the media of others aren't decoded; the
+    training split has the unreadable ones."""
+    share, readers = imported.held_out_share, imported.readers
+    readable = ReadableShare(imported.name, imported.table.filters.max_bad_rows)
+    for source, file in imported.test_files[index::tasks]:
+        is_whole = source.split == "test"
+        for location, row in rows(file):
+            one = _parse(row, location, source, file, readers, decode=is_whole)
+            readable.add(one)
+            if is_whole:
+                yield one
+            elif UNREADABLE not in one.meta and _share_of(one) < share:
+                one = _parse(row, location, source, file, readers)
+                if UNREADABLE not in one.meta:
+                    yield one
     readable.check()
 
 

@@ -110,12 +110,14 @@ def sample(
     language: str | None = None,
     question: str | None = None,
     readers: Mapping[str, Reader] = {},
+    decode: bool = True,
 ) -> tuple[Sample, set[str]]:
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
     not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
     address; None forbids them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of
     the row. `licence`, `language` and `question` are those of a row that has none. `readers` are those of
-    users' modalities, which are columns too. Raises ValueError."""
+    users' modalities, which are columns too. Without `decode` media are read for the row's hash, but not decoded. Raises
+    ValueError."""
     try:
         if isinstance(row, ValueError):
             raise row
@@ -126,7 +128,7 @@ def sample(
         if set(SCHEMA.names) - OPTIONAL <= set(row):
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, None, confined, readers)
+                _with_media(message, None, confined, readers, decode)
             _check(parsed.messages)
             meta = parsed.meta if language is None else {"language": language, **parsed.meta}
             return replace(parsed, meta=meta), set()
@@ -139,7 +141,9 @@ def sample(
             meta = {**meta, "language": str(spoken)}
         if "rejected" in row:
             meta = {**meta, "rejected": _answer_text(row["rejected"])}
-        messages = tuple(_with_media(message, root, confined, readers) for message in messages)
+        messages = tuple(
+            _with_media(message, root, confined, readers, decode) for message in messages
+        )
         _check(messages)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{location}: expected JSON, {error}") from None
@@ -521,16 +525,24 @@ def inside(root: Path, name: str) -> Path:
 
 
 def _with_media(
-    message: Message, root: Path | str | None, confined: bool, readers: Mapping[str, Reader]
+    message: Message,
+    root: Path | str | None,
+    confined: bool,
+    readers: Mapping[str, Reader],
+    decode: bool,
 ) -> Message:
-    """Return the message with its media as bytes, after a test decoding. Raises ValueError if that fails, and for paths
-    that aren't allowed."""
-    parts = tuple(_decodable(part, root, confined, readers) for part in message.parts)
+    """Return the message with its media as bytes, with `decode` after a test decoding. Raises ValueError if that fails,
+    and for paths that aren't allowed."""
+    parts = tuple(_decodable(part, root, confined, readers, decode) for part in message.parts)
     return Message(message.role, parts, message.tools)
 
 
 def _decodable(
-    part: Part, root: Path | str | None, confined: bool, readers: Mapping[str, Reader]
+    part: Part,
+    root: Path | str | None,
+    confined: bool,
+    readers: Mapping[str, Reader],
+    decode: bool,
 ) -> Part:
     if isinstance(part, Text):
         # A plain text also of calls, whose marks the template reads in an assistant's text.
@@ -547,7 +559,9 @@ def _decodable(
             inputs.note(data)
     if isinstance(part, _Segment):
         return Audio(_cut(data, part.start, part.seconds))
-    if isinstance(part, Image):
+    if not decode:
+        pass
+    elif isinstance(part, Image):
         media.decode_image(data)
     elif isinstance(part, Audio):
         media.decode_audio(data)

@@ -72,7 +72,8 @@ class Corpus:
     are datatrove's or polyphi's steps and process each sample of the split as a document (documents.py); held-out
     splits are built first, so that training samples can be checked against them (`decontaminate.held_out`). Steps
     `across` tasks run after `steps` (`dedup.deduplicate`), on the training split only. `spare` is the share of
-    additional samples that compensates for dropped ones. `tasks` tasks build the training split, each its `work.part`.
+    additional samples that compensates for dropped ones. `tasks` tasks build the training split, each its `work.part`,
+    and `test_tasks` the held-out one.
     `corpora` and `stages` must exist first; with `tokenizer` the run's tokenizer, too. A changed input file rebuilds
     the corpus: those that polyphi's readers (`own`, `pages`, `pdf_pages`, `videos`, `feedback`) read are known; `files`
     are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
@@ -90,6 +91,7 @@ class Corpus:
     across: tuple[Callable[..., Any], ...] = ()
     spare: float = 0.0
     tasks: int = 1
+    test_tasks: int = 1
     files: tuple[str | Path, ...] = ()
     fresh: Callable[[Work], Callable[[int], Sample]] | None = None
     settings: str = ""
@@ -185,7 +187,7 @@ def build(
     for split in work.rows:
         pipeline.check_own(folder / split, hashed)
     for split in sorted(work.rows, key=lambda name: name == "train"):
-        rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
+        rows, tasks = work.rows[split], corpus.tasks if split == "train" else corpus.test_tasks
         split_work = replace(task_work, rows={split: round(rows * (1 + corpus.spare))})
         if change := pipeline.input_change(folder / split, hashed):
             work.report(f"{corpus.name}/{split} is built again: {change}")

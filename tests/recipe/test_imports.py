@@ -14,10 +14,12 @@ import soundfile
 from PIL import Image as Pillow
 from rich.console import Console
 
-from polyphi.data import shards
+from polyphi.data import formats, shards
 from polyphi.data.shards import Shards
+from polyphi_recipe import imports
 from polyphi_recipe.curate import cards
 from polyphi_recipe.graph import Run
+from polyphi_recipe.imports import imported
 
 ALL_OFF = (
     "language = false, rules = false, personal_data = false, duplicates = false, held_out = false"
@@ -58,7 +60,44 @@ def test_rows_are_held_out_by_their_content(tmp_path: Path) -> None:
     assert not set(answers(own, "x")) & set(answers(own, "x", "test"))
 
 
-def test_sources_for_held_out_rows_and_a_bound(tmp_path: Path) -> None:
+def test_a_bound_of_held_out_rows_is_one_of_all_files_and_loses_none(tmp_path: Path) -> None:
+    """Rows above the bound vanished, and the first files had all held-out rows."""
+    for part in range(3):
+        write(tmp_path / f"{part}.jsonl", [dialogue(1000 * part + n) for n in range(300)])
+    own = run(
+        tmp_path,
+        f'[corpora.x]\nsources = ["*.jsonl"]\nheld_out = 0.5\ntest_rows = 30\nfilters = {{ {ALL_OFF} }}\n',
+    )
+    own.build("x")
+    train, test = answers(own, "x"), answers(own, "x", "test")
+    assert len(train) + len(test) == len({*train, *test}) == 900
+    assert 15 < len(test) < 60 and {int(answer) // 1000 for answer in test} == {0, 1, 2}
+
+
+def test_media_of_other_rows_are_not_decoded_for_the_held_out_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(60):
+        (tmp_path / f"{n}.jpg").write_bytes(noise(64, n))
+    write(tmp_path / "a.jsonl", [{"image": f"{n}.jpg", "answer": f"{n}"} for n in range(60)])
+    own = run(
+        tmp_path,
+        f'[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0.1\nfilters = {{ {ALL_OFF}, image_sizes = false }}\n',
+    )
+    table = imported(own.recipe, "x")
+    assert table is not None and table.held_out_share == 0.1
+    decoded = list[int]()
+    decode = formats.media.decode_image
+    monkeypatch.setattr(
+        formats.media, "decode_image", lambda data: decoded.append(1) or decode(data)
+    )
+    test = list(imports._held_out_rows(table, 0, 1))
+    assert 0 < len(test) == len(decoded) < 30
+    train = {one.answer for one in imports._training_rows(table, 0, 1)}
+    assert {f"{n}" for n in range(60)} - train == {one.answer for one in test}
+
+
+def test_all_rows_of_sources_for_them_are_held_out(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", map(dialogue, range(60)))
     write(tmp_path / "test.jsonl", map(dialogue, range(100, 130)))
     sources = '["train.jsonl", { path = "test.jsonl", split = "test" }]'
@@ -68,7 +107,7 @@ def test_sources_for_held_out_rows_and_a_bound(tmp_path: Path) -> None:
     )
     own.build("x")
     assert answers(own, "x") == [f"{n + 1}" for n in range(20)]
-    assert answers(own, "x", "test") == [f"{n + 1}" for n in range(100, 105)]
+    assert answers(own, "x", "test") == [f"{n + 1}" for n in range(100, 130)]
 
 
 def test_a_source_for_training_has_no_held_out_rows(tmp_path: Path) -> None:
