@@ -110,7 +110,7 @@ class Filters(Table):
     max_quality: Mapping[str, float] = {}
     """The largest score of an aspect of the classifier, such as { toxicity = 0.5 }."""
     personal_data: bool = True
-    """Personal data in texts and transcripts is replaced by [TYPE]."""
+    """Personal data in texts is replaced by [TYPE]; rows with audio that have more than names are dropped."""
     duplicates: bool = True
     """One of several equal or nearly equal samples stays."""
     held_out: bool = True

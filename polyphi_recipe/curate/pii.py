@@ -20,7 +20,8 @@ model. datatrove's PIIFormatter finds addresses only, none in Chinese or Japanes
 before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no types to count.
 
 For recall and precision on planted cases see `benchmarks/curation.py pii` and docs/curation_numbers.md. Images and
-recordings are not searched.
+recordings are not searched. Texts beside a recording are never changed, since the voice says what they say
+(`PiiFilter`).
 """
 
 import hashlib
@@ -342,7 +343,11 @@ def spacy_names(path: Path) -> Recognise:
 class PiiFilter(BaseFilter):
     """Removes personal information from every text of a document, or drops documents that have any (`action="drop"`,
     reason `pii_TYPE`, the first entity type in order of precedence). Notes the number of each entity type. The language
-    is that of the step `LanguageFilter`, or `meta["language"]`."""
+    is that of the step `LanguageFilter`, or `meta["language"]`.
+
+    A document with a recording is never changed: a model would be trained to write [NAME] where the voice says the
+    name, and the voice would still say it. It is dropped if it has more than names, also in `meta["transcript"]`;
+    names stay, as half of them aren't found and a recogniser has to spell them."""
 
     name, type = "Personal", "FILTER"
 
@@ -364,14 +369,21 @@ class PiiFilter(BaseFilter):
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason."""
         language, counts = language_of(doc), Counter[str]()
+        meta = doc.metadata["sample"]["meta"]
+        spoken = any(medium.metadata["kind"] == "audio" for medium in doc.media)
 
-        def clean(text: str) -> str:
+        def clean(text: str, language: str = language) -> str:
             cleaned, removed = remove(text, language, self._types, self._fake, self._recognise)
             counts.update(removed)
-            return text if self._drop else cleaned
+            return text if self._drop or spoken else cleaned
 
         edit(doc, clean)
+        if spoken and "transcript" in meta:
+            clean(str(meta["transcript"]), str(meta.get("spoken", language)))
         note(doc, "pii", **{name: counts[name] for name in ENTITY_TYPES if counts[name]})
-        if self._drop and counts:
-            return False, f"pii_{next(name for name in ENTITY_TYPES if counts[name])}"
+        reasons = [name for name in ENTITY_TYPES if counts[name]]
+        if spoken and not self._drop:
+            reasons = [name for name in reasons if name != "NAME"]
+        if reasons and (self._drop or spoken):
+            return False, f"pii_{reasons[0]}"
         return True

@@ -10,7 +10,7 @@ import pytest
 from recipe.curate.test_language import raw
 
 from polyphi.data import shards
-from polyphi.messages import Message, Text
+from polyphi.messages import Audio, Message, Text
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pii
 from polyphi_recipe.curate.documents import document, sample
@@ -182,6 +182,35 @@ def test_the_step_drops_where_it_is_told_to() -> None:
     assert PiiFilter("drop", types=("IBAN",)).filter(one) is True
     with pytest.raises(ValueError, match="found 'hide'"):
         PiiFilter("hide")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "meta", "result"),
+    [
+        ("This book is by Dr. Ada Lovelace.", {}, True),
+        ("Call me: 415-555-2671.", {}, (False, "pii_PHONE")),
+        ("write to ada dot lovelace at example dot com", {}, (False, "pii_EMAIL")),
+        (
+            "Call me.",
+            {"transcript": "Rufen Sie an: +49 30 901820.", "spoken": "de"},
+            (False, "pii_PHONE"),
+        ),
+    ],
+)
+def test_what_a_voice_says_is_never_rewritten(
+    answer: str, meta: dict[str, str], result: object
+) -> None:
+    """Neither in transcripts nor in answers about a recording: names stay, and other personal data drops the row."""
+    clip = replace(
+        shards.document("one", "", "here", "MIT", language="en", **meta),
+        messages=(Message("user", (Audio(b"RIFF"),)), Message.assistant(answer)),
+    )
+    one = document(clip)
+    before = sample(one).messages
+    assert entities(answer, "en") or meta
+    assert PiiFilter(fake=Fakes(seed=0)).filter(one) == result
+    assert sample(one).messages == before
+    assert PiiFilter("drop").filter(document(clip)) != True  # noqa: E712
 
 
 def test_time_grows_with_the_text_and_no_more() -> None:
