@@ -31,7 +31,7 @@ VOICES = split_voices(
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     """Rows in OpenAI's, ShareGPT's, LLaVA's or Alpaca's format; one query in ten is for testing."""
     (split,) = work.rows
-    for sample in own.read(QUERIES, licence="CC-BY-4.0", confined=True):
+    for sample in own.read(QUERIES, licence="CC-BY-4.0"):
         if in_split(split, "query", sample.prompt[-1].text):
             yield split, replace(sample, meta={"language": "en"})
 

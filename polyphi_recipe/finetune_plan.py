@@ -60,7 +60,9 @@ def plan(
     with TemporaryDirectory() as directory:
         data, parts = Path(directory), Counter[str]()
         for corpus, sources in corpus_sources(stage, rows.data).items():
-            parts += Counter(own.build(data / corpus, sources, report=report)["parts"])
+            allowed = rows.allowed_media_path
+            manifest = own.build(data / corpus, sources, allowed_media_path=allowed, report=report)
+            parts += Counter(manifest["parts"])
         stage = for_rows(stage, parts, config.adapters) if built_in else stage
         config = sketch_of(stage, config).config
         stage = with_default_lrs(stage, config.adapters)

@@ -121,10 +121,13 @@ class Imported:
         return [str(file).removeprefix(folder) for _, file in (*self.files, *self.test_files)]
 
     def _find(self, source: Source) -> list[SourceFile]:
-        path = source.path
-        if not (is_remote(path) or path.startswith(("hf:", "/", "~"))):
-            path = join(str(self.folder), path)
-        return find(path, source.format)
+        allowed = [self._from_here(path) for path in source.allowed_media_path]
+        return find(self._from_here(source.path), source.format, allowed)
+
+    def _from_here(self, path: str) -> str:
+        """A path of the recipe file."""
+        absolute = is_remote(path) or path.startswith(("hf:", "/", "~"))
+        return path if absolute else join(str(self.folder), path)
 
     def corpus(self) -> Corpus:
         """The corpus as `Run.build` builds it."""
@@ -146,9 +149,18 @@ class Imported:
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
             files=tuple(self.folder / name for name in self.benchmarks),
             settings=json.dumps(
-                [VERSION, self.table.model_dump(), self.languages, self.benchmarks, self._paths]
+                [VERSION, self._table, self.languages, self.benchmarks, self._paths]
             ),
         )
+
+    @property
+    def _table(self) -> dict[str, Any]:
+        """The corpus's table; a field without a value is left out, so that corpora of earlier versions stay."""
+        table = self.table.model_dump()
+        for source in table["sources"]:
+            if not source["allowed_media_path"]:
+                del source["allowed_media_path"]
+        return table
 
     @property
     def rows(self) -> dict[str, int]:

@@ -84,6 +84,9 @@ class Source(Table):
     """The share of the source in the corpus, relative to the other sources; default: every row counts as one."""
     language: str | None = None
     """The language of all rows (en, de, ...)."""
+    allowed_media_path: tuple[str, ...] = Field(default=(), strict=False)
+    """Folders and addresses (https://HOST/...) whose files rows may name, beside those in the folder of their file;
+    relative to the recipe file."""
     question: str | None = None
     """The question of rows that have none, such as "Describe the picture."."""
     licence: str = ""

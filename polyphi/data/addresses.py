@@ -1,6 +1,7 @@
 """Files anywhere: local paths, and addresses that fsspec reads (s3://, https://, gs://, hf://, ...)."""
 
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,17 @@ from typing import Any
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PACKED = (".gz", ".tgz")
 """Endings of compressed files."""
+PROTOCOLS = (
+    *("s3", "s3a", "gs", "gcs", "hf", "https", "http", "az", "abfs", "abfss", "adl", "oci", "oss"),
+    *("hdfs", "webhdfs", "sftp", "ftp", "smb", "memory"),
+)
+"""[ours] Those of fsspec that lead to other machines. Its others read files of this one, or chain protocols."""
+MAX_TEXT, MAX_ROW = 128 << 20, 256 << 20
+"""[ours] Largest line or JSON value, in bytes: half an hour of audio is 80 MB in base64. Bytes of a row with media."""
+MAX_PATHS, MAX_DIGITS = 1 << 20, 100
+"""Paths that a pattern may stand for, and digits of its bounds."""
+BUFFER = 1 << 16
+"""Bytes that are read at once."""
 
 
 def is_remote(path: str) -> bool:
@@ -22,22 +34,20 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def below(root: str, name: str, confined: bool) -> str:
-    """The path of a file that a row names: an address, or one below `root`. With `confined`, raises ValueError for an
-    address elsewhere."""
-    if confined and (is_remote(name) or ".." in name.split("/")):
-        raise ValueError(f"expected a path inside {root}, found {name}")
-    return name if is_remote(name) else join(root, name)
-
-
 def without_braces(pattern: str) -> list[str]:
-    """The texts that a pattern with {000..122} stands for; itself without braces."""
+    """The texts that a pattern with {000..122} stands for; itself without braces. Raises ValueError for too many."""
     match = BRACES.search(pattern)
     if match is None:
         return [pattern]
     first, last = match[1], match[2]
+    after = without_braces(pattern[match.end() :])
+    count = (int(last) - int(first) + 1) if len(first + last) < MAX_DIGITS else MAX_PATHS
+    if count * len(after) >= MAX_PATHS:
+        raise ValueError(
+            f"expected braces that stand for fewer than {MAX_PATHS:,} paths, found {pattern[:80]}"
+        )
     each = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-    before, after = pattern[: match.start()], without_braces(pattern[match.end() :])
+    before = pattern[: match.start()]
     return [before + number + rest for number in each for rest in after]
 
 
@@ -49,33 +59,76 @@ def exists(path: str) -> bool:
     return bool(system.isfile(name))
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a file anywhere."""
+def read_bytes(path: str, limit: int = MAX_ROW) -> bytes:
+    """The content of a file anywhere. Raises ValueError above `limit` bytes."""
     with open_file(path, unpack=False) as stream:
-        data: bytes = stream.read()
+        data: bytes = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path}: expected at most {limit:,} bytes, found more")
     return data
 
 
 @contextmanager
-def open_file(path: str, unpack: bool = True) -> Iterator[Any]:
+def open_file(path: str, unpack: bool = True) -> Iterator["BoundedReader"]:
     """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. Raises OSError."""
     if is_remote(path):
         system, name = file_system(path)
         stream: Any = system.open(name, "rb")
     else:
-        stream = open(path, "rb")  # noqa: SIM115 - closed below
+        stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     with stream:
         if unpack and path.endswith(PACKED):
             with gzip.open(stream) as unpacked:
-                yield unpacked
+                yield BoundedReader(unpacked, path)
         else:
-            yield stream
+            yield BoundedReader(stream, path)
+
+
+class BoundedReader(io.BufferedReader):
+    """An open file of others, of which a line, and what is read without a size, has a limit: a few packed bytes may
+    stand for gigabytes. Raises ValueError above it."""
+
+    def __init__(self, stream: Any, path: str) -> None:
+        super().__init__(stream, BUFFER)
+        self._path, self._line = path, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes, or the rest of the file."""
+        if size is not None and size >= 0:
+            return super().read(size)
+        data = super().read(MAX_ROW + 1)
+        if len(data) > MAX_ROW:
+            raise ValueError(f"{self._path}: expected at most {MAX_ROW:,} bytes, found more")
+        return data
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """The next line."""
+        if size is not None and size >= 0:
+            return super().readline(size)
+        line = super().readline(MAX_TEXT + 1)
+        self._line += 1
+        if len(line) > MAX_TEXT:
+            raise ValueError(
+                f"{self._path}, line {self._line}: expected at most {MAX_TEXT:,} bytes, found more"
+            )
+        return line
+
+
+def check_protocol(path: str) -> None:
+    """Raise ValueError for an address that may lead to a file of this machine."""
+    protocol = path.partition("://")[0]
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"{path}: expected an address with {', '.join(PROTOCOLS)}, or a path without one, found {protocol}"
+        )
 
 
 def file_system(path: str) -> tuple[Any, str]:
-    """(fsspec's file system of an address, the path in it). Raises ValueError where a package is missing."""
+    """(fsspec's file system of an address, the path in it). Raises ValueError for another protocol, and where a package
+    is missing."""
     import fsspec
 
+    check_protocol(path)
     try:
         system, name = fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:

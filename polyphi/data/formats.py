@@ -36,7 +36,8 @@ from typing import Any
 
 import soundfile
 
-from polyphi.data import addresses
+from polyphi.data.addresses import read_bytes
+from polyphi.data.confinement import medium
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
@@ -103,7 +104,7 @@ def sample(
     location: str,
     *,
     root: Path | str | None = None,
-    confined: bool = False,
+    allowed_media_path: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     source: str = "",
     licence: str = "",
@@ -114,10 +115,10 @@ def sample(
 ) -> tuple[Sample, set[str]]:
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
     not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
-    address; None forbids them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of
-    the row. `licence`, `language` and `question` are those of a row that has none. `readers` are those of
-    users' modalities, which are columns too. Without `decode` media are read for the row's hash, but not decoded. Raises
-    ValueError."""
+    address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and addresses.
+    `columns` maps names of `COLUMNS` to those of the row. `licence`, `language` and `question` are those of a row that
+    has none. `readers` are those of users' modalities, which are columns too. Without `decode` media are read for the
+    row's hash, but not decoded. Raises ValueError."""
     try:
         if isinstance(row, ValueError):
             raise row
@@ -128,7 +129,7 @@ def sample(
         if set(SCHEMA.names) - OPTIONAL <= set(row):
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, None, confined, readers, decode)
+                _with_media(message, None, (), readers, decode)
             _check(parsed.messages)
             meta = parsed.meta if language is None else {"language": language, **parsed.meta}
             return replace(parsed, meta=meta), set()
@@ -142,12 +143,12 @@ def sample(
         if "rejected" in row:
             meta = {**meta, "rejected": _answer_text(row["rejected"])}
         messages = tuple(
-            _with_media(message, root, confined, readers, decode) for message in messages
+            _with_media(message, root, allowed_media_path, readers, decode) for message in messages
         )
         _check(messages)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{location}: expected JSON, {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{location}: {reason}") from None
     file, comma, line = location.rpartition(", ")
@@ -513,34 +514,23 @@ def _list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def inside(root: Path, name: str) -> Path:
-    """Return the path of a file that a row names, inside the row's folder. Raises ValueError for other paths: rows are
-    untrusted, and their files become part of a public shard."""
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ValueError(f"expected a path inside the row's folder, found {name}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {name} next to the row's")
-    return path
-
-
 def _with_media(
     message: Message,
     root: Path | str | None,
-    confined: bool,
+    allowed: Sequence[str],
     readers: Mapping[str, Reader],
     decode: bool,
 ) -> Message:
     """Return the message with its media as bytes, with `decode` after a test decoding. Raises ValueError if that fails,
     and for paths that aren't allowed."""
-    parts = tuple(_decodable(part, root, confined, readers, decode) for part in message.parts)
+    parts = tuple(_decodable(part, root, allowed, readers, decode) for part in message.parts)
     return Message(message.role, parts, message.tools)
 
 
 def _decodable(
     part: Part,
     root: Path | str | None,
-    confined: bool,
+    allowed: Sequence[str],
     readers: Mapping[str, Reader],
     decode: bool,
 ) -> Part:
@@ -552,11 +542,10 @@ def _decodable(
     if not isinstance(data, bytes):
         if root is None:
             raise ValueError(f"expected bytes, found the path {data}")
-        if "://" in str(data) or "://" in str(root):
-            data = addresses.read_bytes(addresses.below(str(root), str(data), confined))
-        else:
-            data = inside(Path(root), str(data)) if confined else Path(root) / data
-            inputs.note(data)
+        path = medium(root, str(data), allowed)
+        if isinstance(path, Path):
+            inputs.note(Path(root) / data)
+        data = path if isinstance(path, Path) else read_bytes(path)
     if isinstance(part, _Segment):
         return Audio(_cut(data, part.start, part.seconds))
     if not decode:
@@ -567,7 +556,7 @@ def _decodable(
         media.decode_audio(data)
     elif isinstance(part, Item):
         _check_readable(Item(part.modality, data), readers)
-    content = data if isinstance(data, bytes) else data.read_bytes()
+    content = data if isinstance(data, bytes) else read_bytes(str(data))
     return Item(part.modality, content) if isinstance(part, Item) else type(part)(content)
 
 

@@ -28,35 +28,42 @@ def build(
     *,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
+    allowed_media_path: Sequence[str] = (),
     split: str = "train",
     readers: Mapping[str, Reader] = {},
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and return
-    its manifest, in which `left_out` is the number of unusable rows and `parts` the numbers of images, audio clips and
-    other items. `columns` maps names of `COLUMNS` to those of the
-    rows, `readers` are those of users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are
-    counted and left out."""
+    """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and
+    return its manifest, in which `left_out` is the number of unusable rows and `parts` the numbers of images, audio
+    clips and other items. `columns` maps names of `COLUMNS` to those of the rows, `allowed_media_path` are folders
+    and addresses whose files rows may name beside those in the folder of their file, and `readers` are those of
+    users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out."""
     columns = columns or {}
     known = (*COLUMNS, *readers)
     if unknown := sorted(set(columns) - set(known)):
         raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(known)}")
-    path, pipeline = folder / split / "manifest.json", _fingerprint(sources, columns)
+    path, pipeline = (
+        folder / split / "manifest.json",
+        _fingerprint(sources, columns, allowed_media_path),
+    )
     if path.exists():
         manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline and "parts" in manifest:
             return manifest
-    every = [file for source in sources for file in find(source)]
+    every = [
+        file for source in sources for file in find(source, allowed_media_path=allowed_media_path)
+    ]
     local = [file.path for file in every if not is_remote(file.path)]
     if inside := [path for path in local if Path(path).resolve().is_relative_to(folder.resolve())]:
         raise ValueError(
             f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
         )
-    errors: list[str] = []
+    left_out, first_error = 0, ""
     part_counts: Counter[str] = Counter()
     unread_columns: set[str] = set()
 
     def samples() -> Iterator[Sample]:
+        nonlocal left_out, first_error
         count = 0
         with progress.progress(f"reading {folder.name}", _count(every)) as advance:
             for file in every:
@@ -70,7 +77,7 @@ def build(
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None
-                        errors.append(str(error))
+                        left_out, first_error = left_out + 1, first_error or str(error)
                         continue
                     unread_columns.update(unread)
                     part_counts.update(
@@ -82,15 +89,15 @@ def build(
                     yield parsed
 
     manifest = shards.write(folder / split, samples(), pipeline=pipeline)
-    manifest["left_out"] = len(errors)
+    manifest["left_out"] = left_out
     manifest["parts"] = dict(part_counts)
     write_json(path, manifest)
-    left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
+    loss = f"; {left_out} left out, the first: {first_error}" if left_out else ""
     if not manifest["rows"]:
-        raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
+        raise ValueError(f"{', '.join(sources)}: expected rows, found none{loss}")
     name = folder.name if split == "train" else f"{folder.name} ({split})"
     counts = "".join(f", {name} {part_counts[name]}" for name in (*PUBLISHED, *readers))
-    report(f"{name}: {quantity(manifest['rows'], 'row')}{counts}{left_out}")
+    report(f"{name}: {quantity(manifest['rows'], 'row')}{counts}{loss}")
     if unread_columns:
         report(f"  columns that are not read: {', '.join(sorted(unread_columns))}")
     return manifest
@@ -100,13 +107,17 @@ def read(
     *sources: Path | str,
     columns: Mapping[str, str] | None = None,
     licence: str = "",
-    confined: bool = False,
+    allowed_media_path: Sequence[str] = (),
     bad: Callable[[str], None] | None = None,
 ) -> Iterator[Sample]:
-    """Yield the samples of sources, as `build` writes them; `licence` is that of rows that name none. With `confined`,
-    for rows of others, paths may not lead out of the folder of their file. An unusable row raises ValueError, or, with
-    `bad`, is left out and `bad` is called with the message."""
-    for file in (file for source in sources for file in find(str(source))):
+    """Yield the samples of sources, as `build` writes them; `licence` is that of rows that name none. Paths of rows
+    may not lead out of the folder of their file, except into `allowed_media_path`, folders and addresses. An
+    unusable row raises ValueError, or, with `bad`, is left out and `bad` is called with the message."""
+    for file in (
+        file
+        for source in sources
+        for file in find(str(source), allowed_media_path=allowed_media_path)
+    ):
         for location, row in rows(file):
             try:
                 yield sample(
@@ -114,7 +125,6 @@ def read(
                     location,
                     columns=columns,
                     licence=licence,
-                    confined=confined,
                     **origin(file),
                 )[0]
             except ValueError as error:
@@ -124,10 +134,15 @@ def read(
 
 
 def origin(file: SourceFile) -> dict[str, Any]:
-    """The source of a file's rows, and the folder of their paths: none for a file of the hub."""
+    """The source of a file's rows, the folder of their paths (none for a file of the hub), and others that they may
+    lead to."""
     if file.path.startswith(files.HUB):
         return {"source": file.path, "root": None}
-    return {"source": Path(file.path).name, "root": file.root}
+    return {
+        "source": Path(file.path).name,
+        "root": file.root,
+        "allowed_media_path": file.allowed_media_path,
+    }
 
 
 def _count(every: Sequence[SourceFile]) -> int | None:
@@ -137,12 +152,18 @@ def _count(every: Sequence[SourceFile]) -> int | None:
     return None
 
 
-def _fingerprint(sources: Sequence[str], columns: Mapping[str, str]) -> str:
+def _fingerprint(
+    sources: Sequence[str], columns: Mapping[str, str], allowed_media_path: Sequence[str]
+) -> str:
     """Return a hash of the names, sizes and times of the files; their media and the hub are not included."""
     parts: list[Any] = [sorted(columns.items()), *sources]
     for source in sources:
         local = (
-            [f for f in find(source) if not is_remote(f.path)]
+            [
+                f
+                for f in find(source, allowed_media_path=allowed_media_path)
+                if not is_remote(f.path)
+            ]
             if not source.startswith("hf:")
             else []
         )

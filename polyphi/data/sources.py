@@ -28,7 +28,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ import pyarrow as pa
 
 from polyphi.data import documents, files, manifests, webdataset
 from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
+from polyphi.data.confinement import check_listed
 from polyphi.data.shards import Shards, to_row
 from polyphi.data.webdataset import SOUNDS
 from polyphi.processing.file_types import IMAGE_SUFFIXES
@@ -70,11 +71,13 @@ CLASS_QUESTION = "What does the picture show?"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of rows: its path or address, its format, and the folder of the paths in its rows."""
+    """A file of rows: its path or address, its format, the folder of the paths in its rows, and other folders and
+    addresses that these may lead to."""
 
     path: str
     format: str
     root: str
+    allowed_media_path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.path} ({self.format})"
@@ -83,18 +86,26 @@ class SourceFile:
 # ------------------------------------------------------------------------------ finding files
 
 
-def find(source: str, format: str | None = None) -> list[SourceFile]:
+def find(
+    source: str, format: str | None = None, allowed_media_path: Sequence[str] = ()
+) -> list[SourceFile]:
     """The files of a source, each with its format: `format`, or the detected one. A source is a file, a folder, a
-    pattern with * or {000..122}, an address, or hf:OWNER/NAME. Raises ValueError where there are none, naming what was
-    expected."""
+    pattern with * or {000..122}, an address, or hf:OWNER/NAME. Links in a folder and paths in rows may lead into
+    `allowed_media_path`. Raises ValueError where there are none, naming what was expected."""
     if source.startswith("hf:"):
         return [SourceFile(file, "rows", "") for file in files.find(source)]
     matches: list[SourceFile] = []
     for path in _expand(source):
-        matches += _of_folder(path, format) if _is_folder(path) else _of_file(path, format)
+        if _is_folder(path):
+            of_folder = _of_folder(path, format)
+            for file in of_folder:
+                check_listed(path, file.path, allowed_media_path)
+            matches += of_folder
+        else:
+            matches += _of_file(path, format)
     if not matches:
         raise ValueError(f"{source}: expected {_expected(format)}, found {_present(source)}")
-    return matches
+    return [replace(file, allowed_media_path=tuple(allowed_media_path)) for file in matches]
 
 
 def _expand(source: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
@@ -55,6 +55,8 @@ class OwnRows:
     """Checkpoint to start from: folder or hub id; default: the published size, without its weights."""
     data: Sequence[str] = ()
     """Rows, as `polyphi finetune` takes them; all are read."""
+    allowed_media_path: Annotated[Sequence[str], Parameter(metavar="PATH")] = ()
+    """Folder or address whose files rows may name, beside those in the folder of the rows; repeatable."""
     steps: PositiveInt | None = None
     """Training steps."""
     epochs: PositiveFloat | None = None

@@ -170,6 +170,7 @@ def finetune(
                     files,
                     columns=named[corpus],
                     skip_bad=finetuning.skip_bad,
+                    allowed_media_path=finetuning.allowed_media_path,
                     split=split,
                     readers={m.name: ItemReader(m) for m in modalities},
                     report=report,

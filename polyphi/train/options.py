@@ -135,6 +135,8 @@ class FinetuneOptions:
     """Column names of the data, such as answer=text,audio=clip; CORPUS.answer=... for several."""
     skip_bad: bool = False
     """Skip invalid rows."""
+    allowed_media_path: Annotated[Sequence[str], Parameter(metavar="PATH")] = ()
+    """Folder or address whose files rows may name, beside those in the folder of the rows; repeatable."""
     eval_data: Sequence[str] = ()
     """Rows to evaluate the loss on during training, in the form of --data."""
     eval_every: PositiveInt | None = None

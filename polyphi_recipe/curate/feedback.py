@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.formats import inside
+from polyphi.data.confinement import inside
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.processing import media

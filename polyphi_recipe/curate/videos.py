@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data import formats
+from polyphi.data.confinement import inside
 from polyphi.data.shards import Sample
 from polyphi.processing.video import decode_video
 from polyphi.runtime import inputs
@@ -91,7 +92,7 @@ def _sample(
     user_turns = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
     if (marks := sum(t["value"].count(VIDEO) for t in user_turns)) != 1:
         raise ValueError(f"expected one {VIDEO} in the user's turns, found {marks}")
-    video = formats.inside(root, row["video"])
+    video = inside(root, row["video"])
     inputs.note(video)
     frame_images = decode_video(video, frames=frames)
     images = [{"bytes": encoded(shrunk(image, cap))} for image in frame_images]

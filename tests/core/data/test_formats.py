@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def messages_of(row: dict[str, Any], root: Path | None = None) -> tuple[Message, ...]:
-    return sample(row, "row 1", root=root, confined=True)[0].messages
+    return sample(row, "row 1", root=root)[0].messages
 
 
 def test_reasoning_beside_an_answer() -> None:
@@ -426,7 +426,7 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
 )  # fmt: skip
 def test_bad_rows_are_named_with_the_reason(row: Any, reason: str, root: Path) -> None:
     with pytest.raises(ValueError) as error:
-        sample(row, "mine.jsonl, line 7", root=root, confined=True)
+        sample(row, "mine.jsonl, line 7", root=root)
     assert str(error.value).startswith("mine.jsonl, line 7: ") and reason in str(error.value)
 
 
@@ -465,7 +465,7 @@ def test_files_become_shards(name: str, dump: Callable[[Any], str], root: Path) 
     (root / name).write_text(dump(rows))
     write(
         root / "out" / "train",
-        own.read(root / name, licence="CC0", confined=True),
+        own.read(root / name, licence="CC0"),
         pipeline="formats",
     )
     first, second = Shards(root / "out" / "train")

@@ -195,7 +195,7 @@ def test_reasoning_beside_an_answer_is_trained_before_it(root: Path, tmp_path: P
         ("{", "expected JSON"),
         ("[1]", "expected an object, found list"),
         ({"question": "?"}, "found question .*--columns answer=NAME"),
-        ({"image": "none.png", "answer": "x"}, "none.png: expected a file, found nothing there"),
+        ({"image": "none.png", "answer": "x"}, "no file none.png"),
         ({"image": "b.png", "answer": "x"}, "expected a PNG, .* found text"),
         ({"image": 3, "answer": "x"}, "a path or bytes as image, found int"),
         ({"audio": "a.png", "answer": "x"}, "expected a WAV"),

@@ -101,7 +101,10 @@ def test_nemo_manifests_may_end_in_json(root: Path, tmp_path: Path) -> None:
     (tmp_path / "audio").symlink_to(root / "nemo/audio")
     (tmp_path / "train.json").write_bytes((root / "nemo/manifest.jsonl").read_bytes())
     assert [f.format for f in sources.find(str(tmp_path / "train.json"))] == ["nemo"]
-    assert len(samples(tmp_path / "train.json")) == 24
+    with pytest.raises(ValueError, match=r"audio/0\.wav; --allowed-media-path"):
+        samples(tmp_path / "train.json")
+    allowed = (str(root / "nemo"),)
+    assert len(samples(tmp_path / "train.json", allowed_media_path=allowed)) == 24
 
 
 def test_compressed_and_forced_formats(root: Path, tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_files_anywhere(root: Path) -> None:
     outside = json.dumps({"audio_filepath": "../x.wav", "text": "a"})
     memory.pipe("/nemo/manifest.jsonl", outside.encode())
     with pytest.raises(ValueError, match="inside"):
-        samples("memory://nemo/manifest.jsonl", confined=True)
+        samples("memory://nemo/manifest.jsonl")
     with pytest.raises(ValueError, match="no file of this pattern"):
         sources.find("memory://elsewhere/*.jsonl")
 

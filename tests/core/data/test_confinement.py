@@ -1,0 +1,154 @@
+"""Rows name files in the folder of their file only, in every format, unless the user allows others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image as PIL
+
+from polyphi.data import own, sources
+from polyphi.data.confinement import inside, medium
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with an image and audio, and the same beside it, which are private."""
+    folder = tmp_path / "data"
+    (folder / "clips").mkdir(parents=True)
+    for place in (tmp_path, folder):
+        PIL.new("RGB", (8, 8), "red").save(place / "a.png")
+        soundfile.write(place / "a.wav", np.zeros(800), 16_000)
+    (folder / "link.png").symlink_to(tmp_path / "a.png")
+    (folder / "link.wav").symlink_to(tmp_path / "a.wav")
+    return folder
+
+
+def lines(name: str, row: Callable[[str], Any]) -> Callable[[Path, str], Path]:
+    def write(folder: Path, path: str) -> Path:
+        (folder / name).write_text(json.dumps(row(path)) + "\n")
+        return folder / name
+
+    return write
+
+
+def imagefolder(folder: Path, path: str) -> Path:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": path, "text": "red"}))
+    return folder
+
+
+def table(name: str, head: str, prefix: str = "") -> Callable[[Path, str], Path]:
+    def write(folder: Path, path: str) -> Path:
+        (folder / name).write_text(f"{head}\n{prefix}{path}\tred\n")
+        return folder / name
+
+    return write
+
+
+def chat(part: dict[str, Any]) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": "red"}
+    return {"messages": [{"role": "user", "content": [part]}, answer]}
+
+
+TURNS = [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "red"}]
+READERS: dict[str, tuple[str, Callable[[Path, str], Path]]] = {
+    "columns": ("a.png", lines("a.jsonl", lambda path: {"image": path, "answer": "red"})),
+    "llava": ("a.png", lines("a.jsonl", lambda path: {"image": path, "conversations": TURNS})),
+    "image_url": (
+        "a.png",
+        lines("a.jsonl", lambda path: chat({"type": "image_url", "image_url": {"url": path}})),
+    ),
+    "image": ("a.png", lines("a.jsonl", lambda path: chat({"type": "image", "image": path}))),
+    "nemo": ("a.wav", lines("a.jsonl", lambda path: {"audio_filepath": path, "text": "red"})),
+    "lhotse": (
+        "a.wav",
+        lines(
+            "a.jsonl",
+            lambda path: {
+                "recording": {"sources": [{"source": path}]},
+                "supervisions": [{"text": "red"}],
+            },
+        ),
+    ),
+    "csv": ("a.png", table("a.tsv", "image\tanswer")),
+    "commonvoice": ("a.wav", table("train.tsv", "path\tsentence", "../")),
+    "imagefolder": ("a.png", imagefolder),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_rows_name_files_of_their_folder_only(reader: str, folder: Path) -> None:
+    name, write = READERS[reader]
+    link = name.replace("a.", "link.")
+    relative = reader == "commonvoice"  # whose paths are below clips
+    for good in (name,) if relative else (name, str(folder / name)):
+        assert len(list(own.read(write(folder, good)))) == 1
+    outside = [f"../{name}", link, "../../../../../../../../etc/passwd"]
+    if not relative:
+        outside += [str(folder.parent / name), f"file://{folder.parent / name}"]
+        outside += [f"http://127.0.0.1:9/{name}", f"simplecache::file://{folder.parent / name}"]
+    for bad in outside:
+        with pytest.raises(ValueError, match=r", (line|row) \d: "):
+            list(own.read(write(folder, bad)))
+    for allowed in (f"../{name}", link):
+        source = write(folder, allowed)
+        with pytest.raises(ValueError, match="--allowed-media-path"):
+            list(own.read(source))
+        assert len(list(own.read(source, allowed_media_path=[str(folder.parent)]))) == 1
+
+
+def test_links_of_a_folder_do_not_lead_out(folder: Path) -> None:
+    """An unpacked archive may have them."""
+    (folder.parent / "private.txt").write_text("secret")
+    (folder / "page.txt").symlink_to(folder.parent / "private.txt")
+    with pytest.raises(ValueError, match=r"page\.txt: .*--allowed-media-path"):
+        sources.find(str(folder))
+    assert len(sources.find(str(folder), allowed_media_path=[str(folder.parent)])) == 1
+    assert len(sources.find(str(folder / "page.txt"))) == 1  # the user names it
+
+
+def test_files_only(folder: Path) -> None:
+    for name in ("/dev/zero", "clips", "none.png", "a\0b", "a" * 5000):
+        with pytest.raises((ValueError, OSError)):
+            inside(folder, name, ("/",))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://x.org/b/1.png",
+        "https://x.org/a/../b/1.png",
+        "https://x.org/a/%2e%2e/b/1.png",
+        "https://x.org/a\\..\\b.png",
+        "https://x.org/ab/1.png",
+        "https://x.org.evil/a/1.png",
+        "http://x.org/a/1.png",
+        "file:///etc/passwd",
+        "simplecache::https://x.org/a/1.png",
+        "local:///etc/passwd",
+    ],
+)
+def test_addresses_of_rows(name: str) -> None:
+    for root in ("data", "https://x.org/a"):
+        with pytest.raises(ValueError):
+            medium(root, name, ("https://x.org/a", "file:///", "https://"))
+    assert medium("data", "https://x.org/a/1.png", ("https://x.org/a/",)) == "https://x.org/a/1.png"
+    assert medium("https://x.org/a", "b/1.png") == "https://x.org/a/b/1.png"
+
+
+def test_addresses_that_are_allowed_are_read(folder: Path) -> None:
+    fsspec.filesystem("memory").pipe("/allowed/a.png", (folder / "a.png").read_bytes())
+    (folder / "a.jsonl").write_text(json.dumps({"image": "memory://allowed/a.png", "answer": "x"}))
+    with pytest.raises(ValueError, match="--allowed-media-path"):
+        list(own.read(folder / "a.jsonl"))
+    assert len(list(own.read(folder / "a.jsonl", allowed_media_path=["memory://allowed"]))) == 1
+
+
+def test_sources_at_addresses_of_this_machine(folder: Path) -> None:
+    for address in ("file:///dev/zero", f"simplecache::file://{folder}/a.jsonl"):
+        with pytest.raises(ValueError, match="expected an address with s3"):
+            sources.find(address)
