@@ -50,6 +50,8 @@ Format = Literal[
     "commonvoice",
     "fleurs",
     "covost",
+    "librispeech",
+    "pairs",
     "classes",
     "imagefolder",
     "datasets",

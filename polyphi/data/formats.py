@@ -181,6 +181,10 @@ def _recognized(
     items = readers if form == "answer" else ()
     unread = theirs - {*needed, *optional, *COMMON, *items, *(TRL if trl else ())}
     for name in sorted(unread):
+        modality = _modality(row[name])
+        chosen = form != "text" and not set(needed).isdisjoint(named)
+        if modality not in {None, *optional, *unwanted} and not chosen:
+            _check_medium(name, str(modality), form)
         _check_unread(name, row[name], set(optional), set(row) | unwanted)
     return row, form, unread
 
@@ -223,6 +227,20 @@ def _check_unread(name: str, value: Any, optional: Set[str], present: Set[str]) 
             f"`{name}` isn't read: is it the {near}? {_named_by(near, name)} reads it, {NONE} instead of {name} leaves "
             "it out"
         )
+
+
+def _check_medium(name: str, modality: str, form: str) -> None:
+    """Raise ValueError for a column of images or audio in a row of a form that has none: it would train without them,
+    and a caption or transcript would be a document."""
+    reads = (
+        f"{_named_by(modality, name)} reads both, if the text is that of the {modality}"
+        if form == "text"
+        else "write the row as messages, or as question and answer"
+    )
+    raise ValueError(
+        f"`{name}` isn't read, since a row of the form {form} has no {modality}: {reads}; {modality}={NONE} leaves the "
+        f"{modality} out"
+    )
 
 
 def _named_by(ours: str, theirs: str) -> str:

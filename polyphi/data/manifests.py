@@ -1,4 +1,4 @@
-"""Manifests of speech data: NeMo, Lhotse, Common Voice, FLEURS and CoVoST, as rows of `formats.py`.
+"""Manifests of speech data: NeMo, Lhotse, Common Voice, FLEURS, CoVoST and LibriSpeech, as rows of `formats.py`.
 
 A row has `audio` (a path relative to the manifest), `answer` (the transcript or translation), `language`, and for a
 segment of a longer recording its `start` and `seconds`. A line that can't be parsed is the ValueError that says why.
@@ -13,11 +13,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from polyphi.data.addresses import exists, join
 from polyphi.messages import LANGUAGES, TRANSLATE
 from polyphi.text.quantity import quantity
 
 Open = Callable[[], AbstractContextManager[Any]]
 Rows = Iterator[tuple[str, Any]]
+LIBRISPEECH = (".flac", ".wav", ".mp3", ".ogg", ".opus")
+TRANSCRIPT = ".trans.txt"
+"""How the names of LibriSpeech's transcripts end."""
 FLEURS_COLUMNS = 7
 """Number, file, transcript as written, transcript, characters, samples, gender; without a header."""
 
@@ -101,12 +105,27 @@ def _fleurs(path: str) -> Callable[[Sequence[str]], dict[str, Any]]:
     return lambda row: _clean(audio=f"audio/{split}/{row[1]}", answer=row[2], language=language)
 
 
+def _librispeech(path: str) -> Callable[[str], dict[str, Any]]:
+    """A function from a line, the name of an audio file beside it and what is said. The files are FLAC, or what they
+    were converted to."""
+    folder = path.rpartition("/")[0] or "."
+
+    def parse(line: str) -> dict[str, Any]:
+        name, _, answer = line.partition(" ")
+        endings = (ending for ending in LIBRISPEECH if exists(join(folder, name + ending)))
+        return {"audio": name + next(endings, LIBRISPEECH[0]), "answer": answer}
+
+    return parse
+
+
 def rows(format: str, path: str, open_manifest: Open) -> Rows:
     """Yield (location, row or ValueError) of each line of a manifest. Raises ValueError for a name without the
     languages of CoVoST."""
     parse: Callable[[Any], dict[str, Any]]
     if format in ("nemo", "lhotse"):
         lines, parse = _json(path, open_manifest), {"nemo": nemo, "lhotse": lhotse}[format]
+    elif format == "librispeech":
+        lines, parse = _lines(path, open_manifest), _librispeech(path)
     elif format == "fleurs":
         lines, parse = _columns(path, open_manifest, FLEURS_COLUMNS), _fleurs(path)
     else:
@@ -124,7 +143,7 @@ def rows(format: str, path: str, open_manifest: Open) -> Rows:
             yield location, ValueError(f"expected a row of {format} ({error})")
 
 
-FORMATS = ("nemo", "lhotse", "commonvoice", "covost", "fleurs")
+FORMATS = ("nemo", "lhotse", "commonvoice", "covost", "fleurs", "librispeech")
 
 
 def _json(path: str, open_manifest: Open) -> Rows:
@@ -140,10 +159,17 @@ def _json(path: str, open_manifest: Open) -> Rows:
                 yield f"{path}, line {number}", row
 
 
+def _lines(path: str, open_manifest: Open) -> Rows:
+    with open_manifest() as stream:
+        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig"), 1):
+            if line.strip():
+                yield f"{path}, line {number}", line.strip()
+
+
 def _columns(path: str, open_manifest: Open, count: int | None = None) -> Rows:
     """Rows of a .tsv with `count` columns (None: as many as the first line has)."""
     with open_manifest() as stream:
-        text = io.TextIOWrapper(stream, "utf-8", newline="")
+        text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
         for number, row in enumerate(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
             count = len(row) if count is None else count
             matches = len(row) == count

@@ -12,13 +12,16 @@
     commonvoice   .tsv with path and sentence beside the folder clips
     covost        the same with translation
     fleurs        .tsv without a header beside audio/SPLIT
-    imagefolder   a folder with metadata.jsonl or metadata.csv (file_name, text)
-    classes       a folder of images for each class
+    librispeech   .trans.txt: names and transcripts of the audio files beside it
+    imagefolder   metadata.jsonl, .csv or .parquet (file_name, text), in a folder or in those of its splits
+    pairs         a folder of images or audio with texts of the same names (1.jpg, 1.txt)
+    classes       a folder of images for each class, or one for each class of a split
     datasets      a folder of `datasets.save_to_disk`
     shards        a folder of polyphi's shards
     text          .txt and .md: a document each; JSON lines and parquet with `text` are documents, too
     html, warc, pdf   web pages and papers (documents.py)
 
+Of a folder with a train split only that split is read, and files that describe the others (README, LICENSE) aren't.
 A file is the unit of work. Files may be anywhere that fsspec reads (s3://, https://, gs://, ...); only what is read is
 fetched. Paths in rows are relative to the file that names them.
 """
@@ -34,13 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from polyphi.data import documents, files, manifests, webdataset
+from polyphi.data import documents, files, folders, manifests, webdataset
 from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
 from polyphi.data.confinement import check_listed
 from polyphi.data.shards import Shards, to_row
-from polyphi.data.webdataset import SOUNDS
-from polyphi.processing.file_types import IMAGE_SUFFIXES
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
@@ -65,8 +67,6 @@ ENDINGS = {
 HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
 """Of an estimate: bytes and rows of a file that are read, how much smaller text is when it is compressed, and bytes of
 a tar's member beside its content."""
-CLASS_QUESTION = "What does the picture show?"
-"""[ours] The question of class folders and of images with a class."""
 
 
 @dataclass(frozen=True)
@@ -129,21 +129,32 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
     present = {name for name in names if "/" not in name}
     if format == "shards" or (format is None and "manifest.json" in present and _is_split(folder)):
         return [SourceFile(folder, "shards", folder)]
-    if format == "imagefolder" or (format is None and _metadata(present)):
-        if (name := _metadata(present)) is None:
-            raise ValueError(
-                f"{folder}: expected metadata.jsonl or metadata.csv for imagefolder, found none"
-            )
-        return [SourceFile(join(folder, name), "imagefolder", folder)]
-    if format == "classes" or (format is None and _is_classes(names)):
-        classes = sorted(
-            {name.split("/")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
-        )
-        return [SourceFile(join(folder, name), "classes", folder) for name in classes]
+    names = _data(names)
+    tables = folders.tables(names)
+    if format is None:
+        tables = [name for name in tables if _names_files(join(folder, name))]
+    if format == "imagefolder" or (format is None and tables):
+        return [f for n in _train(tables) for f in _of_file(join(folder, n), "imagefolder")]
+    captions = folders.captions(names)
+    if format == "pairs" or (format is None and not any(map(_has_rows, names))):
+        paired = [join(folder, n).rstrip("/") for n in _train(folders.pairs(names))]
+        if paired or format == "pairs":
+            return [SourceFile(path, "pairs", path) for path in paired]
+    if format == "classes" or format is None:
+        classes = folders.training_classes(folders.classes(names))
+        if classes or format == "classes":
+            return [
+                SourceFile(path, "classes", path) for path in (join(folder, n) for n in classes)
+            ]
     if format == "datasets" or (format is None and any(name.endswith(".arrow") for name in names)):
         arrows = _train([n for n in names if n.endswith(".arrow") and "cache-" not in n])
         return [SourceFile(join(folder, n), "datasets", folder) for n in arrows]
-    sources = [n for n in names if _ending(n) in ENDINGS and (format is None or _fits(n, format))]
+    transcripts = [n for n in names if n.endswith(manifests.TRANSCRIPT)]
+    sources = [n for n in names if _ending(n) in ENDINGS and n not in captions]
+    if format is not None:
+        sources = [n for n in sources if _fits(n, format)]
+    elif transcripts:
+        sources = transcripts
     sources = [
         n for n in sources if not n.endswith(".json")
     ] or sources  # they often describe the others
@@ -151,7 +162,30 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
     if tars and (format in (None, "webdataset")):
         tars = _train(webdataset.training_tars(folder, tars))
         return [SourceFile(join(folder, n), "webdataset", folder) for n in tars]
+    if format is None and not transcripts:
+        folders.check_documents(folder, names, sources)
     return [file for n in _train(sources) for file in _of_file(join(folder, n), format)]
+
+
+def _data(names: list[str]) -> list[str]:
+    """Names without those of files that describe the others, unless these are texts, too."""
+    described = [name for name in names if not folders.is_description(name)]
+    formats = {"media" if folders.is_medium(n) else ENDINGS.get(_ending(n)) for n in described}
+    return described if formats - {None, "text"} else names
+
+
+def _has_rows(name: str) -> bool:
+    """Whether a file in a folder of images or audio has rows that may name them. The .json and .parquet files of
+    img2dataset describe them."""
+    return _ending(name) in (".jsonl", ".csv", ".tsv", ".tar", ".arrow")
+
+
+def _names_files(table: str) -> bool:
+    """Whether a table has the column `file_name`."""
+    with open_file(table) as stream:
+        if table.endswith(".parquet"):
+            return "file_name" in pq.ParquetFile(stream).schema_arrow.names
+        return b"file_name" in stream.read(HEAD)
 
 
 def _of_file(path: str, format: str | None) -> list[SourceFile]:
@@ -163,15 +197,21 @@ def _of_file(path: str, format: str | None) -> list[SourceFile]:
     known = ENDINGS.get(_ending(path))
     if known is None:
         return []
-    if known in ("rows", "csv") and not path.endswith(".parquet"):
+    if folders.tables([path]) and _names_files(path):
+        known = "imagefolder"
+    elif path.endswith(manifests.TRANSCRIPT):
+        known = "librispeech"
+    elif known in ("rows", "csv") and not path.endswith(".parquet"):
         with open_file(path) as stream:
-            head = stream.read(HEAD).decode("utf-8", "replace")
+            head = stream.read(HEAD).decode("utf-8-sig", "replace")
         known = manifests.manifest_format(path, head) or known
     return [SourceFile(path, known, root)]
 
 
 def _fits(name: str, format: str) -> bool:
     """Whether a file may have the format, by its ending."""
+    if format == "librispeech":
+        return name.endswith(manifests.TRANSCRIPT)
     known = ENDINGS[_ending(name)]
     return known == format or (format in manifests.FORMATS and known in ("rows", "csv"))
 
@@ -184,26 +224,12 @@ def _ending(name: str) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _metadata(present: set[str]) -> str | None:
-    return next((n for n in ("metadata.jsonl", "metadata.csv") if n in present), None)
-
-
 def _is_split(folder: str) -> bool:
     with open_file(join(folder, "manifest.json")) as stream:
         try:
             return "shards" in json.load(stream)
         except ValueError:
             return False
-
-
-def _is_classes(names: Sequence[str]) -> bool:
-    """Whether a folder has images in folders, and nothing else that could be a source."""
-    images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
-    return (
-        bool(images)
-        and all("/" in n for n in images)
-        and not any(_ending(n) in ENDINGS for n in names)
-    )
 
 
 def _train(names: list[str]) -> list[str]:
@@ -235,8 +261,11 @@ def _present(source: str) -> str:
     if is_remote(source):
         return "nothing at this address"
     path = Path(source).expanduser()
+    media = folders.media(_names(str(path))) if path.is_dir() else ""
     return (
-        "none in that folder"
+        f"{media} without texts of their names or folders of classes"
+        if media
+        else "none in that folder"
         if path.is_dir()
         else "another file"
         if path.exists()
@@ -264,7 +293,9 @@ def estimated_rows(file: SourceFile) -> int:
     if file.format == "shards":
         return len(Shards(file.path))
     if file.format == "classes":
-        return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in _names(file.path))
+        return len(folders.class_images(_names(file.path)))
+    if file.format == "pairs":
+        return sum("/" not in name and folders.is_medium(name) for name in _names(file.path))
     if file.path.endswith(".parquet"):
         return files.count(file.path)
     if file.format in documents.READERS and file.format != "warc":
@@ -279,6 +310,8 @@ def estimated_rows(file: SourceFile) -> int:
     with open_file(file.path) as stream:
         head = stream.read(HEAD)
     lines = head.count(b"\n") + (len(head) < HEAD and not head.endswith(b"\n"))
+    if _ending(file.path) in (".csv", ".tsv") and file.format != "fleurs":
+        lines = max(0, lines - 1)  # the names of the columns
     if file.path.endswith(".gz"):
         size *= GZIP_RATIO
     return lines if len(head) < HEAD else round(size * lines / len(head))
@@ -335,23 +368,36 @@ def _webdataset(file: SourceFile) -> Iterator[Row]:
 
 
 def _imagefolder(file: SourceFile) -> Iterator[Row]:
-    reader = _csv if file.path.endswith(".csv") else _rows
+    reader = _csv if _ending(file.path) == ".csv" else _rows
+    names: list[str] | None = None
     for location, value in reader(file):
-        row = json.loads(value) if isinstance(value, bytes | str) else value
-        if not isinstance(row, Mapping) or "file_name" not in row:
-            raise ValueError(f"{location}: expected `file_name`, found {', '.join(row)}")
-        name = str(row["file_name"])
-        column = "audio" if name.lower().endswith(SOUNDS) else "image"
-        yield location, {column: name, **{k: v for k, v in row.items() if k != "file_name"}}
+        try:
+            row = json.loads(value) if isinstance(value, bytes | str) else value
+            if isinstance(row, ValueError):
+                raise row
+            if not isinstance(row, Mapping):
+                raise ValueError(f"expected an object, found {type(row).__name__}")
+            name = row.get("file_name")
+            if not isinstance(name, str) or not folders.is_medium(name):
+                found = ", ".join(row) if name is None else repr(name)
+                raise ValueError(f"expected an image or audio as `file_name`, found {found}")
+        except ValueError as error:
+            yield location, error
+            continue
+        if "/" in name:
+            names = _names(file.root) if names is None else names
+            if folders.is_held_out(name, names):
+                continue
+        columns = {k: v for k, v in row.items() if k != "file_name"}
+        yield location, {folders.column(name): name, **columns}
+
+
+def _pairs(file: SourceFile) -> Iterator[Row]:
+    return folders.paired_rows(file.path, _names(file.path))
 
 
 def _classes(file: SourceFile) -> Iterator[Row]:
-    name = file.path.rpartition("/")[2]
-    for image in _names(file.path):
-        if image.lower().endswith(IMAGE_SUFFIXES):
-            location = join(file.path, image)
-            answer = name.replace("_", " ").replace("-", " ")
-            yield location, {"image": location, "question": CLASS_QUESTION, "answer": answer}
+    return folders.class_rows(file.path, _names(file.path))
 
 
 def _datasets(file: SourceFile) -> Iterator[Row]:
@@ -391,6 +437,7 @@ READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
     "csv": _csv,
     "webdataset": _webdataset,
     "imagefolder": _imagefolder,
+    "pairs": _pairs,
     "classes": _classes,
     "datasets": _datasets,
     "shards": _shards,
