@@ -116,9 +116,9 @@ def sample(
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
     not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
     address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and addresses.
-    `columns` maps names of `COLUMNS` to those of the row. `licence`, `language` and `question` are those of a row that
-    has none. `readers` are those of users' modalities, which are columns too. Without `decode` media are read for the
-    row's hash, but not decoded. Raises ValueError."""
+    `columns` maps names of `COLUMNS` to those of the row. `licence` and `language` are those of a row that has none,
+    `question` that of one about an image or audio. `readers` are those of users' modalities, which are columns too.
+    Without `decode` media are read for the row's hash, but not decoded. Raises ValueError."""
     try:
         if isinstance(row, ValueError):
             raise row
@@ -134,8 +134,12 @@ def sample(
             meta = parsed.meta if language is None else {"language": language, **parsed.meta}
             return replace(parsed, meta=meta), set()
         row, form, unread = _recognized(row, columns or {}, readers)
-        if question is not None and form == "answer":
-            row.setdefault("question", question)
+        if form == "answer" and not row.get("question"):
+            if not any(row.get(name) for name in (*MEDIA, *readers)):
+                raise ValueError(
+                    "expected a question, an image or audio beside the answer, found none"
+                )
+            row |= {} if question is None else {"question": question}
         messages, meta = _READERS[form](row)
         messages = _with_items(messages, row, readers)
         if spoken := row.get("language") or language:

@@ -5,7 +5,8 @@
     .nv-meta/dataset.yaml            Energon's field map: a sample's fields by members, {caption: txt, context: json[q]}
     .nv-meta/split.yaml              Energon's splits: the tars of training, and what is excluded of them
 
-A member that can't be read makes its row the ValueError that says why.
+A row is the ValueError that says why where a member can't be read, or where an answer has no image or audio and rows
+before it have: its conversation would be about nothing.
 """
 
 import json
@@ -32,6 +33,9 @@ FIELDS = {
 """Field of Energon's sample types -> its column; of several answers the first one is taken."""
 MAX_ROW = 256 << 20
 """Bytes of the members of a row; what exceeds them isn't read, and is an error of the row."""
+MEDIA = frozenset({"image", "images", "audio", "audios"})
+WHOLE = frozenset({"messages", "conversations", "instruction"})
+"""Columns of a row that may be about text alone."""
 META = ".nv-meta"
 Row = tuple[str, Any]
 
@@ -99,6 +103,7 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
     ending = _Ending(stream)
     with tarfile.open(fileobj=ending, mode="r|") as archive:  # type: ignore[call-overload]
         key, members, size = "", dict[str, bytes | ValueError](), 0
+        media = set[str]()
         for member in archive:
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
@@ -106,7 +111,7 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
             stem, _, suffix = name.partition(".")
             if (at := f"{folder}/{stem}" if folder else stem) != key:
                 if members:
-                    yield f"{path}, {key}", _row(key, members, fields)
+                    yield f"{path}, {key}", _row(key, members, fields, media)
                 key, members, size = at, {}, 0
             size += member.size
             if size > MAX_ROW:
@@ -117,7 +122,7 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
             assert content is not None
             members[suffix.lower()] = content.read()
         if members:
-            yield f"{path}, {key}", _row(key, members, fields)
+            yield f"{path}, {key}", _row(key, members, fields, media)
     if any(ending.last):
         raise tarfile.ReadError("the archive ends before its end: it was cut off")
 
@@ -137,13 +142,22 @@ class _Ending:
 
 
 def _row(
-    key: str, members: Mapping[str, bytes | ValueError], fields: Mapping[str, str] | None
+    key: str,
+    members: Mapping[str, bytes | ValueError],
+    fields: Mapping[str, str] | None,
+    media: set[str],
 ) -> dict[str, Any] | ValueError:
-    """The columns of a row's members."""
+    """The columns of a row's members; `media` are those of images and audio in the rows so far, with this one."""
     try:
-        return {"id": key, **(_columns(members) if fields is None else _of_fields(members, fields))}
+        row = _columns(members) if fields is None else _of_fields(members, fields)
+        if media and not MEDIA & row.keys() and not WHOLE & row.keys():
+            raise ValueError(
+                f"expected {' or '.join(sorted(media))} as in the rows before, found .{', .'.join(members)}"
+            )
     except ValueError as error:
         return error
+    media |= MEDIA & row.keys()
+    return {"id": key, **row}
 
 
 def _columns(members: Mapping[str, bytes | ValueError]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import runpy
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 from polyphi.data import files, own, sources
+from polyphi.data.formats import sample
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image, Text
 
@@ -201,6 +203,36 @@ def test_a_member_that_cannot_be_read_is_one_bad_row(root: Path, tmp_path: Path)
     assert isinstance(first, ValueError) and "expected JSON" in str(first)
     assert isinstance(second, ValueError) and "expected UTF-8" in str(second)
     assert third["answer"] == "a red circle"
+
+
+def test_a_row_of_a_tar_without_its_image_is_one_bad_row(root: Path, tmp_path: Path) -> None:
+    image = (root / "llava/images/0.png").read_bytes()
+    ask = json.dumps({"question": "What is it?", "answer": "a circle"}).encode()
+    chat = json.dumps(
+        {"messages": [{"role": r, "content": "Hi."} for r in ("user", "assistant")]}
+    ).encode()
+    members = {"0.txt": b"no image", "1.png": image, "1.txt": b"a circle", "2.txt": b"no image"}
+    tar(tmp_path / "a.tar", {**members, "3.json": ask, "4.json": chat})
+    [file] = sources.find(str(tmp_path / "a.tar"))
+    read, bad = [], []
+    for location, row in sources.rows(file):
+        try:
+            read.append(sample(row, location, question="Describe the picture.")[0])
+        except ValueError as error:
+            bad.append(str(error))
+    assert [one.answer for one in read] == ["a circle", "Hi."]
+    assert ["image" in text for text in bad] == [True] * 3
+
+
+def test_a_question_of_a_source_is_for_images_and_audio(root: Path) -> None:
+    """Rows without one of their own; text alone would be a conversation about nothing."""
+    image = (root / "llava/images/0.png").read_bytes()
+    ask = partial(sample, location="row 1", question="Describe it.")
+    assert ask({"image": image, "answer": "a circle"})[0].messages[0].text == "Describe it."
+    assert ask({"question": "1+1?", "answer": "2"})[0].messages[0].text == "1+1?"
+    for row in ({"answer": "a circle"}, {"answer": "a circle", "images": [], "question": ""}):
+        with pytest.raises(ValueError, match="image"):
+            ask(row)
 
 
 @pytest.fixture(params=["local", "memory"])
