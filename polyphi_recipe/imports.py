@@ -149,18 +149,9 @@ class Imported:
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
             files=tuple(self.folder / name for name in self.benchmarks),
             settings=json.dumps(
-                [VERSION, self._table, self.languages, self.benchmarks, self._paths]
+                [VERSION, self.table.model_dump(), self.languages, self.benchmarks, self._paths]
             ),
         )
-
-    @property
-    def _table(self) -> dict[str, Any]:
-        """The corpus's table; a field without a value is left out, so that corpora of earlier versions stay."""
-        table = self.table.model_dump()
-        for source in table["sources"]:
-            if not source["allowed_media_path"]:
-                del source["allowed_media_path"]
-        return table
 
     @property
     def rows(self) -> dict[str, int]:

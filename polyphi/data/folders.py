@@ -16,6 +16,7 @@ from typing import Any
 
 from polyphi.data import files
 from polyphi.data.addresses import join, read_bytes
+from polyphi.data.confinement import medium
 from polyphi.data.webdataset import MEMBERS, SOUNDS
 from polyphi.processing.file_types import IMAGE_SUFFIXES
 from polyphi.text.quantity import quantity
@@ -85,8 +86,9 @@ def captions(names: Sequence[str]) -> set[str]:
     return {name for name in names if _suffix(name) in CAPTIONS and _stem(name) in media}
 
 
-def paired_rows(folder: str, names: Sequence[str]) -> Iterator[Row]:
-    """The pairs in a folder; a row that lacks one of both is a ValueError."""
+def paired_rows(folder: str, names: Sequence[str], allowed: Sequence[str]) -> Iterator[Row]:
+    """The pairs in a folder; a row that lacks one of both, or links to a file elsewhere than in `allowed`, is a
+    ValueError."""
     groups = defaultdict[str, list[str]](list)
     for name in names:
         is_text = _suffix(name) in CAPTIONS and not is_description(name)
@@ -95,18 +97,18 @@ def paired_rows(folder: str, names: Sequence[str]) -> Iterator[Row]:
     for stem, group in groups.items():
         location = join(folder, group[0])
         try:
-            yield location, {"id": stem, **_pair(folder, group)}
+            yield location, {"id": stem, **_pair(folder, group, allowed)}
         except ValueError as error:
             yield location, error
 
 
-def _pair(folder: str, group: Sequence[str]) -> dict[str, Any]:
+def _pair(folder: str, group: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in group:
         if is_medium(name):
             row.setdefault(f"{column(name)}s", []).append(name)
             continue
-        data = read_bytes(join(folder, name))
+        data = read_bytes(str(medium(folder, name, allowed)))
         if _suffix(name) == ".json":
             columns = json.loads(data)
             if not isinstance(columns, Mapping):

@@ -393,7 +393,7 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
 
 
 def _pairs(file: SourceFile) -> Iterator[Row]:
-    return folders.paired_rows(file.path, _names(file.path))
+    return folders.paired_rows(file.path, _names(file.path), file.allowed_media_path)
 
 
 def _classes(file: SourceFile) -> Iterator[Row]:

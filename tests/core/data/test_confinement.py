@@ -101,14 +101,28 @@ def test_rows_name_files_of_their_folder_only(reader: str, folder: Path) -> None
         assert len(list(own.read(source, allowed_media_path=[str(folder.parent)]))) == 1
 
 
-def test_links_of_a_folder_do_not_lead_out(folder: Path) -> None:
+def test_links_of_a_folder_do_not_lead_out(tmp_path: Path) -> None:
     """An unpacked archive may have them."""
-    (folder.parent / "private.txt").write_text("secret")
-    (folder / "page.txt").symlink_to(folder.parent / "private.txt")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (tmp_path / "private.txt").write_text("secret")
+    (folder / "page.txt").symlink_to(tmp_path / "private.txt")
     with pytest.raises(ValueError, match=r"page\.txt: .*--allowed-media-path"):
         sources.find(str(folder))
     assert len(sources.find(str(folder), allowed_media_path=[str(folder.parent)])) == 1
     assert len(sources.find(str(folder / "page.txt"))) == 1  # the user names it
+
+
+def test_a_caption_beside_an_image_is_no_link(folder: Path) -> None:
+    (folder.parent / "private.txt").write_text("secret")
+    (folder / "a.txt").symlink_to(folder.parent / "private.txt")
+    (folder / "link.png").unlink()
+    (folder / "link.wav").unlink()
+    with pytest.raises(ValueError, match=r"a\.txt; --allowed-media-path"):
+        list(own.read(folder))
+    (folder / "a.wav").unlink()
+    (one,) = own.read(folder, allowed_media_path=[str(folder.parent)])
+    assert one.answer == "secret"
 
 
 def test_files_only(folder: Path) -> None:
