@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
-from polyphi.checkpoints import box, cache, download, variants
 from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapters import describe, object_at
 from polyphi.checkpoints.files import MODEL_TYPES, inside, read_json, weight_files
+from polyphi.checkpoints.location import locate
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -43,7 +44,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.runtime.files import RECORD, restore
+from polyphi.runtime.files import RECORD
 from polyphi.runtime.heap import give_back
 from polyphi.text.quantity import quantity
 
@@ -269,32 +270,6 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
     return [*inside(folder, (p for p in texts if p.name not in ours)), *further]
-
-
-def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; for a run's folder that of its `model`. What is no local folder: `nano` is the
-    model in the package polyphi-nano; `owner/name` or `owner/name@revision` (or `hf:owner/name`) is downloaded from the
-    hub, once."""
-    folder = Path(source).expanduser()
-    restore(folder)
-    if folder.is_dir():
-        inner = folder / "model"
-        restore(inner)
-        is_run = (inner / "config.json").is_file() and not (folder / "config.json").exists()
-        return inner if is_run else folder
-    if folder.suffix == ".gguf":
-        raise ValueError(
-            f"{source} is a GGUF file; convert it to a checkpoint: polyphi export {source} --out FOLDER"
-        )
-    if str(source) == box.NAME:
-        return box.locate()
-    hub_name = cache.hub_name(source)
-    if hub_name is None:
-        raise ValueError(
-            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}; check the path, and "
-            "in a container mount the folder there"
-        )
-    return download.locate(*hub_name)
 
 
 def _open(

@@ -74,6 +74,7 @@ def serve(
         polyphi serve microsoft/Phi-4-multimodal-instruct --quant int8
         polyphi serve nano --host 0.0.0.0 --api-key SECRET
     """
+    from polyphi.checkpoints.location import check_exists
     from polyphi.serve import run
 
     adapters = parse_adapters(lora)
@@ -92,6 +93,7 @@ def serve(
         adapters=tuple(adapters),
     )
     run.check_exposed(settings, insecure)
+    check_exists(model)
     listening = run.bind(settings)
     if not settings.port:
         settings = replace(settings, port=listening.getsockname()[1])

@@ -1,5 +1,7 @@
 """Arguments of `polyphi serve`."""
 
+from pathlib import Path
+
 import pytest
 from command_line import RunCommand, parsed
 
@@ -85,3 +87,20 @@ def test_a_wrong_option_is_one_line_that_names_it(
     code, _, error = run_command("serve", "no-model", *words)
     (line,) = error.splitlines()
     assert code == 2 and words[0] in line and line.endswith("See `polyphi serve --help`.")
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "truncated", "model.gguf", "runs/none"])
+def test_a_model_that_is_not_there_is_an_error_before_the_server_listens(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    def bind(_: Settings) -> None:
+        raise AssertionError("the server listens")
+
+    monkeypatch.setattr("polyphi.serve.run.bind", bind)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "truncated"):
+        Path(folder).mkdir()
+    Path("truncated/config.json").write_text('{"model_type": "phi3"}')
+    Path("truncated/model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    code, _, error = run_command("serve", name)
+    assert code == 2 and name in error and len(error.splitlines()) == 1
