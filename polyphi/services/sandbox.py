@@ -198,10 +198,13 @@ def _run(
 
 
 def _prefixes(python: Path | None) -> list[str]:
-    """The installation folders of a Python interpreter."""
+    """A Python interpreter and its installation folders, which may be links."""
     if python is None:
-        return [sys.base_prefix, sys.prefix]
-    return [str(python.resolve().parents[1]), str(python.absolute().parents[1])]
+        return [sys.executable, sys.base_prefix, sys.prefix]
+    return [
+        str(python.absolute()),
+        *(str(path.parents[1]) for path in (python.resolve(), python.absolute())),
+    ]
 
 
 def _watch(
@@ -392,7 +395,12 @@ def _exec_code(job: dict[str, Any], home: str, syscall_filter: Any) -> None:
     except OSError:
         if job["isolated"]:
             raise
-    os.execve(job["command"][0], job["command"], environment)
+    program = job["command"][0]
+    try:
+        os.execve(program, job["command"], environment)
+    except OSError as error:
+        message = f"{program} can't be started in the sandbox: {error.strerror}"
+        raise OSError(message) from None
 
 
 def _allowed_calls(syscall_filter: Any, isolated: bool) -> dict[str, Any]:
@@ -443,16 +451,7 @@ def _private_root(root: str, readable: list[str], limits: dict[str, Any]) -> Non
     """Switches to a new root with the readable paths, read-only, and a writable box in memory."""
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID_NODEV, "mode=755,size=1m")
-    bound: list[str] = []
-    for path in readable:
-        if any(path == there or path.startswith(f"{there}/") for there in bound):
-            continue
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), root + path)
-        elif os.path.exists(path):
-            _make_mount_point(path, root + path)
-            _mount(path, root + path, None, _BIND | _REC)
-            bound.append(path)
+    _bind(root, readable)
     for name in DEVICES:
         _make_mount_point(f"/dev/{name}", f"{root}/dev/{name}")
     os.symlink(BOX, f"{root}/dev/shm")  # for locks of multiprocessing
@@ -471,6 +470,33 @@ def _private_root(root: str, readable: list[str], limits: dict[str, Any]) -> Non
     os.chdir(root)
     _call("pivot_root", b".", b".")
     _call("umount2", b".", _DETACH)
+
+
+def _bind(root: str, readable: list[str]) -> None:
+    """Makes paths readable below a new root. Links are links there, too, since Python finds its folders by the links to
+    it; what they name is readable as well."""
+    paths = sorted(readable, key=len)  # a folder before what is in it
+    bound: list[str] = []
+    links: dict[str, str] = {}
+    for path in paths:  # the loop also reads the targets that it appends
+        if path in links:
+            continue
+        if link := next((link for link in links if path.startswith(f"{link}/")), None):
+            paths.append(links[link] + path.removeprefix(link))
+            continue
+        is_bound = any(path == there or path.startswith(f"{there}/") for there in bound)
+        if os.path.islink(path):
+            folder = os.path.dirname(path)
+            target = os.path.normpath(os.path.join(os.path.realpath(folder), os.readlink(path)))
+            links[path] = target
+            paths.append(target)
+            if not is_bound:
+                os.makedirs(root + folder, exist_ok=True)
+                os.symlink(target, root + path)
+        elif os.path.exists(path) and not is_bound:
+            _make_mount_point(path, root + path)
+            _mount(path, root + path, None, _BIND | _REC)
+            bound.append(path)
 
 
 def _make_mount_point(source: str, target: str) -> None:

@@ -40,6 +40,31 @@ def test_a_program_runs() -> None:
     assert (result.stdout, result.stderr, result.exit, result.ended) == ("hello\n", "é\n", 0, "ok")
 
 
+@isolated
+def test_a_python_that_is_a_link_runs(public_folder: Path) -> None:
+    """A link to its folder, a link to that one's program, a virtual environment by links, and a link to that."""
+    program = Path(sys.executable).resolve()
+    (public_folder / "python").symlink_to(program.parents[1])
+    folders = [public_folder / name for name in ("bin", "environment/bin")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (folders[0] / "python").symlink_to(f"../python/bin/{program.name}")
+    (folders[1] / "python").symlink_to(folders[0] / "python")
+    (folders[1] / "../pyvenv.cfg").write_text(f"home = {program.parent}\n")
+    (public_folder / "link").symlink_to("environment")
+    code = (
+        f"import sys; sys.path += {sys.path!r}\n"
+        "from polyphi.services.sandbox import run\nprint(run('import sys; print(sys.executable)').stdout)"
+    )
+    for path in (f"python/bin/{program.name}", "bin/python", "link/bin/python"):
+        python = public_folder / path
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout.strip() == str(python), done.stderr
+        assert run("import sys; print(sys.executable)", python=python).stdout.strip() == str(python)
+
+
 def test_errors_are_told() -> None:
     result = run("1/0")
     assert result.ended == "error" and result.exit == 1
