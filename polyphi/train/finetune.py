@@ -59,6 +59,7 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.files import locked
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.epochs import RowTokens, row_tokens, steps_of
@@ -162,7 +163,7 @@ def finetune(
         check_model(stage, read_config(folder).adapters, source)
     else:  # raises before the rows are read, which may take long
         sketch_of(stage, _configuration(stage, folder, modalities))
-    with _removed_if_refused(out):
+    with _removed_if_refused(out), _alone(out, report):
         if first:
             contents = [
                 own.build(
@@ -261,6 +262,19 @@ def finetune(
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
         report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
+
+
+@contextmanager
+def _alone(out: Path, report: Report) -> Iterator[None]:
+    """Waits, with a message, while another process trains in the folder; the first process of a torchrun has the lock
+    for all of them."""
+    if distributed.rank() > 0:
+        yield
+        return
+    with locked(
+        out / ".lock", report=lambda h: report(f"{out}: waits for {h}, which trains there")
+    ):
+        yield
 
 
 @contextmanager

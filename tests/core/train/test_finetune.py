@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import published
@@ -24,6 +26,7 @@ from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config,
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import AdapterConfig
 from polyphi.runtime import precision
+from polyphi.runtime.files import locked
 from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions, TrainOptions
@@ -186,6 +189,19 @@ def test_an_interrupted_run_equals_one_that_was_never_stopped(
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     one, two = state(straight / "model"), state(half / "model")
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_second_run_in_the_same_folder_waits_for_the_first(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    messages: Queue[str] = Queue()
+    thread = Thread(target=lambda: run(TEXT, report=lambda m: messages.put(str(m))))
+    with locked(tmp_path / "run/.lock"):
+        thread.start()
+        assert f"process {os.getpid()} on" in messages.get(timeout=60)
+        assert not (tmp_path / "run/data").exists()
+    thread.join()
+    assert (tmp_path / "run/model").exists()
 
 
 def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None:
