@@ -26,7 +26,7 @@ from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
 from polyphi.checkpoints.modalities import load as load_weights
 from polyphi.checkpoints.parts import parts
-from polyphi.checkpoints.peft import read_peft
+from polyphi.checkpoints.peft import adapter_folder, read_peft
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     files_beside,
@@ -583,9 +583,9 @@ def load(
     `Tokenizer` replaces it; None loads none, and the model then works on token ids only: answers have ids and no text,
     and functions that need text raise ValueError. `max_num_seqs`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
-    `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
-    keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or a Python file, whose
-    weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all files of the checkpoint
+    `adapters`: name -> folder of further adapters as PEFT writes them, or of a fine-tune's run (checkpoints/peft.py),
+    which a quantized model keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or
+    a Python file, whose weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all files of the checkpoint
     first and compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and
     headers are checked (docs/pull.md). `progress`: called
     with the stage that begins ("checkpoint", "download" and "quantization" of a new hub id, "verification",
@@ -614,7 +614,9 @@ def load(
         saved = quantize.saved_bytes(config, quant, target.type)
         needed = max(0, placement.size(stored, weight_dtype) - saved)
     placement.check_fits(needed, free, target)
-    further = {name: read_peft(source, config) for name, source in (adapters or {}).items()}
+    further = {
+        name: read_peft(adapter_folder(source), config) for name, source in (adapters or {}).items()
+    }
     progress("weights", 0.0)
     model = load_checkpoint(
         folder,

@@ -23,6 +23,7 @@ from torch import Tensor
 from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, describe, is_alpha
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
+from polyphi.runtime.files import read_object
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONFIG_BYTES = 1 << 20
@@ -67,6 +68,31 @@ def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
         raise PeftError(folder, str(error)) from error
     except OSError as error:
         raise PeftError(folder, f"its files can't be read: {error.strerror}") from error
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The PEFT folder of an adapter: `folder` itself, or, where it is a fine-tune's run or the model of one, that of
+    the adapter that was trained. Raises PeftError for a run that trained more than one adapter, or no adapter alone."""
+    folder = Path(folder).expanduser()
+    model = folder / "model" if (folder / "model").is_dir() else folder
+    manifest = model.parent / "manifest.json"
+    if (folder / CONFIG).is_file() or not manifest.is_file():
+        return folder
+    globs = list(read_object(manifest).get("learning_rates", ()))
+    names = {part.partition(".lora.")[2].partition(".")[0] for part in globs}
+    if len(names) != 1 or not all(names):
+        raise PeftError(
+            folder,
+            "expected a run that trained one adapter of the language model and no other weights, found "
+            f"{', '.join(globs) or 'no trained weights'}; use its whole model: {model}",
+        )
+    (name,) = names
+    if not (model / f"{name}-lora").is_dir():
+        raise PeftError(
+            folder,
+            f"expected a folder {name}-lora in {model}, found none; `polyphi export {model} --layout native` writes it",
+        )
+    return model / f"{name}-lora"
 
 
 def _read(folder: Path, config: ModelConfig) -> PeftAdapter:

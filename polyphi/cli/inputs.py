@@ -156,7 +156,7 @@ def check_model(
     downloaded yet isn't checked."""
     from polyphi.checkpoints import pull
     from polyphi.checkpoints.modalities import with_modalities
-    from polyphi.checkpoints.peft import read_peft
+    from polyphi.checkpoints.peft import adapter_folder, read_peft
     from polyphi.checkpoints.read import read_config
     from polyphi.engine.rows import choose_adapter
     from polyphi.messages import Message, modalities_of
@@ -172,7 +172,7 @@ def check_model(
                 f"--lora {name}={lora}: expected a name of letters, digits, _ and - that the model doesn't have; it "
                 f"has {', '.join(config.adapters) or 'no adapters'}"
             )
-        read_peft(lora, config)
+        read_peft(adapter_folder(lora), config)
     routes = dict(ROUTES)
     for own in config.further.values():
         routes |= own.modality.routes

@@ -38,7 +38,7 @@ LoraOption = Annotated[
     tuple[str, ...],
     Parameter(
         metavar="NAME=FOLDER",
-        help="Add the adapter in a PEFT folder under this name; repeatable.",
+        help="Add the adapter of a PEFT folder, or of a fine-tune's run, under this name; repeatable.",
     ),
 ]
 ModalityOption = Annotated[

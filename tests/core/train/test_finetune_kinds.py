@@ -17,7 +17,7 @@ from train.small import Fails, trajectory
 from variants import few
 
 import polyphi
-from polyphi import cli
+from polyphi import Message, cli
 from polyphi.model.config import AdapterConfig
 from polyphi.planning import finetune as planning
 from polyphi.runtime.progress import read_metrics
@@ -169,6 +169,27 @@ def test_the_printed_command_answers_with_the_trained_weights(
     assert answer != expected(out / "model", "none"), "without the adapter"
     if adapter in ADAPTERS["native"]:
         assert answer != expected(source / "native", adapter), "before the training"
+
+
+def test_a_run_is_an_adapter_of_its_base(
+    source: Path, run: Callable[..., Path], run_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Its folder or its model's, as `--lora`, where it trained one adapter and nothing else."""
+    out, base = run("text", "run", steps=2, lr_factor=50, choose=as_requested), str(source / "mini")
+    messages = [Message.user("say red")]
+    expected = polyphi.load(out / "model").logits(messages, adapter="text")[1]
+    for folder in (out, out / "model", out / "model/text-lora"):
+        phi = polyphi.load(base, adapters={"mine": folder})
+        logits = phi.logits(messages, adapter="mine")[1]
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    chat = ("chat", base, "--lora", f"mine={out}", "say red", "--max-tokens", "2")
+    code, _, error = run_command(*chat)
+    assert code == 0, error
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["learning_rates"]["vision.projector.*"] = 1e-5
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    code, _, error = run_command(*chat)
+    assert code == 2 and "vision.projector.*" in error and str(out / "model") in error
 
 
 def test_pairs_are_evaluated(run: Callable[..., Path], source: Path) -> None:
