@@ -585,9 +585,9 @@ def load(
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them, or of a fine-tune's run (checkpoints/peft.py),
     which a quantized model keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or
-    a Python file, whose weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all files of the checkpoint
-    first and compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and
-    headers are checked (docs/pull.md). `progress`: called
+    a Python file, whose weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all
+    files of the checkpoint first and compare them with the hashes recorded when they were downloaded or quantized;
+    otherwise names, sizes and headers are checked (docs/pull.md). `progress`: called
     with the stage that begins ("checkpoint", "download" and "quantization" of a new hub id, "verification",
     "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download" in other
     threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be

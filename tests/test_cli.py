@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import RunCommand
+from commands import completed
 from PIL import Image
 
 from polyphi import cli
@@ -163,6 +164,12 @@ def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bench.subprocess, "run", note)
     cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
     assert started[0][2:] == ["--repeats", "3", "--json", "--layers", "8", "--only", "decode"]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """As under torchrun (docs/own_data.md)."""
+    run = completed(sys.executable, "-m", "polyphi", "--version")
+    assert run.returncode == 0 and run.stdout.startswith("polyphi "), run.stdout
 
 
 def test_a_missing_extra_is_one_line_that_names_it() -> None:

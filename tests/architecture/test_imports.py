@@ -29,6 +29,7 @@ LEVELS = (
     {"engine", "train", "transcription"},
     {"api", "serve", "planning"},
     {"cli"},
+    {"__main__"},
 )
 """Packages and modules of polyphi."""
 RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
@@ -47,6 +48,7 @@ WITHIN_A_LEVEL = {
     ("transcription", "engine"),
 }
 MODULES_BESIDE_PACKAGES = {
+    "__main__",
     "api",
     "arguments",
     "media_sources",
