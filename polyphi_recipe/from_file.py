@@ -18,7 +18,7 @@ from polyphi.services import sandbox
 from polyphi.train.finetune import load_stage
 from polyphi.train.stage import Mix, Stage
 from polyphi.train.state import MANIFEST
-from polyphi_recipe import stages
+from polyphi_recipe import recognisers, stages
 from polyphi_recipe.parts import Part, open_part
 from polyphi_recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
@@ -36,7 +36,7 @@ def of_run(out: Path) -> Recipe:
             f"expected the folder of a run of `polyphi reproduce`, found no run.json in {out}"
         )
     if (out / RECORD).exists():
-        return recipe_of(*_recorded(out))
+        return recipe_of(*recorded(out))
     return of_size(sizes.load(json.loads((out / "run.json").read_text())["size"]))
 
 
@@ -44,13 +44,13 @@ def stages_of_run(out: Path) -> list[Stage]:
     """The stages of a run's folder in order; parts are not opened. Those of the recipe for a folder without a run."""
     if not (out / RECORD).exists():
         return list(stages.BUILT_IN.values())
-    table, file = _recorded(out)
+    table, file = recorded(out)
     every, _ = all_stages(table, sizes.load(table.size), file.parent)
     order = json.loads((out / RECORD).read_text(encoding="utf-8"))["order"]
     return [every[name] for name in order if name in every]
 
 
-def _recorded(out: Path) -> tuple[Any, Path]:
+def recorded(out: Path) -> tuple[Any, Path]:
     """The recipe file that a run's folder has, and its path."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     return RecipeFile.model_validate(record["recipe"]), Path(record["file"])
@@ -65,6 +65,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         if not (folder / name).is_file():
             mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
     mistakes += [f"teachers.corpora: {text}" for text in _teacher_mistakes(table)]
+    mistakes += recognisers.mistakes(table, folder)
     parts = {}
     for name, source in table.parts:
         if source is None:

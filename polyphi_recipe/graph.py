@@ -287,7 +287,7 @@ class Run:
         they exist: False while jobs of Slurm build them."""
         exist = True
         for name in self.recipe.imported_names:
-            corpus = replace(self.corpus(name), stages=())
+            corpus = self.corpus(name)
             work = self.work(corpus)
             work = replace(work, rows={"test": work.rows["test"]})
             with self.exclusive(f"corpus {name}"):

@@ -21,19 +21,19 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi import modality as users
-from polyphi.data.addresses import is_remote, join
 from polyphi.data.formats import sample
 from polyphi.data.own import origin
 from polyphi.data.sample import Sample
 from polyphi.data.shards import document, row_hash, to_row
-from polyphi.data.sources import SourceFile, estimated_rows, find, rows
-from polyphi.messages import TRANSCRIBE, modalities_of
+from polyphi.data.sources import SourceFile, estimated_rows, rows
+from polyphi.messages import TRANSCRIBE, Audio, media, modalities_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size
 from polyphi.processing.reader import Reader
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_eval import heldout, scorers
 from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
+from polyphi_recipe import recognisers
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import held_out
 from polyphi_recipe.curate.dedup import EXACT, IMAGES, TEXTS, deduplicate
@@ -43,7 +43,7 @@ from polyphi_recipe.curate.language import LanguageFilter, identify
 from polyphi_recipe.curate.pii import PiiFilter
 from polyphi_recipe.curate.quality import QualityClassifierFilter
 from polyphi_recipe.curate.rules import QualityRulesFilter
-from polyphi_recipe.curate.transcripts import Recogniser, WordErrorRateFilter
+from polyphi_recipe.curate.transcripts import WordErrorRateFilter
 from polyphi_recipe.recipe import Recipe
 from polyphi_recipe.recipe_file import CorpusTable, Source
 
@@ -63,7 +63,7 @@ WAYS = ("quoted", "same bytes", "whole picture")
 """[ours] How imported samples are compared with held-out rows; landmarks of audio take a tenth of a second each."""
 SECONDS, SUMMARY_SECONDS = 30.0, 1800.0
 """Longest audio clip, and that of summaries (report 2.2.1, 2.2.2)."""
-SUMMARIES, RECOGNISER = "speech_summary", "speech_0_aed"
+SUMMARIES, TRANSCRIPTS = "speech_summary", "asr"
 UNREADABLE = "unreadable"
 """Key of a row's error in `meta`; the first step drops it."""
 
@@ -71,7 +71,8 @@ UNREADABLE = "unreadable"
 @dataclass(frozen=True)
 class Imported:
     """A corpus of a recipe file. `folder` is that of the file; `languages` are the run's; `others` the corpora whose
-    held-out rows it must not contain, with its own; `benchmarks` files of further items."""
+    held-out rows it must not contain, with its own; `benchmarks` files of further items; `recogniser` the folder of the
+    one that judges transcripts."""
 
     name: str
     table: CorpusTable
@@ -80,6 +81,7 @@ class Imported:
     others: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     modalities: tuple[users.Modality, ...] = ()
+    recogniser: Path | None = None
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -90,14 +92,21 @@ class Imported:
     def files(self) -> list[tuple[Source, SourceFile]]:
         """The files of all sources of training rows, or of rows of both splits. Raises ValueError for a source without
         files."""
-        return [(s, f) for s in self.table.sources if s.split != "test" for f in self._find(s)]
+        return [
+            (s, f) for s in self.table.sources if s.split != "test" for f in s.files(self.folder)
+        ]
 
     @cached_property
     def test_files(self) -> list[tuple[Source, SourceFile]]:
         """The files of held-out rows: those of sources for them, else of sources without a split; none if no row is
         held out."""
         if self._has_test_source:
-            return [(s, f) for s in self.table.sources if s.split == "test" for f in self._find(s)]
+            return [
+                (s, f)
+                for s in self.table.sources
+                if s.split == "test"
+                for f in s.files(self.folder)
+            ]
         if not (self.table.held_out and self.table.test_rows):
             return []
         return [(source, file) for source, file in self.files if source.split is None]
@@ -120,15 +129,6 @@ class Imported:
         folder = f"{self.folder}/"
         return [str(file).removeprefix(folder) for _, file in (*self.files, *self.test_files)]
 
-    def _find(self, source: Source) -> list[SourceFile]:
-        allowed = [self._from_here(path) for path in source.allowed_media_path]
-        return find(self._from_here(source.path), source.format, allowed)
-
-    def _from_here(self, path: str) -> str:
-        """A path of the recipe file."""
-        absolute = is_remote(path) or path.startswith(("hf:", "/", "~"))
-        return path if absolute else join(str(self.folder), path)
-
     def corpus(self) -> Corpus:
         """The corpus as `Run.build` builds it."""
         _ = self.held_out_share  # once, not in each task
@@ -143,13 +143,24 @@ class Imported:
             self.name,
             build=partial(_build, self),
             steps=partial(_steps, self),
-            stages=(RECOGNISER,) if self.table.filters.wer is not None else (),
             across=tuple(partial(deduplicate, s) for s in across if self.table.filters.duplicates),
             tasks=min(MAX_TASKS, len(self.files)),
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
-            files=tuple(self.folder / name for name in self.benchmarks),
+            files=tuple(
+                [
+                    *(self.folder / name for name in self.benchmarks),
+                    *([self.recogniser / "model.safetensors"] if self.recogniser else ()),
+                ]
+            ),
             settings=json.dumps(
-                [VERSION, self.table.model_dump(), self.languages, self.benchmarks, self._paths]
+                [
+                    VERSION,
+                    self.table.model_dump(exclude_unset=True),
+                    self.languages,
+                    self.benchmarks,
+                    self._paths,
+                    str(self.recogniser or "").removeprefix(f"{self.folder}/"),
+                ]
             ),
         )
 
@@ -211,7 +222,7 @@ class Imported:
         for number, source in enumerate(self.table.sources):
             good, errors = list[Sample](), list[str]()
             try:
-                for one in islice(_read(source, self._find(source)[0], self.readers), TRIED):
+                for one in islice(_read(source, source.files(self.folder)[0], self.readers), TRIED):
                     if UNREADABLE not in one.meta:
                         good.append(one)
                     else:
@@ -235,7 +246,12 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
     others = tuple(other for other in recipe.imported_names if other != name)
     languages = recipe.size.languages
     modalities = tuple(own.modality for own in recipe.size.model.further.values())
-    return Imported(name, table, recipe.folder, languages, others, recipe.benchmarks, modalities)
+    recogniser = None
+    if table.filters.wer is not None:
+        recogniser = recognisers.folder_of(table, recipe.table.parts.audio, recipe.folder)
+    return Imported(
+        name, table, recipe.folder, languages, others, recipe.benchmarks, modalities, recogniser
+    )
 
 
 def _kinds(one: Sample) -> Iterator[str]:
@@ -368,14 +384,24 @@ def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
         steps += [ImageSizeFilter(), DownscaleImages()]
     if "audio" in imported.kinds:
         steps.append(AudioLengthFilter(longest))
-        if filters.wer is not None:
-            transcribe = work.models[RECOGNISER]
-            recogniser = Recogniser(RECOGNISER, lambda audio, language: str(transcribe(audio)))
-            steps.append(WordErrorRateFilter(recogniser, filters.wer))
+        if imported.recogniser is not None and filters.wer is not None and "train" in work.rows:
+            judge = recognisers.recogniser(imported.recogniser)
+            steps.append(WordErrorRateFilter(judge, filters.wer, partial(spoken_text, name)))
     if filters.held_out:
         items = {name: imported.folder / name for name in imported.benchmarks}
         steps += held_out(work, name, *imported.others, ways=WAYS, items=items)
     return steps
+
+
+def spoken_text(corpus: str, one: Sample) -> str | None:
+    """What is said in the clip of a row: its `transcript`, or the answer to a request for one; None where a row doesn't
+    say it, or has several clips."""
+    if len(media(one.messages, Audio)) != 1:
+        return None
+    if "transcript" in one.meta:
+        return str(one.meta["transcript"])
+    is_transcript = corpus == TRANSCRIPTS or one.prompt[-1].text == TRANSCRIBE
+    return one.answer if is_transcript else None
 
 
 class ReadableRows(BaseFilter):

@@ -35,6 +35,8 @@ from pydantic import (
     ValidationError,
 )
 
+from polyphi.data.addresses import is_remote, join
+from polyphi.data.sources import SourceFile, find
 from polyphi.planning import sizes
 from polyphi.services.endpoint import parse_address
 from polyphi.text.lexicon import LANGUAGES
@@ -96,6 +98,17 @@ class Source(Table):
     split: Literal["train", "test"] | None = None
     """All rows of the source are training rows or held-out rows; default: a share of them is held out."""
 
+    def files(self, folder: Path) -> list[SourceFile]:
+        """The files of the source, whose path is relative to `folder`. Raises ValueError without files."""
+        allowed = [_below(folder, path) for path in self.allowed_media_path]
+        return find(_below(folder, self.path), self.format, allowed)
+
+
+def _below(folder: Path, path: str) -> str:
+    """A path of the recipe file in `folder`."""
+    absolute = is_remote(path) or path.startswith(("hf:", "/", "~"))
+    return path if absolute else join(str(folder), path)
+
 
 def _source(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
@@ -125,7 +138,10 @@ class Filters(Table):
     max_seconds: PositiveFloat | None = None
     """Seconds of the longest audio clip; default: 30, and 1800 in the corpus speech_summary (2.2.1)."""
     wer: PositiveFloat | None = None
-    """The largest word error rate of a transcript against the recogniser of the run (3.3); default: not measured."""
+    """The largest word error rate of a training row's transcript against a recogniser (3.3); default: not measured."""
+    recogniser: str | None = None
+    """The recogniser of `wer`, which hasn't learned from these rows: RUN/stages/speech_0_aed of a finished run;
+    default: that of parts.audio."""
     max_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The share of unreadable rows above which the import stops."""
 

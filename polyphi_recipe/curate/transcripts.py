@@ -90,15 +90,15 @@ def transcript(sample: Sample) -> str:
 def measure(recogniser: Recogniser, clips: Iterable[Sample]) -> float:
     """Return the recogniser's median word error rate on clips of certain text: above `USABLE` it shouldn't filter.
     Raises ValueError without clips."""
-    rates = [_word_errors(recogniser, clip)[0] for clip in clips]
+    rates = [_word_errors(recogniser, clip, transcript(clip))[0] for clip in clips]
     if not rates:
         raise ValueError("expected clips of known text to measure a recogniser, found none")
     return median(rates)
 
 
-def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
-    """Return (word error rate, the recogniser's text). Raises ValueError if the recogniser is unfit for such speech, or
-    the sample hasn't one clip."""
+def _word_errors(recogniser: Recogniser, clip: Sample, text: str) -> tuple[float, str]:
+    """Return (word error rate of `text`, the recogniser's text). Raises ValueError if the recogniser is unfit for such
+    speech, or the sample hasn't one clip."""
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
     # Of a question about an image `language` is the answer's.
     language = clip.meta.get("spoken", language)
@@ -108,24 +108,32 @@ def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
     if len(audio) != 1 or not isinstance(audio[0], bytes):
         raise ValueError(f"sample {clip.id}: expected one clip, found {len(audio)}")
     hypothesis = recogniser.transcribe(audio[0], language)
-    return wer(transcript(clip), hypothesis, language), hypothesis
+    return wer(text, hypothesis, language), hypothesis
 
 
 class WordErrorRateFilter(BaseFilter):
     """Keeps clips that the recogniser transcribes with at most `limit` word errors per word (characters in Chinese and
-    Japanese). Samples without audio pass."""
+    Japanese). Samples without audio pass, and those of which `text` is None."""
 
     name = "WordErrors"
 
-    def __init__(self, recogniser: Recogniser, limit: float) -> None:
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        limit: float,
+        text: Callable[[Sample], str | None] = transcript,
+    ) -> None:
         super().__init__()
-        self._recogniser, self._limit = recogniser, limit
+        self._recogniser, self._limit, self._text = recogniser, limit, text
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason. Raises ValueError if the recogniser is unfit for such speech."""
         if not any(m.metadata["kind"] == "audio" for m in doc.media):
             return True
-        rate, hypothesis = _word_errors(self._recogniser, sample(doc))
+        clip = sample(doc)
+        if (text := self._text(clip)) is None:
+            return True
+        rate, hypothesis = _word_errors(self._recogniser, clip, text)
         note(
             doc,
             "word errors",

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,18 @@ import pytest
 import soundfile
 from PIL import Image as Pillow
 from rich.console import Console
+from variants import few
 
 from polyphi.data import formats, shards
 from polyphi.data.shards import Shards
-from polyphi_recipe import imports
+from polyphi.planning import sizes
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.files import whole_folder
+from polyphi.train import aed
+from polyphi_recipe import imports, recipe_file, recognisers
 from polyphi_recipe.curate import cards
+from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.graph import Run
 from polyphi_recipe.imports import imported
 
@@ -214,6 +222,80 @@ def test_default_filters_of_audio(tmp_path: Path) -> None:
     own = run(tmp_path, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\n')
     own.build("x")
     assert answers(own, "x") == ["short"]
+
+
+@pytest.fixture
+def recogniser(tmp_path: Path) -> str:
+    """The stage of a finished run with a recogniser of random weights, which learned from heard.jsonl."""
+    other = tmp_path / "other"
+    tokenizer = Tokenizer.train(["one two three"] * 4, 512)
+    audio = sizes.MICRO.model.audio
+    assert audio is not None
+    model = aed.Recogniser(audio, tokenizer.vocab_size, 1, Processor(tokenizer))
+    with whole_folder(other / "recogniser") as partial:
+        model.save(partial)
+    file = tmp_path / "other.toml"
+    file.write_text('size = "micro"\n[corpora.asr]\nsources = ["heard.jsonl"]\n')
+    Run(file, other)
+    return "other/stages/speech_0_aed"
+
+
+def speech(folder: Path, name: str) -> None:
+    """Four transcripts, a spoken question with its transcript, and one without."""
+    rows: list[dict[str, str]] = [{"answer": f"{n} and {n + 1}"} for n in range(4)]
+    rows += [{"question": "", "answer": "yes", "transcript": "is it so"}]
+    rows += [{"question": "Is it so?", "answer": "no"}]
+    for n in range(len(rows)):
+        wave = np.random.default_rng(n).uniform(-0.2, 0.2, 8_000)
+        soundfile.write(folder / f"{name}-{n}.wav", wave, 16_000)
+    write(folder / f"{name}.jsonl", [r | {"audio": f"{name}-{n}.wav"} for n, r in enumerate(rows)])
+
+
+@pytest.mark.parametrize(
+    ("limit", "count", "workers"), few([(0.01, 1, 1), (1e6, 6, 1), (0.01, 1, 2)], 2)
+)
+def test_word_errors_of_a_recogniser(
+    limit: float, count: int, workers: int, tmp_path: Path, recogniser: str
+) -> None:
+    """It failed for every corpus. A row that doesn't say what is spoken isn't judged."""
+    speech(tmp_path, "new")
+    filters = f"wer = {limit}, recogniser = '{recogniser}'"
+    own = run(
+        tmp_path,
+        f"[corpora.calls]\nsources = ['new.jsonl']\nheld_out = 0\nfilters = {{ {filters} }}\n",
+    )
+    own.build("calls", Machines(workers=workers))
+    assert len(answers(own, "calls")) == count and "no" in answers(own, "calls")
+    record = cards.explain(own.data / "calls", "new.jsonl, line 5")
+    assert "word errors" in record and ("dropped by WordErrors" in record) == (count == 1)
+
+
+def test_a_recogniser_is_the_one_of_a_given_encoder(tmp_path: Path, recogniser: str) -> None:
+    speech(tmp_path, "new")
+    corpora = "[corpora.calls]\nsources = ['new.jsonl']\nfilters = { wer = 0.4 }\n"
+    with pytest.raises(ValueError, match=r"corpora\.calls\.filters\.wer: .*found none"):
+        run(tmp_path, corpora)
+    table = recipe_file.RecipeFile.model_validate(tomllib.loads(f'size = "micro"\n{corpora}'))
+    calls = table.corpora["calls"]
+    assert recognisers.folder_of(calls, recogniser, tmp_path) == tmp_path / "other/recogniser"
+    with pytest.raises(ValueError, match="found microsoft/Phi-4-multimodal-instruct"):
+        recognisers.folder_of(calls, "microsoft/Phi-4-multimodal-instruct", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["heard.jsonl", "*.jsonl", "other/data/asr/train"])
+def test_no_corpus_is_judged_by_a_model_that_learned_it(
+    path: str, tmp_path: Path, recogniser: str
+) -> None:
+    speech(tmp_path, "heard")
+    shards.write(
+        tmp_path / "other/data/asr/train", [shards.document("1", "x", "x", "CC0")], pipeline="x"
+    )
+    with pytest.raises(ValueError, match=r"corpora\.calls\.filters\.wer: .*sources\[0\]"):
+        run(
+            tmp_path,
+            f"[corpora.calls]\nsources = ['{path}']\nfilters = {{ wer = 0.4, recogniser = '{recogniser}' }}\n",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_default_filters_of_documents(tmp_path: Path) -> None:
