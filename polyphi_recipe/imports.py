@@ -261,7 +261,7 @@ def _kinds(one: Sample) -> Iterator[str]:
 
 def _read(source: Source, file: SourceFile, readers: Mapping[str, Reader] = {}) -> Iterator[Sample]:
     """Samples of a file; an unreadable row is a document with the error. Raises ValueError for a file that is damaged
-    as a whole."""
+    as a whole. The source of each is the path in the recipe file, by which losses are counted (drop_warning.py)."""
     return (_parse(row, location, source, file, readers) for location, row in rows(file))
 
 
@@ -283,11 +283,12 @@ def _parse(
             question=source.question,
             readers=readers,
             decode=decode,
-            **origin(file),
+            **{**origin(file), "source": source.path},
         )
         return one
     except (ValueError, OSError) as error:
-        return document(location, str(error), file.path, source.licence, **{UNREADABLE: str(error)})
+        reason = str(error).removeprefix(f"{location}: ")
+        return document(location, reason, source.path, source.licence, **{UNREADABLE: str(error)})
 
 
 def _share_of(one: Sample) -> float:

@@ -1,14 +1,19 @@
-"""Corpus cards: rows, sources, licences and step counts of a corpus, and the record of a single sample."""
+"""Corpus cards: rows, sources, licences and step counts of a corpus, with examples of what each step dropped, and the
+record of a single sample."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime.rendering import environment
-from polyphi_recipe.curate import pipeline
-from polyphi_recipe.curate.drop_warning import warning
+from polyphi_recipe.curate import drop_warning, pipeline
+from polyphi_recipe.curate.pii import remove
 from polyphi_recipe.curate.synthesis_step import PREFIX, counts_of
+
+SEARCHED_CHARACTERS = 4000
+"""Characters of a dropped text, of which a card shows the first, in which personal information is replaced."""
 
 
 def card(folder: Path) -> str:
@@ -17,20 +22,46 @@ def card(folder: Path) -> str:
     splits = []
     for name in _splits(folder):
         manifest = json.loads((folder / name / "manifest.json").read_text())
+        examples = dropped_examples(folder / name)
         steps = [
             {
                 "name": step["step"],
                 "numbers": {
-                    k: n for k, n in step.items() if k != "step" and not k.startswith(PREFIX)
+                    k: n
+                    for k, n in step.items()
+                    if k != "step" and not k.startswith((PREFIX, pipeline.READ))
                 },
                 "syntheses": counts_of(step),
+                "examples": examples.get(step["step"], ()),
             }
             for step in pipeline.counts(folder / name, manifest["pipeline"])
         ]
-        text = warning(folder / name)
-        splits.append({**manifest, "name": name, "steps": steps, "warning": text})
+        splits.append({**manifest, "name": name, "steps": steps, "warning": warning(folder / name)})
     template = environment("polyphi_recipe.curate").get_template("card.md")
     return template.render(name=folder.name, splits=splits).rstrip("\n")
+
+
+def dropped_examples(split: Path) -> dict[str, list[str]]:
+    """Return the first samples that each step of a split dropped, a line each, without the personal information that
+    the filter of it finds: a card may be published."""
+    manifest = json.loads((split / "manifest.json").read_text())
+    return {
+        step: [
+            line.strip()
+            for line in drop_warning.examples(split, manifest, {step: n}, excerpt=_public)
+        ]
+        for step, n in manifest.get("dropped", {}).items()
+    }
+
+
+def warning(split: Path) -> str:
+    """Return the warnings about a split (drop_warning.py), without personal information."""
+    return drop_warning.warning(split, _public)
+
+
+def _public(row: Mapping[str, Any]) -> str:
+    language = next((n["found"] for n in row["lineage"] if n["step"] == "language"), "en")
+    return remove(row["text"][:SEARCHED_CHARACTERS], language)[0]
 
 
 def explain(folder: Path, id: str) -> str:

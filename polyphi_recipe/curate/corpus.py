@@ -196,7 +196,7 @@ def build(
         for path in corpus.files:
             _note(Path(path))
         read = inputs.stop()
-        pipeline.run(
+        is_new = pipeline.run(
             folder / split,
             [
                 partial(_part, corpus.build, replace(split_work, part=(i, tasks)))
@@ -212,7 +212,7 @@ def build(
         )
         if not manifests[split].exists():
             break  # jobs are submitted; training samples can't be checked against an absent split
-        if rows and (text := warning(folder / split)):
+        if is_new and rows and (text := warning(folder / split)):
             work.report(text)
     return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
 

@@ -39,6 +39,8 @@ from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.curate.documents import document, sample
 from polyphi_recipe.curate.machines import Machines
 
+READ = "read "
+"""Before a source, the name of the number of its samples, which the first step counts."""
 BUILDER = "run"
 """The file of a build folder with the name of the run that built it (`_run_id`)."""
 COUNTED = ("documents", "total", "forwarded")
@@ -73,7 +75,7 @@ class Samples(PipelineStep):
         """Yield the documents of task `rank`."""
         inputs.start()  # `WriteSplitPart` saves what is read in between
         for across_step in self._tasks[rank]():
-            self.stat_update("documents")
+            self.stat_update("documents", f"{READ}{across_step.source}")
             yield document(across_step, self._split)
 
 
@@ -153,17 +155,17 @@ def run(
     rows: int | None = None,
     across: Sequence[Callable[..., Any]] = (),
     read: Inputs = Inputs(),  # noqa: B008 - not changed
-) -> None:
-    """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
-    of all that decides the result but input files. Each step of `across` processes the parts of all tasks:
+) -> bool:
+    """Build the split `folder` by its tasks, each of at most `rows` samples; returns False if it exists. `pipeline` is
+    the hash of all that decides the result but input files. Each step of `across` processes the parts of all tasks:
     `dedup.deduplicate` with its `Similarity` bound. `read` are input files that the caller read for all tasks. With
     Slurm, returns when jobs are submitted (and at once while they wait or run); when called after they have ended,
     joins their parts. Raises ValueError if an executor isn't installed."""
     build_folder = _build_folder(folder, pipeline)
     if is_built(folder, pipeline):
-        return
+        return False
     if machines.executor == "slurm" and _queued(build_folder):
-        return
+        return True
     changed = input_change(folder, pipeline)
     read.save(build_folder / "inputs" / "all.jsonl")
     if changed:
@@ -216,11 +218,19 @@ def run(
         history = {
             "read": steps_counted[0].get("documents", 0) if steps_counted else 0,
             "dropped": _dropped_by_step(steps_counted),
+            "sources_read": {
+                key.removeprefix(READ): n
+                for step in steps_counted[:1]
+                for key, n in sorted(step.items())
+                if key.startswith(READ)
+            },
+            "sources_dropped": _dropped_by_source(folder, pipeline),
             "inputs": inputs.digest(build_folder / "inputs"),
         }
         shards.join(folder, rounds[-1], history)
         for parts in rounds[:-1]:
             shutil.rmtree(parts[0].parent)
+    return True
 
 
 def _build_folder(folder: Path, pipeline: str) -> Path:
@@ -408,6 +418,14 @@ def _dropped_by_step(steps: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {step["step"]: n for step in steps if (n := dropped(step))}
 
 
+def _dropped_by_source(folder: Path, pipeline: str) -> dict[str, dict[str, int]]:
+    """Return how many documents of each source each step dropped."""
+    numbers: dict[str, Counter[str]] = {}
+    for row in dropped(folder, pipeline):
+        numbers.setdefault(row["source"], Counter())[row["step"]] += 1
+    return {source: dict(numbers[source]) for source in sorted(numbers)}
+
+
 def _counted(folder: Path) -> list[dict[str, Any]]:
     counters: list[Counter[str]] = []
     names: list[str] = []
@@ -417,6 +435,6 @@ def _counted(folder: Path) -> list[dict[str, Any]]:
         counters = counters or [Counter() for _ in steps]
         for counter, step in zip(counters, steps, strict=True):
             for key, value in step["stats"].items():
-                if key in COUNTED or key.startswith(("dropped", "synthesis ")):
+                if key in COUNTED or key.startswith(("dropped", "synthesis ", READ)):
                     counter[key] += value["total"] if isinstance(value, dict) else value
     return [{"step": name, **counter} for name, counter in zip(names, counters, strict=True)]

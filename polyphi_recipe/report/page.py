@@ -29,6 +29,7 @@ from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
+from polyphi_recipe.curate import cards
 from polyphi_recipe.curate.sources import SOURCES
 from polyphi_recipe.from_file import stages_of_run
 from polyphi_recipe.recipe import RECORD
@@ -153,7 +154,7 @@ def _parts(run: Path) -> list[dict[str, Any]]:
 
 
 def _data(run: Path) -> dict[str, Any]:
-    """Corpora with their rows, and sources with licence, origin and corpora."""
+    """Corpora with their rows, warnings and examples of dropped rows, and sources with licence, origin and corpora."""
     corpora: dict[str, dict[str, Any]] = {}
     sources: dict[str, dict[str, Any]] = {}
     for path in sorted((run / "data").glob("*/*/manifest.json")):
@@ -166,6 +167,8 @@ def _data(run: Path) -> dict[str, Any]:
             "rows": manifest["rows"],
             "read": manifest.get("read", 0),
             "dropped": manifest.get("dropped", {}),
+            "dropped_examples": cards.dropped_examples(path.parent),
+            "warning": cards.warning(path.parent),
             "sha256": sha256(path),
         }
         for source, rows in manifest.get("sources", {}).items():

@@ -118,6 +118,12 @@ def dropped(split: Report) -> str:
     return f"dropped: {', '.join(steps)}; of {split['read']:,}" if steps else ""
 
 
+def warnings(report: Report) -> list[str]:
+    """The warnings about splits and sources that lost most of their samples."""
+    splits = (split for corpus in report["data"]["corpora"].values() for split in corpus.values())
+    return [split["warning"] for split in splits if split["warning"]]
+
+
 def effect(result: Report) -> tuple[str, str, str, str]:
     """An effect's value, its interval, the value that it exceeds by the claim, and the smallest detectable one."""
     unit = f" {result['unit']}".rstrip()
@@ -261,6 +267,7 @@ TEMPLATES.filters.update(
     memory=memory,
     precision=precision,
     speed=speed,
+    warnings=warnings,
     waste=waste,
     code=code,
 )

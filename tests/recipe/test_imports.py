@@ -140,6 +140,7 @@ def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
     own.build("x")
     assert len(answers(own, "x")) == 299
     assert "Readable rows" in cards.card(own.data / "x")
+    assert "a.jsonl, line 8: unreadable: expected `messages`" in cards.card(own.data / "x")
     assert "a.jsonl, line 8" in cards.explain(own.data / "x", f"{tmp_path}/a.jsonl, line 8")
     write(
         tmp_path / "a.jsonl",
@@ -150,6 +151,22 @@ def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpora\.x\.sources\[0\]: .*line 1"):
         write(tmp_path / "a.jsonl", [{"question": "no answer"}] * 5)
         run(tmp_path, corpora).check_corpora(["x"])
+
+
+def test_a_source_whose_rows_all_vanish_is_a_warning(tmp_path: Path) -> None:
+    """Named as in the recipe file; files of one name in two folders are two sources."""
+    write(tmp_path / "a/train.jsonl", map(dialogue, range(60)))
+    write(tmp_path / "b/train.jsonl", ({"text": f"a red square {n}"} for n in range(30)))
+    out = io.StringIO()
+    (tmp_path / "lab.toml").write_text(
+        'size = "micro"\n[corpora.x]\nsources = ["a", "b"]\nheld_out = 0\n'
+    )
+    own = Run(tmp_path / "lab.toml", tmp_path / "run", console=Console(file=out, width=1000))
+    own.build("x")
+    [line] = [line for line in out.getvalue().splitlines() if line.startswith("warning: x/train")]
+    assert "has 0 rows of b: of 30 samples 30 were dropped" in line
+    card = cards.card(own.data / "x")
+    assert line in card and card.count("a red square 0") == 2  # below its step, too
 
 
 def test_few_bad_rows_at_the_start_are_few(tmp_path: Path) -> None:

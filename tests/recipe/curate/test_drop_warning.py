@@ -58,7 +58,8 @@ def test_most_samples_dropped_is_a_warning_with_the_first(rows: int, tmp_path: P
     ]
     assert f"number {rows}" in examples[0] and "\x1b" not in report
     assert (manifest["read"], manifest["dropped"]) == (12, {"Short [texts] 2": lost})
-    assert report in cards.card(tmp_path / "data" / "pages")
+    card = cards.card(tmp_path / "data" / "pages")
+    assert report in card and f"  -{examples[0][1:]}" in card  # below its step, too
 
 
 def test_half_dropped_is_none(tmp_path: Path) -> None:
@@ -79,3 +80,22 @@ def test_a_manifest_of_an_earlier_version_has_none(tmp_path: Path) -> None:
     del manifest["read"], manifest["dropped"]
     path.write_text(json.dumps(manifest))
     assert "warning" not in cards.card(tmp_path / "data" / "pages")
+
+
+def test_a_source_that_loses_most_of_its_samples_is_a_warning(tmp_path: Path) -> None:
+    """Beside others that lose none; a source of few samples may be a single document, and has none."""
+    samples = {"a.jsonl": [0] * 12, "b.jsonl": [5, 6, 7, 8, 9, 10], "c.txt": [7, 8]}
+
+    def several(work: Work) -> Iterator[tuple[str, Sample]]:
+        (split,) = work.rows
+        for source, ids in samples.items():
+            yield from ((split, document(f"{i}", f"of {source}", source, "MIT")) for i in ids)
+
+    (report,), manifest = build(tmp_path, 6, build=several)
+    first, *examples = report.splitlines()
+    assert first.startswith(
+        "warning: pages/train has 1 row of b.jsonl: of 6 samples 5 were dropped"
+    )
+    assert [line.strip() for line in examples] == [f"{i}: short: of b.jsonl" for i in (6, 7, 8)]
+    assert manifest["sources_read"] == {"a.jsonl": 12, "b.jsonl": 6, "c.txt": 2}
+    assert manifest["sources_dropped"]["b.jsonl"] == {"Short [texts] 2": 5}

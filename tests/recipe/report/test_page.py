@@ -118,13 +118,27 @@ def test_every_number_is_in_the_json(run: Path) -> None:
     assert report["examples"][0]["title"] in page.render(report, media)
 
 
-def test_the_page_says_how_many_samples_each_step_dropped(tmp_path: Path) -> None:
+def test_the_page_says_what_each_step_dropped(tmp_path: Path) -> None:
     sample = shards.document("a", "text", "here", "MIT")
     shards.write(tmp_path / "part", [sample], pipeline="p")
     history = {"read": 1234, "dropped": {"Rules": 1200, "Duplicates-0": 33}}
     shards.join(tmp_path / "data" / "pages" / "train", [tmp_path / "part"], history)
+    dropped = {
+        "id": "b",
+        "reason": "short <",
+        "text": "Ruf an: +49 30 901820.",
+        "source": "here",
+        "lineage": [{"step": "language", "found": "de", "score": 0.9}],
+    }
+    folder = tmp_path / "data/pages/.made/p/train/dropped/Rules"
+    folder.mkdir(parents=True)
+    (folder / "00000.jsonl").write_text(json.dumps(dropped) + "\n")
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
-    assert "dropped: 1,200 Rules, 33 Duplicates; of 1,234" in page.write(tmp_path).read_text()
+    page_html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    for content in (html.unescape(page_html), text):
+        assert "dropped: 1,200 Rules, 33 Duplicates; of 1,234" in content
+        assert content.count("b: short <: Ruf an: [PHONE].") == 2  # below its step, and the warning
+        assert "of 1,234 samples 1,233 were dropped" in content
     data = json.loads((tmp_path / "report.json").read_text())["data"]["corpora"]
     assert data["pages"]["train"]["dropped"] == history["dropped"]
 
