@@ -1,12 +1,13 @@
 """Files anywhere: local paths, and addresses that fsspec reads (s3://, https://, gs://, hf://, ...)."""
 
 import gzip
-import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from polyphi.data.limits import MAX_ROW, BoundedReader
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PACKED = (".gz", ".tgz")
@@ -16,12 +17,8 @@ PROTOCOLS = (
     *("hdfs", "webhdfs", "sftp", "ftp", "smb", "memory"),
 )
 """[ours] Those of fsspec that lead to other machines. Its others read files of this one, or chain protocols."""
-MAX_TEXT, MAX_ROW = 128 << 20, 256 << 20
-"""[ours] Largest line or JSON value, in bytes: half an hour of audio is 80 MB in base64. Bytes of a row with media."""
 MAX_PATHS, MAX_DIGITS = 1 << 20, 100
 """Paths that a pattern may stand for, and digits of its bounds."""
-BUFFER = 1 << 16
-"""Bytes that are read at once."""
 
 
 def is_remote(path: str) -> bool:
@@ -69,7 +66,7 @@ def read_bytes(path: str, limit: int = MAX_ROW) -> bytes:
 
 
 @contextmanager
-def open_file(path: str, unpack: bool = True) -> Iterator["BoundedReader"]:
+def open_file(path: str, unpack: bool = True) -> Iterator[BoundedReader]:
     """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. Raises OSError."""
     if is_remote(path):
         system, name = file_system(path)
@@ -82,36 +79,6 @@ def open_file(path: str, unpack: bool = True) -> Iterator["BoundedReader"]:
                 yield BoundedReader(unpacked, path)
         else:
             yield BoundedReader(stream, path)
-
-
-class BoundedReader(io.BufferedReader):
-    """An open file of others, of which a line, and what is read without a size, has a limit: a few packed bytes may
-    stand for gigabytes. Raises ValueError above it."""
-
-    def __init__(self, stream: Any, path: str) -> None:
-        super().__init__(stream, BUFFER)
-        self._path, self._line = path, 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        """The next bytes, or the rest of the file."""
-        if size is not None and size >= 0:
-            return super().read(size)
-        data = super().read(MAX_ROW + 1)
-        if len(data) > MAX_ROW:
-            raise ValueError(f"{self._path}: expected at most {MAX_ROW:,} bytes, found more")
-        return data
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """The next line."""
-        if size is not None and size >= 0:
-            return super().readline(size)
-        line = super().readline(MAX_TEXT + 1)
-        self._line += 1
-        if len(line) > MAX_TEXT:
-            raise ValueError(
-                f"{self._path}, line {self._line}: expected at most {MAX_TEXT:,} bytes, found more"
-            )
-        return line
 
 
 def check_protocol(path: str) -> None:

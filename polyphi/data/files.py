@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyphi.data.addresses import is_remote, open_file
+from polyphi.data.arrow_files import parquet_rows
+from polyphi.data.limits import MAX_TEXT, check_values, parse_json
 from polyphi.runtime import inputs
 
 HUB = "hf://"
@@ -23,8 +25,6 @@ CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
 CHUNK = 1 << 20
 """Characters of a JSON list that are read at a time."""
 SPACES = re.compile(r"[ \t\r\n]*")
-ROWS_PER_BATCH = 16
-"""Rows of a parquet file in memory at a time; each may hold megabytes of media."""
 TRAIN = re.compile(r"(^|[/._-])train([/._-]|$)")
 """A name with "train" in it."""
 ENDINGS = (".jsonl", ".parquet", ".json")
@@ -114,15 +114,22 @@ def rows(file: str) -> Iterator[tuple[str, Any]]:
     if file.endswith((".json", ".json.gz")):
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
         return
+    if file.endswith(".parquet"):
+        of_file = enumerate(_parquet(file), 1)
+        yield from ((f"{file}, row {number}", row) for number, row in of_file)
+        return
     with _open(file) as stream:
-        if file.endswith(".parquet"):
-            batches = pq.ParquetFile(stream).iter_batches(ROWS_PER_BATCH)
-            of_file = (row for batch in batches for row in batch.to_pylist())
-            yield from ((f"{file}, row {number}", row) for number, row in enumerate(of_file, 1))
-        else:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{file}, line {number}", line
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield f"{file}, line {number}", line
+
+
+def _parquet(file: str) -> Iterator[Any]:
+    if not is_remote(file):
+        yield from parquet_rows(file)
+        return
+    with _open(file) as stream:
+        yield from parquet_rows(file, stream)
 
 
 def _list(file: str) -> Iterator[Any]:
@@ -130,13 +137,13 @@ def _list(file: str) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     with _open(file) as stream:
         chunks = codecs.getreader("utf-8")(stream)
-        text, at, first = "", 1, True
+        text, at, first, row = "", 1, True, 1
         while not text and (more := chunks.read(CHUNK)):
             text = more.lstrip("\ufeff \t\r\n")
         if not text.startswith("["):
             try:
-                content_type = type(json.loads(text + chunks.read())).__name__
-            except (ValueError, RecursionError) as error:
+                content_type = type(parse_json(text + chunks.read())).__name__
+            except ValueError as error:
                 raise ValueError(f"{file}: expected JSON, {error}") from None
             raise ValueError(f"{file}: expected a list of rows, found {content_type}")
         while True:
@@ -154,9 +161,17 @@ def _list(file: str) -> Iterator[Any]:
                 if not (more := chunks.read(max(CHUNK, len(text) - start))):
                     raise ValueError(f"{file}: expected JSON, {error}") from None
                 text, at = text[start:] + more, 0
+                try:
+                    check_values(text)
+                except ValueError as many:
+                    raise ValueError(f"{file}, row {row}: {many}") from None
+                if len(text) > 2 * MAX_TEXT:
+                    raise ValueError(
+                        f"{file}, row {row}: expected at most {MAX_TEXT:,} characters of JSON, found more ({error})"
+                    ) from None
                 continue
             yield item
-            at, first = end, False
+            at, first, row = end, False, row + 1
         if rest := (text[at + 1 :] + chunks.read()).strip():
             raise ValueError(f"{file}: expected JSON, found {rest[:20]!r} after the list")
 

@@ -38,6 +38,7 @@ import soundfile
 
 from polyphi.data.addresses import read_bytes
 from polyphi.data.confinement import medium
+from polyphi.data.limits import MAX_CHARACTERS, parse_json
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
@@ -122,7 +123,7 @@ def sample(
     try:
         if isinstance(row, ValueError):
             raise row
-        row = json.loads(row) if isinstance(row, bytes | str) else row
+        row = parse_json(row) if isinstance(row, bytes | str) else row
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")
         row = {name: value for name, value in row.items() if value is not None}
@@ -617,6 +618,8 @@ def _check(messages: Sequence[Message]) -> None:
     last = messages[-1].role if messages else "nothing"
     if last not in ("assistant", DOCUMENT):
         raise ValueError(f"a conversation ends with the assistant's answer, found {last} last")
+    if (count := sum(len(message.text) for message in messages)) > MAX_CHARACTERS:
+        raise ValueError(f"expected at most {MAX_CHARACTERS:,} characters of text, found {count:,}")
     if not messages[-1].text.strip():
         raise ValueError("the answer is empty; expected a text to train on")
 

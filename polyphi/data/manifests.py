@@ -6,7 +6,6 @@ segment of a longer recording its `start` and `seconds`. A line that can't be pa
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.addresses import exists, join
+from polyphi.data.limits import RowLines, parse_json
 from polyphi.messages import LANGUAGES, TRANSLATE
 from polyphi.text.quantity import quantity
 
@@ -31,7 +31,7 @@ def manifest_format(path: str, head: str) -> str | None:
     line = head.partition("\n")[0]
     if path.endswith((".jsonl", ".jsonl.gz", ".json")):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             return None
         if not isinstance(row, dict):
@@ -151,7 +151,7 @@ def _json(path: str, open_manifest: Open) -> Rows:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    row: Any = json.loads(line)
+                    row: Any = parse_json(line)
                     if not isinstance(row, dict):
                         row = ValueError(f"expected an object, found {type(row).__name__}")
                 except ValueError as error:
@@ -169,8 +169,9 @@ def _lines(path: str, open_manifest: Open) -> Rows:
 def _columns(path: str, open_manifest: Open, count: int | None = None) -> Rows:
     """Rows of a .tsv with `count` columns (None: as many as the first line has)."""
     with open_manifest() as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        for number, row in enumerate(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+        lines = RowLines(io.TextIOWrapper(stream, "utf-8-sig", newline=""), path)
+        for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+            lines.row_ends()
             count = len(row) if count is None else count
             matches = len(row) == count
             error = ValueError(f"expected {quantity(count, 'column')}, found {len(row)}")

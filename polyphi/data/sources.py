@@ -26,10 +26,12 @@ A file is the unit of work. Files may be anywhere that fsspec reads (s3://, http
 fetched. Paths in rows are relative to the file that names them.
 """
 
+import csv
 import io
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
@@ -41,7 +43,9 @@ import pyarrow.parquet as pq
 
 from polyphi.data import documents, files, folders, manifests, webdataset
 from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
+from polyphi.data.arrow_files import stream_rows
 from polyphi.data.confinement import check_listed
+from polyphi.data.limits import RowLines, parse_json
 from polyphi.data.shards import Shards, to_row
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
@@ -67,6 +71,11 @@ ENDINGS = {
 HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
 """Of an estimate: bytes and rows of a file that are read, how much smaller text is when it is compressed, and bytes of
 a tar's member beside its content."""
+ERRORS = (
+    *(OSError, EOFError, tarfile.TarError, pa.ArrowException, UnicodeDecodeError, zlib.error),
+    *(csv.Error, RecursionError),
+)
+"""Of a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +236,8 @@ def _ending(name: str) -> str:
 def _is_split(folder: str) -> bool:
     with open_file(join(folder, "manifest.json")) as stream:
         try:
-            return "shards" in json.load(stream)
-        except ValueError:
+            return "shards" in parse_json(stream.read())
+        except (ValueError, TypeError):
             return False
 
 
@@ -283,7 +292,7 @@ def rows(file: SourceFile) -> Iterator[Row]:
         inputs.note(file.path)
     try:
         yield from READERS[file.format](file)
-    except (OSError, EOFError, tarfile.TarError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except ERRORS as error:
         raise ValueError(f"{file}: {error or type(error).__name__}") from None
 
 
@@ -305,7 +314,9 @@ def estimated_rows(file: SourceFile) -> int:
         (".json", ".json.gz")
     ):
         padding = BLOCK if file.format == "webdataset" else 0
-        first = [_bytes(row) + padding * len(row) for _, row in itertools.islice(rows(file), TRIED)]
+        tried = [row for _, row in itertools.islice(rows(file), TRIED)]
+        readable = [row for row in tried if not isinstance(row, ValueError)]
+        first = [_bytes(row) + padding * len(row) for row in readable]
         return round(size * len(first) / sum(first)) if first else 0
     with open_file(file.path) as stream:
         head = stream.read(HEAD)
@@ -318,11 +329,12 @@ def estimated_rows(file: SourceFile) -> int:
 
 
 def _bytes(row: Any) -> int:
-    return (
-        len(row)
-        if isinstance(row, bytes | str)
-        else len(json.dumps(row, default=lambda data: "x" * len(data)))
-    )
+    """About the bytes of a row in its file."""
+
+    def text(value: Any) -> str:
+        return "x" * (len(value) if isinstance(value, bytes) else len(str(value)))
+
+    return len(row) if isinstance(row, bytes | str) else len(json.dumps(row, default=text))
 
 
 def _size(path: str) -> int:
@@ -337,17 +349,17 @@ def _rows(file: SourceFile) -> Iterator[Row]:
 
 
 def _csv(file: SourceFile) -> Iterator[Row]:
-    import csv
-
     with open_file(file.path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
         tabs = _has_tabs(file.path)
+        lines = RowLines(text, file.path)
         reader = csv.DictReader(
-            text,
+            lines,
             delimiter="\t" if tabs else ",",
             quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         )
         for number, row in enumerate(reader, 2):
+            lines.row_ends()
             if None in row or None in row.values():
                 columns = len(reader.fieldnames or ())
                 error = ValueError(f"expected {quantity(columns, 'column')}, found another number")
@@ -372,7 +384,7 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
     names: list[str] | None = None
     for location, value in reader(file):
         try:
-            row = json.loads(value) if isinstance(value, bytes | str) else value
+            row = parse_json(value) if isinstance(value, bytes | str) else value
             if isinstance(row, ValueError):
                 raise row
             if not isinstance(row, Mapping):
@@ -403,11 +415,8 @@ def _classes(file: SourceFile) -> Iterator[Row]:
 def _datasets(file: SourceFile) -> Iterator[Row]:
     """Rows of an Arrow stream, as `datasets.save_to_disk` writes it."""
     with open_file(file.path) as stream:
-        number = 0
-        for batch in pa.ipc.open_stream(stream):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file.path}, row {number}", row
+        for number, row in enumerate(stream_rows(stream, file.path), 1):
+            yield f"{file.path}, row {number}", row
 
 
 def _shards(file: SourceFile) -> Iterator[Row]:

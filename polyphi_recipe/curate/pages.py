@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polyphi.data.addresses import open_file
+from polyphi.data.arrow_files import parquet_rows
 from polyphi.data.documents import LONGEST_PAGE, READERS
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.runtime import inputs
 
-ROWS_AT_ONCE = 256
-"""Rows of a parquet file in memory."""
 FORMATS = {
     **{name: name for name in ("html", "pdf", "warc", "jsonl", "parquet")},
     **{"htm": "html", "txt": "text", "md": "text"},
@@ -69,9 +67,10 @@ def _documents(path: Path) -> Documents:
     if format_ == "jsonl":
         yield from _jsonl(path)
     elif format_ == "parquet":
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE):
-            for row in batch.to_pylist():
-                yield _row(row)
+        for row in parquet_rows(str(path)):
+            if isinstance(row, ValueError):
+                raise row
+            yield _row(row)
     else:
         with open_file(str(path)) as file:
             for row in READERS[FORMATS[format_]](file):
