@@ -9,13 +9,13 @@ A row is the ValueError that says why where a member can't be read, or where an 
 before it have: its conversation would be about nothing.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
+from polyphi.data.limits import MAX_ROW, parse_json
 from polyphi.processing.file_types import IMAGE_SUFFIXES
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
@@ -31,8 +31,8 @@ FIELDS = {
     "context": "question",
 }
 """Field of Energon's sample types -> its column; of several answers the first one is taken."""
-MAX_ROW = 256 << 20
-"""Bytes of the members of a row; what exceeds them isn't read, and is an error of the row."""
+MAX_HEADER, MAX_YAML = 1 << 20, 1 << 20
+"""[ours] Bytes of a header of a tar with a long name, and of a file of Energon's."""
 MEDIA = frozenset({"image", "images", "audio", "audios"})
 WHOLE = frozenset({"messages", "conversations", "instruction"})
 """Columns of a row that may be about text alone."""
@@ -55,7 +55,7 @@ def field_map(folder: str) -> dict[str, str] | None:
     if not any(FIELDS.get(name) == "answer" for name in fields):
         answers = ", ".join(name for name, column in FIELDS.items() if column == "answer")
         raise ValueError(
-            f"{path}: expected one of {answers} in field_map, found {', '.join(fields)}"
+            f"{path}: expected one of {answers} in field_map, found {', '.join(map(str, fields))}"
         )
     return {str(name): str(member) for name, member in fields.items()}
 
@@ -70,27 +70,51 @@ def training_tars(folder: str, names: Sequence[str]) -> list[str]:
     train = parts.get("train") if isinstance(parts, dict) else None
     if not isinstance(train, list):
         raise ValueError(f"{path}: expected a list of tars as split_parts.train, found none")
-    of_split = [name for pattern in train for name in without_braces(str(pattern))]
-    if absent := [name for name in of_split if name not in names]:
-        raise ValueError(
-            f"{path}: expected the tars that split_parts.train names, found no {absent[0]}"
-        )
+    of_split, present = set[str](), set(names)
+    for pattern in train:
+        of_pattern = _without_braces(path, pattern)
+        if absent := [name for name in of_pattern if name not in present]:
+            raise ValueError(
+                f"{path}: expected the tars that split_parts.train names, found no {absent[0]}"
+            )
+        of_split.update(of_pattern)
     left_out = excluded(folder)
     return [name for name in names if name in of_split and name not in left_out]
+
+
+def _without_braces(path: str, pattern: Any) -> list[str]:
+    if not isinstance(pattern, str):
+        raise ValueError(f"{path}: expected names of tars, found {pattern!r:.80}")
+    try:
+        return without_braces(pattern)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def excluded(folder: str) -> frozenset[str]:
     """What Energon's split excludes: names of tars, and TAR/NUMBER of single rows, counted from 0."""
     path = join(folder, f"{META}/split.yaml")
-    return frozenset(map(str, _yaml(path).get("exclude") or ())) if exists(path) else frozenset()
+    names = (_yaml(path).get("exclude") or []) if exists(path) else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a list of names as exclude, found {names!r:.80}")
+    return frozenset(names)
 
 
 def _yaml(path: str) -> Mapping[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML without aliases, of which a few lines stand for gigabytes."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.YAMLError(f"line {mark.line + 1}: expected no alias, found one")
+            return super().compose_node(parent, index)
+
     try:
-        content = yaml.safe_load(read_bytes(path))
-    except yaml.YAMLError as error:
+        content = yaml.load(read_bytes(path, MAX_YAML), Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected YAML, {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys, found {type(content).__name__}")
@@ -101,30 +125,58 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
     """Yield (location, row or ValueError) of each row of a tar; `fields` as `field_map` has them. Raises
     tarfile.TarError for a damaged file, and at the end for one without an archive's end, of which a part is missing."""
     ending = _Ending(stream)
-    with tarfile.open(fileobj=ending, mode="r|") as archive:  # type: ignore[call-overload]
-        key, members, size = "", dict[str, bytes | ValueError](), 0
+    with tarfile.open(fileobj=ending, mode="r|", tarinfo=_Member) as archive:  # type: ignore[call-overload]
+        key, members, size = "", dict[str, bytes](), 0
         media = set[str]()
-        for member in archive:
+        for member in _members(archive):
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
             if (at := f"{folder}/{stem}" if folder else stem) != key:
-                if members:
-                    yield f"{path}, {key}", _row(key, members, fields, media)
+                if size:
+                    yield f"{path}, {key}", _row(key, members, fields, size, media)
                 key, members, size = at, {}, 0
-            size += member.size
+            size += member.size + len(member.name) + tarfile.BLOCKSIZE
             if size > MAX_ROW:
-                text = f"{member.name}: expected at most {MAX_ROW:,} bytes in a row, found {size:,}"
-                members[suffix.lower()] = ValueError(text)
+                members.clear()
                 continue
             content = archive.extractfile(member)
             assert content is not None
             members[suffix.lower()] = content.read()
-        if members:
-            yield f"{path}, {key}", _row(key, members, fields, media)
+        if size:
+            yield f"{path}, {key}", _row(key, members, fields, size, media)
     if any(ending.last):
         raise tarfile.ReadError("the archive ends before its end: it was cut off")
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    try:
+        for member in archive:
+            archive.members.clear()  # which the archive would keep
+            yield member
+    except ValueError as error:
+        raise tarfile.ReadError(str(error)) from None
+
+
+class _Member(tarfile.TarInfo):
+    """The header of a member, of which only what this module reads is accepted."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Member":
+        """The header in a block."""
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        headers = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if member.type in headers and member.size > MAX_HEADER:
+            raise tarfile.ReadError(
+                f"{member.name}: expected a header of at most {MAX_HEADER:,} bytes, found {member.size:,}"
+            )
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{member.name}: expected whole members, found a sparse one")
+        return member  # type: ignore[return-value]
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:
+        raise tarfile.ReadError(f"{self.name}: expected whole members, found a sparse one")
 
 
 class _Ending:
@@ -143,12 +195,16 @@ class _Ending:
 
 def _row(
     key: str,
-    members: Mapping[str, bytes | ValueError],
+    members: Mapping[str, bytes],
     fields: Mapping[str, str] | None,
+    size: int,
     media: set[str],
 ) -> dict[str, Any] | ValueError:
-    """The columns of a row's members; `media` are those of images and audio in the rows so far, with this one."""
+    """The columns of a row's members, which have `size` bytes with their headers; `media` are those of images and audio
+    in the rows so far, with this one."""
     try:
+        if size > MAX_ROW:
+            raise ValueError(f"expected at most {MAX_ROW:,} bytes in a row, found {size:,}")
         row = _columns(members) if fields is None else _of_fields(members, fields)
         if media and not MEDIA & row.keys() and not WHOLE & row.keys():
             raise ValueError(
@@ -160,7 +216,7 @@ def _row(
     return {"id": key, **row}
 
 
-def _columns(members: Mapping[str, bytes | ValueError]) -> dict[str, Any]:
+def _columns(members: Mapping[str, bytes]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for ending in members:
         value = _value(ending, members)
@@ -175,9 +231,7 @@ def _columns(members: Mapping[str, bytes | ValueError]) -> dict[str, Any]:
     return row
 
 
-def _of_fields(
-    members: Mapping[str, bytes | ValueError], fields: Mapping[str, str]
-) -> dict[str, Any]:
+def _of_fields(members: Mapping[str, bytes], fields: Mapping[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for field, member in fields.items():
         if (column := FIELDS.get(field)) is None:
@@ -200,16 +254,14 @@ def _of_fields(
     return row
 
 
-def _value(ending: str, members: Mapping[str, bytes | ValueError]) -> Any:
-    """A member's content: bytes of media, JSON, or text. Raises its ValueError."""
+def _value(ending: str, members: Mapping[str, bytes]) -> Any:
+    """A member's content: bytes of media, JSON, or text. Raises ValueError."""
     content = members[ending]
-    if isinstance(content, ValueError):
-        raise content
     if _medium(ending) is not None:
         return content
     if _last(ending) == "json":
         try:
-            return json.loads(content)
+            return parse_json(content)
         except ValueError as error:
             raise ValueError(f".{ending}: expected JSON, {error}") from None
     try:

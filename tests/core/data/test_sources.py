@@ -304,12 +304,12 @@ def test_mistakes_in_a_split_of_energon(split: str, message: str, tmp_path: Path
 
 
 def test_a_row_of_a_tar_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyphi.data.webdataset.MAX_ROW", 100)
+    monkeypatch.setattr("polyphi.data.webdataset.MAX_ROW", 1000)
     members = {"0.txt": b"x" * 60, "0.a.png": b"x" * 60, "1.txt": b"y" * 60}
     tar(tmp_path / "a.tar", members)
     [file] = sources.find(str(tmp_path / "a.tar"))
     (_, first), (_, second) = sources.rows(file)
-    assert "expected at most 100 bytes in a row, found 120" in str(first)
+    assert "expected at most 1,000 bytes in a row, found 1,156" in str(first)
     assert second["answer"] == "y" * 60
 
 
