@@ -3,8 +3,9 @@
 >>> loading = Loading(load, settings)            # load(progress) returns the application, in another thread
 >>> uvicorn.Server(configured(loading, settings)).run(sockets=[listening])      # run.py
 
-Until then `/live` returns 200, `/health` and `/ready` return 503 with the progress of the load, and every other request
-gets 503 with `Retry-After`. Host, Origin, keys and sizes are checked as afterwards: `AccessGuard` stands in front.
+Until then `/live` returns 200, `/` a page that shows the progress, `/health` and `/ready` return 503 with it, and every
+other request gets 503 with `Retry-After`. Host, Origin, keys and sizes are checked as afterwards: `AccessGuard` stands
+in front.
 """
 
 import asyncio
@@ -16,9 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from polyphi.serve import page
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import AccessGuard
 from polyphi.serve.settings import Settings
@@ -118,7 +120,9 @@ class Loading:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope.get("method") == "GET" else ""
         if path == "/live":
-            response = JSONResponse({"status": "ok"})
+            response: Response = JSONResponse({"status": "ok"})
+        elif path == "/":
+            response = Response(page.LOADING, 503, {**page.LOADING_HEADERS, **RETRY_AFTER})
         elif path in ("/health", "/ready"):
             response = JSONResponse(self._progress.body, 503, RETRY_AFTER)
         else:

@@ -1,4 +1,4 @@
-"""The chat page: the files of `ui/` as one HTML document, and its security headers.
+"""The chat page, and the page while the model loads: files of `ui/` as HTML documents, and their security headers.
 
 >>> HEADERS["Content-Security-Policy"][:19]
 "default-src 'none';"
@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 UI = Path(__file__).parent / "ui"
@@ -34,7 +35,8 @@ SCRIPTS = (
     "live.js",
     "main.js",
 )
-"""The page's own scripts in their order; they follow the libraries, and all form one module."""
+"""The chat page's own scripts in their order; they follow the libraries, and all form one module."""
+LOADING_SCRIPT = "loading.js"
 
 
 def _source(text: str) -> str:
@@ -43,20 +45,18 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _page() -> tuple[bytes, str]:
+def _document(name: str, script: str) -> tuple[bytes, dict[str, str]]:
+    """A file of `ui/` with the style and a script inside it, as UTF-8, and its headers."""
     style = (UI / "style.css").read_text(encoding="utf-8")
-    libraries = [UI / "vendor" / Path(library["path"]).name for library in LIBRARIES]
-    scripts = [*libraries, *(UI / name for name in SCRIPTS)]
-    script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
     assert not re.search(r"(?i)</?script[\s/>]", script), (
         "a script tag inside the script would end it"
     )
-    page = (UI / "index.html").read_text(encoding="utf-8")
+    page = (UI / name).read_text(encoding="utf-8")
     for tag, filled in (
         ("<style></style>", f"<style>{style}</style>"),
         ('<script type="module"></script>', f'<script type="module">{script}</script>'),
     ):
-        assert page.count(tag) == 1, f"index.html needs one {tag}"
+        assert page.count(tag) == 1, f"{name} needs one {tag}"
         page = page.replace(tag, filled)
     policy = {
         "default-src": "'none'",
@@ -72,19 +72,32 @@ def _page() -> tuple[bytes, str]:
         "require-trusted-types-for": "'script'",
         "trusted-types": "'none'",
     }
-    return page.encode(), "; ".join(f"{name} {value}" for name, value in policy.items())
+    return page.encode(), {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
 
 
-PAGE, _policy = _page()
-"""The document, UTF-8."""
+def _text(paths: Iterable[Path]) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+PAGE, HEADERS = _document(
+    "index.html",
+    _text(
+        [
+            *(UI / "vendor" / Path(library["path"]).name for library in LIBRARIES),
+            *(UI / name for name in SCRIPTS),
+        ]
+    ),
+)
+"""The chat page."""
 COMPRESSED = gzip.compress(PAGE, mtime=0)
-HEADERS = {
-    "Content-Type": "text/html; charset=utf-8",
-    "Content-Security-Policy": _policy,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-    "Cache-Control": "no-cache",
-    "Vary": "Accept-Encoding",
-}
+LOADING, LOADING_HEADERS = _document("loading.html", _text([UI / LOADING_SCRIPT]))
+"""The page while the model loads: its script asks for the progress, and then for the chat page."""

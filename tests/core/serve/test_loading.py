@@ -19,6 +19,7 @@ from serve.saved import save
 from variants import few
 
 from polyphi.engine.engine import Engine
+from polyphi.serve import page
 from polyphi.serve.app import create_app
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.run import DrainingServer, bind
@@ -106,6 +107,21 @@ def test_health_and_ready_return_the_progress_until_the_model_is_loaded(engine: 
         assert port.reports == ["ready"]
 
 
+def test_the_page_shows_the_progress_and_becomes_the_chat_page(engine: Engine) -> None:
+    settings = Settings("tiny", keys=("key",))
+    with loading(create_app(engine, settings), settings) as port, port.client() as client:
+        answer = client.get("/")
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+        assert answer.content == page.LOADING
+        assert client.head("/").headers["content-type"].startswith("text/html")
+        assert client.head("/").content == b""
+        port.loaded()
+        chat = client.get("/")
+        assert (chat.status_code, chat.content) == (200, page.PAGE)
+        for name in ("content-type", "x-content-type-options", "cache-control"):
+            assert answer.headers[name] == chat.headers[name]
+
+
 def test_live_is_200_from_the_first_moment(engine: Engine) -> None:
     settings = Settings("tiny", keys=("key",))
     with loading(create_app(engine, settings), settings) as port, port.client() as client:
@@ -120,7 +136,6 @@ def test_everything_else_is_503_with_retry_after_in_the_shape_of_all_errors(engi
     settings = Settings("tiny")
     with loading(create_app(engine, settings), settings) as port, port.client() as client:
         for answer in (
-            client.get("/"),
             client.get("/v1/models"),
             client.get("/nowhere"),
             client.post(CHAT, json=SHORT),

@@ -20,6 +20,7 @@ from serve.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
 from polyphi.engine.engine import Engine
 from polyphi.processing.media import decode_audio
 from polyphi.serve import page as served
+from polyphi.serve.app import create_app
 from polyphi.serve.settings import Settings
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -1554,6 +1555,19 @@ def test_a_growing_text_ends_as_if_shown_at_once(page: Page, server: PageServer)
 
 
 # ---------------------------------------------------------------- the real server
+
+
+@pytest.mark.long
+def test_the_progress_of_the_load_becomes_the_chat_page(page: Page, engine: Engine) -> None:
+    from serve.test_loading import loading
+
+    settings = Settings("tiny")
+    with loading(create_app(engine, settings), settings) as port:
+        page.open(f"http://127.0.0.1:{port.number}/")
+        page.until(lambda: "25 %" in page.of("main", "innerText"), "the progress")
+        assert page.of("#loading-bar", "value") == 0.25
+        port.loaded()
+        page.until(lambda: page.find("#draft").is_displayed(), "the chat page")
 
 
 @pytest.mark.long

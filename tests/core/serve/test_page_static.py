@@ -12,13 +12,12 @@ import pytest
 from polyphi.serve import page
 
 TEXT = page.PAGE.decode()
+LOADING = page.LOADING.decode()
 SCRIPT = "\n".join((page.UI / name).read_text() for name in page.SCRIPTS)
 """The page's own scripts, without the libraries."""
 VENDOR = page.UI / "vendor"
 STYLE = (page.UI / "style.css").read_text()
-POLICY = dict(
-    part.strip().split(" ", 1) for part in page.HEADERS["Content-Security-Policy"].split(";")
-)
+PAGES = {"chat": (page.PAGE, page.HEADERS), "loading": (page.LOADING, page.LOADING_HEADERS)}
 VOID = {"meta", "link", "input", "img", "br", "hr", "path", "circle", "rect", "use"}
 
 
@@ -54,29 +53,38 @@ def attributes(tag: str) -> list[dict[str, str | None]]:
     return [values for name, values, _ in OUTLINE if name == tag]
 
 
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("tag", ["script", "style"])
-def test_the_policy_names_the_one_script_and_the_one_style_by_hash(tag: str) -> None:
-    inside = re.findall(rf"(?s)<{tag}[^>]*>(.*?)</{tag}>", TEXT)
+def test_the_policy_names_the_one_script_and_the_one_style_by_hash(name: str, tag: str) -> None:
+    content, headers = PAGES[name]
+    inside = re.findall(rf"(?s)<{tag}[^>]*>(.*?)</{tag}>", content.decode())
     assert len(inside) == 1 and inside[0]
     digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
-    allowed = POLICY[f"{tag}-src"].split()
+    allowed = policy(headers)[f"{tag}-src"].split()
     assert f"'sha256-{digest}'" in allowed
     assert set(allowed) - {f"'sha256-{digest}'"} <= {"blob:"}
-    assert "unsafe" not in page.HEADERS["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
 
 
-def test_the_policy_shuts_everything_else() -> None:
+def policy(headers: dict[str, str]) -> dict[str, str]:
+    parts = headers["Content-Security-Policy"].split(";")
+    return dict(part.strip().split(" ", 1) for part in parts)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_policy_shuts_everything_else(name: str) -> None:
+    rules = policy(PAGES[name][1])
     closed = ("default-src", "base-uri", "form-action", "frame-ancestors", "trusted-types")
-    assert {POLICY[name] for name in closed} == {"'none'"}
-    assert POLICY["connect-src"] == "'self'"
-    assert POLICY["img-src"] == POLICY["media-src"] == "data: blob:"
-    assert POLICY["require-trusted-types-for"] == "'script'"
+    assert {rules[name] for name in closed} == {"'none'"}
+    assert rules["connect-src"] == "'self'"
+    assert rules["img-src"] == rules["media-src"] == "data: blob:"
+    assert rules["require-trusted-types-for"] == "'script'"
 
 
 def test_the_page_names_no_other_place() -> None:
     addresses = r"https?://[\w.-]+[\w./-]*"
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"}
-    own = (SCRIPT, STYLE, (page.UI / "index.html").read_text())
+    own = (SCRIPT, STYLE, (page.UI / "index.html").read_text(), LOADING)
     assert set(re.findall(addresses, " ".join(own))) <= namespaces
     # What the libraries name in comments and messages, none of it to fetch.
     named = {
@@ -106,7 +114,7 @@ def test_s26_text_is_never_parsed_as_html() -> None:
 
 
 def test_every_file_is_served() -> None:
-    assert {path.name for path in page.UI.glob("*.js")} == set(page.SCRIPTS)
+    assert {path.name for path in page.UI.glob("*.js")} == {*page.SCRIPTS, page.LOADING_SCRIPT}
     assert {path.suffix for path in page.UI.iterdir() if path.is_file()} == {".js", ".css", ".html"}
 
 
