@@ -44,8 +44,11 @@ class Identity:
         if self.requested != "auto" and (choice := recorded(values)) is not None:
             identity["precision"], present["precision"] = self.requested, choice.precision
         if present != identity:
+            others = {key for key in identity if present[key] != identity[key]}
+            changed = "the parts or the shapes of the model have changed, which a run can't; "
             raise ValueError(
-                f"{self.out} holds a run of {present}, but {identity} was requested; choose another --out"
+                f"{self.out} holds a run of {_in_words(present)}, but {_in_words(identity)} was requested; "
+                f"{changed if others == {'shapes'} else ''}choose another --out"
             )
         self.recipe.save(self.out)
 
@@ -63,3 +66,10 @@ class Identity:
         choice = recorded(json.loads((self.out / "run.json").read_text()))
         assert choice is not None
         return choice
+
+
+def _in_words(identity: dict[str, Any]) -> str:
+    """What a run is: "lab.toml at the size full with seed 0 in bf16"."""
+    size, precision = f"the size {identity['size']}", identity.get("precision")
+    name = f"{identity['recipe']}.toml at {size}" if identity.get("recipe") else size
+    return f"{name} with seed {identity['seed']}{f' in {precision}' if precision else ''}"

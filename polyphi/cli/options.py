@@ -65,6 +65,17 @@ ModelArgument = Annotated[
 ]
 
 
+def folder_of_run(recipe: str, out: Path | None) -> Path:
+    """The folder of a run of a size or a recipe file. Raises ValueError for a file without one: runs/nano is another
+    run's."""
+    if out is None and recipe.endswith(".toml"):
+        raise ValueError(
+            f"expected the folder of the run of {recipe}, found none; add --out runs/{Path(recipe).stem}, as for "
+            "`polyphi reproduce`"
+        )
+    return out or NANO
+
+
 def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
     """The folders of adapters by name, of arguments like `medical=runs/medical`."""
     pairs = [argument.partition("=") for argument in arguments]

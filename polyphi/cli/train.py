@@ -31,7 +31,9 @@ def train(
     recipe: RecipeOption = None,
     out: Annotated[
         Path | None,
-        Parameter(help="Folder of the run; default: runs/nano, or runs/NAME for a custom stage."),
+        Parameter(
+            help="Folder of the run; a recipe file needs one; default: runs/nano, or runs/NAME for a custom stage."
+        ),
     ] = None,
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     model: Annotated[
@@ -74,7 +76,7 @@ def train(
             raise ValueError(
                 f"{names} needs a stage of your own, in a .py file; found the recipe's {stages[0]}, whose data and "
                 f"models a recipe file names: `polyphi recipe new lab.toml --goal everything{source}` writes one, then "
-                f"`polyphi train {stages[0]} --recipe lab.toml`"
+                f"`polyphi train {stages[0]} --recipe lab.toml --out runs/lab`"
             )
         train_named(
             stages,

@@ -1,11 +1,12 @@
 """`polyphi curate`: build a corpus of a run, or show its corpora."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import NANO, RunOption, SizeOption, console
+from polyphi.cli.options import NANO, SizeOption, console, folder_of_run
 from polyphi.train.options import SeedOption, TrainOptions
 from polyphi_recipe.curate.machines import Machines
 
@@ -19,7 +20,10 @@ def curate(
         ),
     ],
     size: SizeOption = "nano",
-    out: RunOption = NANO,
+    out: Annotated[
+        Path | None,
+        Parameter(help="Folder of the run; a recipe file needs one; default: runs/nano."),
+    ] = None,
     seed: SeedOption = 0,
     machines: Machines = Machines(),  # noqa: B008 - frozen
     slurm: Annotated[
@@ -44,7 +48,7 @@ def curate(
         if len(names) > 2:
             raise ValueError(f"expected one corpus to show, found {', '.join(names[1:])}")
         show(
-            out / "data",
+            (out or NANO) / "data",
             names[1] if len(names) > 1 else "",
             lambda text: console.print(text, highlight=False, markup=False),
         )
@@ -55,7 +59,8 @@ def curate(
         raise ValueError(
             f"expected a recipe file or corpora, found {', '.join(names) or 'nothing'}"
         )
-    run = Run(files[0] if files else size, out, options=TrainOptions(seed=seed), console=console)
+    recipe = files[0] if files else size
+    run = Run(recipe, folder_of_run(recipe, out), options=TrainOptions(seed=seed), console=console)
     options = {
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyphi.cli.options import NANO, console
+from polyphi.cli.options import console, folder_of_run
 from polyphi.train.options import TrainOptions
 
 
@@ -20,5 +20,7 @@ def train(
     replaces the stage's tokens of a step, but not its parents'."""
     from polyphi_recipe.graph import Run
 
-    run = Run(recipe, out or NANO, options=options, modalities=modalities, console=console)
+    run = Run(
+        recipe, folder_of_run(recipe, out), options=options, modalities=modalities, console=console
+    )
     run.train(name, options.base, batch_tokens)

@@ -1,10 +1,12 @@
 """Recipe files: mistakes are lines with their place, shares become corpora, stages and parts find each other."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import RunCommand
 from commands import ROOT
 from rich.console import Console
 
@@ -12,6 +14,7 @@ from polyphi import cli
 from polyphi.data.shards import Shards
 from polyphi.data.sources import FORMATS
 from polyphi.planning import sizes
+from polyphi.train.options import TrainOptions
 from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file, stages
 from polyphi_recipe.graph import Run
 from polyphi_recipe.parts import Part
@@ -74,7 +77,9 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize("command", [("plan",), ("curate",), ("reproduce", "--out", "run")])
+@pytest.mark.parametrize(
+    "command", [("plan",), ("curate", "--out", "run"), ("reproduce", "--out", "run")]
+)
 def test_commands_report_a_mistake_without_a_traceback(
     command: tuple[str, ...],
     tmp_path: Path,
@@ -132,6 +137,31 @@ def test_a_run_of_a_file_is_not_continued_as_one_of_a_size(tmp_path: Path) -> No
     Run(file, tmp_path / "run")
     with pytest.raises(ValueError, match="run of a recipe file"):
         Run("micro", tmp_path / "run")
+
+
+def test_a_run_of_a_file_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    """`curate` and `train` took runs/nano, whose error was a dictionary of hashes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("lab", "other"):
+        Path(f"{name}.toml").write_text(
+            'size = "micro"\n[corpora.captions]\nsources = ["x.jsonl"]\n'
+        )
+    for words in (("curate", "lab.toml"), ("train", "speech_0_aed", "--recipe", "lab.toml")):
+        code, _, error = run_command(*words)
+        assert (
+            code == 2 and "--out runs/lab" in error.replace("\n", " ") and not Path("runs").exists()
+        )
+    assert "--out runs/NAME" in new_recipe.text("speech", size="nano", parts={}, corpora={})
+    Run("lab.toml", Path("run"))
+    with pytest.raises(
+        ValueError, match=r"run holds a run of lab\.toml .* but other\.toml"
+    ) as error:
+        Run("other.toml", Path("run"))
+    assert not re.search("[0-9a-f]{32}", str(error.value))
+    with pytest.raises(ValueError, match=r"seed 0, but lab\.toml .* seed 1 was requested"):
+        Run("lab.toml", Path("run"), options=TrainOptions(seed=1))
 
 
 def test_learning_rates_of_the_file_replace_those_of_the_size(tmp_path: Path) -> None:
