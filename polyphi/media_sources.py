@@ -63,6 +63,12 @@ MOST_CHANNELS = 16
 """With up to so many rows, samples of more columns are [channels n]."""
 
 
+def declared_type(url: str) -> str:
+    """The MIME type in a data URL; "" for one without, and for other texts."""
+    head, comma, _ = url[:200].partition(",")
+    return head[5:].partition(";")[0] if comma and head[:5].lower() == "data:" else ""
+
+
 def is_pil(value: Any) -> bool:
     """Whether a value is an image of Pillow, without importing it."""
     return any(c.__module__ == "PIL.Image" and c.__name__ == "Image" for c in type(value).__mro__)

@@ -22,6 +22,7 @@ from polyphi.media_sources import (
     MediaSource,
     PilImage,
     audio_source,
+    declared_type,
     is_array,
     is_pil,
     png,
@@ -143,11 +144,13 @@ class Video:
 class Document:
     """A PDF or a text file in UTF-8, by its content: a path, or bytes. The model sees the pages of a PDF as images with
     their text, and a text file as text, both after its `name` (default: that of the path). `detail` is that of the
-    pages' images."""
+    pages' images. `media_type` is the MIME type that its sender declares: a file whose name or type says that it is an
+    image, audio, a video or an archive is refused."""
 
     source: MediaSource
     name: str = ""
     detail: Detail = "auto"
+    media_type: str = ""
     modality: ClassVar[str] = "document"
 
     def __post_init__(self) -> None:
@@ -366,8 +369,9 @@ def _parse_part(part: Mapping[str, Any], root: Path | None, attachments: Attachm
         file = part.get("file")
         if not (isinstance(file, Mapping) and isinstance(file.get("file_data"), str)):
             raise ValueError(f"file: expected an object with file_data, found {describe(file)}")
-        data = _decoded("file_data", file["file_data"].rpartition(",")[2])
-        return Document(data, file.get("filename") or "")
+        text = file["file_data"]
+        data = _decoded("file_data", text.rpartition(",")[2])
+        return Document(data, file.get("filename") or "", media_type=declared_type(text))
     if part_type == "input_audio":
         return Audio(_parse_data(part_type, part.get(part_type), root))
     if part_type in ("image", "audio", "video"):

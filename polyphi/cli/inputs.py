@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from polyphi.messages import ROUTES, Audio, Image, MediaSource, Part, Text, Video
-from polyphi.processing.file_types import IMAGE_SUFFIXES
+from polyphi.processing.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES
 
 if TYPE_CHECKING:
     from polyphi.processing.media import Caps
 
 MEDIA_OPTIONS = ("--image", "--audio", "--video")
-SUFFIXES = (
-    *IMAGE_SUFFIXES,
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".amr"),
-    *(".mp4", ".webm", ".mkv", ".avi"),
-)
+SUFFIXES = (*IMAGE_SUFFIXES, *SOUND_SUFFIXES)
 """Of the names of media. Only words of a command line are judged by their names; files are by their first bytes."""
 _HUB_ID = re.compile(r"(hf:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

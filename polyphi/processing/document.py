@@ -3,8 +3,8 @@
 >>> list(document_parts(Document("report.pdf"), CAPS, (896, 1344)))
 [(Text('File report.pdf, page 1 of 2:\\n'), Image(<3,405,750 bytes>, ...), Text('Annual report ...\\n')), ...]
 
-The content decides what a file is, not its name. PDFium reads PDFs in a separate process (media_decoder.py). Limits and
-errors are as in media.py.
+The content decides what a file is; a name or type of an image, audio, a video or an archive is an error. PDFium reads
+PDFs in a separate process (media_decoder.py). Limits and errors are as in media.py.
 """
 
 import codecs
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from polyphi.messages import Document, Image, Text, file_text
-from polyphi.processing.file_types import is_pdf, sniff
+from polyphi.processing.file_types import is_pdf, promise, sniff
 from polyphi.processing.media import (
     Caps,
     MediaError,
@@ -45,6 +45,12 @@ def document_parts(
     without pypdfium2, and for a PDF without any text where there are no images; also soon after `stop` returns True.
     """
     data, source = read_within(document.source, caps.document_bytes, "document")
+    if promised := promise(document.name, document.media_type):
+        raise MediaError(
+            f"{source}: expected a PDF or a text in UTF-8, found {sniff(data)} in a file whose name or type says "
+            f"{promised}; send images, audio and videos as such, and rename a text",
+            "kind",
+        )
     if not is_pdf(data):
         yield (file_text(document.name, _plain_text(data, source, caps)),)
         return

@@ -1,8 +1,10 @@
-"""The type of a file by its first bytes; its name is never used.
+"""The type of a file by its first bytes, never by its name; and what a name promises, which the bytes may not keep.
 
->>> sniff(b"fLaC...")
-'FLAC'
+>>> sniff(b"fLaC..."), promise("talk.flac")
+('FLAC', 'audio or video')
 """
+
+from pathlib import PurePath
 
 PDF_BYTES = 1024
 SNIFF_BYTES = 512  # that determine the type of a file
@@ -21,7 +23,19 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
-"""Of names, where a file isn't read yet."""
+SOUND_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".amr"),
+    *(".mp4", ".webm", ".mkv", ".avi"),
+)
+"""Of audio and videos. These and `IMAGE_SUFFIXES` are of names, where a file isn't read yet."""
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+MIME_ARCHIVES = (".gzip", ".zip-compressed", ".7z-compressed")
+PROMISES = {
+    **dict.fromkeys(IMAGE_SUFFIXES, "an image"),
+    **dict.fromkeys((*SOUND_SUFFIXES, ".mpeg"), "audio or video"),
+    **dict.fromkeys((*ARCHIVE_SUFFIXES, *MIME_ARCHIVES), "an archive"),
+}
+"""Suffixes of binary formats. Others, such as .svg and .ts (TypeScript, or a video), may be text."""
 IMAGES_EXPECTED = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3")
 # our name -> FFmpeg's format: what is decoded with PyAV, if installed
@@ -33,6 +47,14 @@ CONTAINER_FORMATS = {
     "AMR": "amr",
 }
 VIDEO_FORMATS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
+
+
+def promise(name: str, media_type: str = "") -> str | None:
+    """Return what the suffix of a name or the MIME type says of a file: "an image", "audio or video", "an archive", or
+    None. The end of a MIME type is read as a suffix: image/png, audio/x-wav, application/zip."""
+    subtype = media_type.partition(";")[0].strip().rpartition("/")[2].lower()
+    suffixes = PurePath(name).suffix.lower(), f".{subtype.removeprefix('x-')}"
+    return next((PROMISES[suffix] for suffix in suffixes if suffix in PROMISES), None)
 
 
 def is_pdf(data: bytes) -> bool:

@@ -45,7 +45,9 @@ class Base64Source(Fields):
     type: Literal["base64"]
     data: MediaText
     media_type: str | None = Field(
-        default=None, description="Ignored: the format is detected from the bytes.", max_length=80
+        default=None,
+        description="The format is detected from the bytes. A document may not declare an image, audio or an archive.",
+        max_length=80,
     )
 
 
@@ -390,7 +392,16 @@ def _document(block: DocumentBlock, path: str) -> tuple[Text | MediaPart, ...]:
     if isinstance(source, UrlSource):
         return (MediaPart("document", source.url, f"{path}.url", name=name),)
     if isinstance(source, Base64Source):
-        return (MediaPart("document", source.data, f"{path}.data", encoded=True, name=name),)
+        return (
+            MediaPart(
+                "document",
+                source.data,
+                f"{path}.data",
+                encoded=True,
+                name=name,
+                media_type=source.media_type or "",
+            ),
+        )
     if isinstance(source, TextSource):
         return (file_text(name, source.data),)
     assert isinstance(source, ContentSource)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyphi.media_sources import declared_type
 from polyphi.messages import (
     Audio,
     Detail,
@@ -41,8 +42,8 @@ ROLES = {"developer": "system", "tool": "tool_response", "function": "tool_respo
 @dataclass(frozen=True)
 class MediaPart:
     """An image, audio clip, video, document or item of a further modality that isn't loaded yet: a URL, or with
-    `encoded` base64. `path`: the part's path in the request, for errors. `frames`: of a video. `name`: of a
-    document."""
+    `encoded` base64. `path`: the part's path in the request, for errors. `frames`: of a video. `name` and `media_type`:
+    of a document."""
 
     modality: str
     url: str
@@ -52,6 +53,7 @@ class MediaPart:
     max_crops: int | None = None
     frames: int = 0
     name: str = ""
+    media_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
         elif part.modality == "document":
             url = f"data:;base64,{part.url}" if part.encoded else part.url
             data = await media.document(url, part.path)
-            loaded.append(Document(data, part.name, part.detail))
+            loaded.append(Document(data, part.name, part.detail, part.media_type))
         elif part.modality != "audio":
             loaded.append(Item(part.modality, await media.item(part.url, part.path)))
         elif part.encoded:
@@ -142,8 +144,15 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
 
 def file_data(data: str, name: str, path: str, detail: Detail = "auto") -> MediaPart:
     """The document of a data URL or base64."""
-    encoded = data[:5].lower() != "data:"
-    return MediaPart("document", data, path, encoded=encoded, name=name, detail=detail)
+    return MediaPart(
+        "document",
+        data,
+        path,
+        encoded=data[:5].lower() != "data:",
+        detail=detail,
+        name=name,
+        media_type=declared_type(data),
+    )
 
 
 def chat_turns(turns: Sequence[Turn]) -> list[InputTurn]:

@@ -28,6 +28,10 @@ function sniff(bytes) {
   return null;
 }
 
+/** Names of files that are neither text nor PDF. */
+const BINARY_NAME =
+  /\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|hei[cf]|wav|flac|ogg|opus|mp3|m4a|aac|amr|mp4|mpeg|webm|mkv|avi|zip|tar|t?gz|bz2|xz|zst|7z|rar)$/i;
+
 /** Whether a file is text: UTF-8 without NUL. Most files of other formats are read up to the first 4 KB only. */
 async function isText(file) {
   try {
@@ -50,8 +54,12 @@ async function readFile(file, longest) {
   const name = file.name || "file";
   if (!file.size) throw new Error(`${name} is empty.`);
   const type = sniff(new Uint8Array(await file.slice(0, 256).arrayBuffer()));
-  if (type === "application/pdf") return readDocument(file, name, type, "PDF files");
-  if (await isText(file)) return readDocument(file, name, "text/plain", "text files");
+  const isPdf = type === "application/pdf";
+  if (isPdf || (await isText(file))) {
+    if (BINARY_NAME.test(name))
+      throw new Error(`${name} isn't what its name says: it contains ${isPdf ? "a PDF" : "text"}.`);
+    return readDocument(file, name, isPdf ? type : "text/plain", isPdf ? "PDF files" : "text files");
+  }
   if (type?.startsWith("image/")) return readImage(file, name, type);
   if (type && (props.containers || !CONTAINER_TYPES.includes(type))) return readAudio(file, name, type, longest);
   if (/^(?:audio|video)\//.test(file.type)) {

@@ -130,6 +130,32 @@ def test_the_content_decides_and_not_the_name(name: str) -> None:
     assert parts(b"junk\n" * 300 + b"%PDF-1.7", name)[0].text.endswith("%PDF-1.7\n")
 
 
+@pytest.mark.parametrize(
+    ("name", "media_type", "promised"),
+    [
+        ("bad.png", "", "an image"),
+        ("x.ZIP", "", "an archive"),
+        ("talk.mp3", "text/plain", "audio or video"),
+        ("", "image/jpeg", "an image"),
+        ("a.txt", "audio/x-wav; rate=8000", "audio or video"),
+        ("", "application/gzip", "an archive"),
+    ],
+)
+def test_a_name_or_type_that_the_bytes_do_not_keep_is_refused(
+    name: str, media_type: str, promised: str
+) -> None:
+    for data, content in ((b"hello", "text"), (LETTER, "PDF")):
+        document = Document(data, name, media_type=media_type)
+        with pytest.raises(MediaError, match=f"found {content} .*{promised}") as error:
+            list(document_parts(document, CAPS, BOX))
+        assert error.value.reason == "kind"
+
+
+@pytest.mark.parametrize("name", ["drawing.svg", "main.ts", "zip", "go.mod", ".png"])
+def test_names_of_formats_that_are_text_promise_nothing(name: str) -> None:
+    assert parts(b"hello", name) == [Text(f"File {name}:\nhello\n")]
+
+
 def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("Hello")
     for path in (tmp_path / "notes.md", str(tmp_path / "notes.md")):

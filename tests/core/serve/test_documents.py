@@ -328,6 +328,25 @@ def test_errors_name_the_document(running: Running, data: bytes, status: int, me
     assert running.idle()
 
 
+@pytest.mark.parametrize(
+    ("ask", "part"),
+    [
+        (chat, chat_file(NOTES, "bad.png")),
+        (chat, chat_file(NOTES, None, "data:audio/mpeg;base64,")),
+        (responses, input_file(filename="x.zip", file_data=DATA)),
+        (responses, input_file(file_data=f"data:image/png;base64,{DATA}")),
+        (messages, {**document(type="base64", data=DATA), "title": "bad.png"}),
+        (messages, document(type="base64", media_type="image/png", data=DATA)),
+    ],
+)
+def test_text_that_is_called_something_else_is_refused(
+    running: Running, ask: Callable[..., httpx2.Response], part: dict[str, Any]
+) -> None:
+    with running.client() as client:
+        _, text = error_of(ask(client, part), 415)
+    assert "found text" in text
+
+
 def _bmp(size: tuple[int, int] = (60, 60)) -> bytes:
     out = io.BytesIO()
     pil.new("RGB", size).save(out, "BMP")

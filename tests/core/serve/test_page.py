@@ -1252,6 +1252,8 @@ def test_controls_follow_what_the_model_can(page: Page) -> None:
         assert not page.find("#files").get_attribute("accept"), "the dialog shows all files"
         page.drop("a.pdf", PDF)
         assert page.toast() == "a.pdf: this server doesn't read PDF files."
+        page.drop("bad.PNG", b"text")
+        assert page.toast() == "bad.PNG isn't what its name says: it contains text."
         page.drop("a.txt", b"text")
         page.attached(1)
 
