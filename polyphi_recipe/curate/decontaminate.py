@@ -15,7 +15,7 @@ is a line of the ledger:
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +36,7 @@ from polyphi_recipe.curate.corpus import Work
 from polyphi_recipe.curate.documents import edit, note
 from polyphi_recipe.curate.image_index import ImageHashIndex
 from polyphi_recipe.curate.phash import is_flat, thumbnail
-from polyphi_recipe.curate.text_index import TextIndex
+from polyphi_recipe.curate.text_index import Exchange, TextIndex
 
 Source = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
@@ -102,6 +102,19 @@ def _parse(line: str, number: int, path: Path) -> Sample:
     return Sample(str(row.get("id", number)), messages, str(path), "")
 
 
+def exchanges(messages: Sequence[Message]) -> list[Exchange]:
+    """The texts of a conversation, without those of the system: what is said to the assistant, and its answer."""
+    result: list[Exchange] = []
+    said: list[str] = []
+    for message in messages:
+        if message.role == "assistant":
+            result.append(("\n".join(said), message.text))
+            said = []
+        elif message.role != "system":
+            said.append(message.text)
+    return [*result, ("\n".join(said), "")] if said else result
+
+
 @dataclass(frozen=True)
 class Index:
     """An index of all items of evaluation sets. `names` are (set, item); `picture_items` and `clip_items` are the item
@@ -123,7 +136,7 @@ class Index:
             raise ValueError(f"expected ways of {', '.join(WAYS)}, found {sorted(unknown)}")
         search_images = {"whole picture", "cropped picture"} & set(ways)
         names: list[tuple[str, str]] = []
-        texts: list[tuple[str, bool]] = []
+        texts: list[tuple[list[Exchange], bool]] = []
         pictures: list[ImageHashIndex] = []
         clips: list[AudioFingerprintIndex] = []
         picture_items: list[int] = []
@@ -133,11 +146,10 @@ class Index:
             for sample in items(source):
                 item = len(names)
                 names.append((name, sample.id))
-                texts_of_item = [m.text for m in sample.messages if m.role != "system"]
                 images = media(sample.messages, Image)
                 audios = media(sample.messages, Audio)
                 others = media(sample.messages, Item)
-                texts.append(("\n".join(texts_of_item), bool(images or audios or others)))
+                texts.append((exchanges(sample.messages), bool(images or audios or others)))
                 try:
                     for part in images:
                         image = decode_image(part.source)

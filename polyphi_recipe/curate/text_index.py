@@ -1,12 +1,13 @@
 """An index of texts that finds what another text took from them: word for word, or in other words.
 
->>> known = TextIndex.of([("Natalia sold clips to 48 of her friends in April, and then she ...", False)])
+>>> known = TextIndex.of([([("Natalia sold clips to 48 of her friends in April, and then she ...", "72")], False)])
 >>> known.find("... and then ...")
 [Match(item=0, how="quoted", score=1.0, span="natalia sold clips to 48 of her friends in april and then she")]
 
 "quoted": a run of 13 words in common (GPT-3, appendix C; Phi-3 and others since). Items of 8 to 12 words must occur
 whole; those of fewer words must be the whole text, because "What is this?" inside a text proves nothing. Chinese and
-Japanese count characters, two per word: 26, and 16.
+Japanese count characters, two per word: 26, and 16. Rows of one corpus share greetings and questions, so of a
+conversation only the exchange with the most words is searched for word for word, and of an item with media its answer.
 
 "reworded": at least half of the item's content (its longer words and numbers, each alone and with the next two, in
 either order) lies within a stretch twice as long as the item. Each shingle counts as one, and again weighted by how few
@@ -41,6 +42,10 @@ MIN_OVERLAP = 0.5
 """Share of an item's content from which a text is a rewording of it."""
 
 
+Exchange = tuple[str, str]
+"""What a user says and the answer, either of which may be empty."""
+
+
 class Match(NamedTuple):
     """The item (its number), how it matches ("quoted" or "reworded"), a score (0 to 1), and the words that match."""
 
@@ -66,24 +71,26 @@ class TextIndex:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, texts: Iterable[tuple[str, bool]]) -> "TextIndex":
-        """Build an index from (text, whether media belong to it); an item's number is its position."""
+    def of(cls, items: Iterable[tuple[Sequence[Exchange], bool]]) -> "TextIndex":
+        """Build an index from (exchanges, whether media belong to them); an item's number is its position."""
         runs: list[np.ndarray] = []
         words: list[int] = []
         parts: list[np.ndarray] = []
         lengths: list[int] = []
-        for text, media in texts:
-            item_words = tokens(text)
+        for exchanges, media in items:
+            item_words = tokens("\n".join(text for exchange in exchanges for text in exchange))
             unit = 2 if unspaced(item_words) else 1
-            n = min(NGRAM_WORDS * unit, len(item_words))
-            if not item_words or (media and len(item_words) < MIN_WORDS_WITH_MEDIA * unit):
-                n, item_words = 0, []
+            if media and len(item_words) < MIN_WORDS_WITH_MEDIA * unit:
+                item_words = []
+            own = max((_own_words(one, media) for one in exchanges), key=len, default=[])
+            n = min(NGRAM_WORDS * unit, len(own))
+            if not item_words or (media and n < NGRAM_WORDS * unit):
+                n, own = 0, []
             elif n < MIN_WORDS * unit:
                 n = 0
-            hashed = hashes(item_words)
-            runs.append(np.unique(ngrams(hashed, n or len(item_words)))[: len(item_words)])
+            runs.append(np.unique(ngrams(hashes(own), n or len(own)))[: len(own)])
             words.append(n)
-            stems = content(item_words)[0] if n == NGRAM_WORDS * unit else []
+            stems = content(item_words)[0] if len(item_words) >= NGRAM_WORDS * unit else []
             if len(set(stems)) < MIN_CONTENT_WORDS:
                 stems = []
             parts.append(np.setdiff1d(pairs(hashes(stems)), [0]))
@@ -206,3 +213,9 @@ class TextIndex:
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.uint64)
+
+
+def _own_words(exchange: Exchange, media: bool) -> list[str]:
+    """The words of an exchange that identify it: with media those of its answer, if it has one."""
+    question, answer = exchange
+    return tokens(answer if media and answer else f"{question}\n{answer}")

@@ -157,10 +157,42 @@ def test_questions_about_media_are_questions_like_any_other() -> None:
     assert matching_items(known, sample_of("same", Image(picture), "Describe it.")) == ["seen"]
 
 
+def test_a_conversation_is_known_by_its_answers() -> None:
+    """One with questions or a greeting that many rows have doesn't make them known."""
+    opening = ("Hello, can you help me?", "Hi! Of course I can. What may I do for you today?")
+    questions = {
+        "river": "Which river flows through Prague?",
+        "lake": "How deep is Lake Baikal at its deepest point, and why?",
+    }
+    answers = {
+        "river": "The Vltava, which rises in the Bohemian Forest and flows into the Elbe near Melnik.",
+        "lake": "About 1,642 metres: a rift that still widens by a few millimetres every single year.",
+    }
+
+    def talk(topic: str, *media: Any) -> Sample:
+        turns = [*opening, questions[topic], answers[topic]]
+        roles = [Message.user, Message.assistant] * 2
+        messages = [role(text) for role, text in zip(roles, turns, strict=True)]
+        return Sample(topic, (Message.user(*media, turns[0]), *messages[1:]), "test", "MIT")
+
+    known = index(talk("river"))
+    assert not matching_items(known, talk("lake"))
+    assert matching_items(known, talk("river")) == ["river"]
+    alone = sample_of("alone", questions["river"], answer=answers["river"])
+    assert matching_items(known, alone) == ["river"]
+
+    describe = "Describe the picture in detail, and name all objects that you can see in it."
+    pictures = [Image(png(Picture.effect_noise((64, 64), sigma))) for sigma in (60, 70)]
+    known = index(sample_of("seen", pictures[0], describe, answer=answers["river"]))
+    assert not matching_items(known, sample_of("other", pictures[1], describe, answer="A cat."))
+    same_answer = sample_of("same", pictures[1], "What is it?", answer=answers["river"])
+    assert matching_items(known, same_answer) == ["seen"]
+
+
 def test_in_other_words(leaks: ModuleType) -> None:
     sentences = leaks.manual()
     random.Random(0).shuffle(sentences)
-    known = TextIndex.of([(s, False) for s in sentences[:40]])
+    known = TextIndex.of([([(s, "")], False) for s in sentences[:40]])
     rng = random.Random(1)
     rates = {}
     for name in (
