@@ -31,13 +31,15 @@ def build(
     allowed_media_path: Sequence[str] = (),
     split: str = "train",
     readers: Mapping[str, Reader] = {},
+    check: Callable[[Sample], None] = lambda _: None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and
     return its manifest, in which `left_out` is the number of unusable rows and `parts` the numbers of images, audio
     clips and other items. `columns` maps names of `COLUMNS` to those of the rows, `allowed_media_path` are folders
     and addresses whose files rows may name beside those in the folder of their file, and `readers` are those of
-    users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out."""
+    users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out.
+    `check` raises ValueError for a row that is unusable for another reason."""
     columns = columns or {}
     known = (*COLUMNS, *readers)
     if unknown := sorted(set(columns) - set(known)):
@@ -74,6 +76,10 @@ def build(
                         parsed, unread = sample(
                             row, location, columns=columns, readers=readers, **origin(file)
                         )
+                        try:
+                            check(parsed)
+                        except ValueError as error:
+                            raise ValueError(f"{location}: {error}") from None
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None

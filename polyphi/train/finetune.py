@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from shlex import quote
@@ -49,7 +49,7 @@ from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
-from polyphi.messages import TRANSCRIBE, modalities_of
+from polyphi.messages import TRANSCRIBE, Text, modalities_of
 from polyphi.modality import Further, Modality, run_file
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
@@ -163,6 +163,7 @@ def finetune(
         check_model(stage, read_config(folder).adapters, source)
     else:  # raises before the rows are read, which may take long
         sketch_of(stage, _configuration(stage, folder, modalities))
+    processor = make_processor(_configuration(stage, folder, modalities), Tokenizer.load(folder))
     with _removed_if_refused(out), _alone(out, report):
         if first:
             contents = [
@@ -174,6 +175,7 @@ def finetune(
                     allowed_media_path=finetuning.allowed_media_path,
                     split=split,
                     readers={m.name: ItemReader(m) for m in modalities},
+                    check=partial(_check_parts, stage, processor),
                     report=report,
                 )
                 for split, of_split in (("train", sources), (SPLIT, eval_sources))
@@ -200,7 +202,6 @@ def finetune(
         )
         if first:
             report(f"precision {choice}")
-        processor = make_processor(sketch.config, Tokenizer.load(folder))
         draft = Draft(
             stage,
             sketch.config,
@@ -262,6 +263,16 @@ def finetune(
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
         report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
+
+
+def _check_parts(stage: Stage, processor: Processor, sample: Sample) -> None:
+    """Raise ValueError for a sample with a part that this model can't read, such as a picture that is too thin for its
+    crops; the parts of users' modalities were read before."""
+    max_crops = getattr(stage.objective, "max_crops", None)
+    for message in sample.messages:
+        for part in message.parts:
+            if not isinstance(part, Text) and part.modality in processor.readers:
+                processor.readers[part.modality].tokens(part, max_crops)
 
 
 @contextmanager

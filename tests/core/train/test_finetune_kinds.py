@@ -12,6 +12,7 @@ from typing import Any
 import published
 import pytest
 import torch
+from PIL import Image as Picture
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
 from variants import few
@@ -169,6 +170,20 @@ def test_the_printed_command_answers_with_the_trained_weights(
     assert answer != expected(out / "model", "none"), "without the adapter"
     if adapter in ADAPTERS["native"]:
         assert answer != expected(source / "native", adapter), "before the training"
+
+
+def test_a_thin_picture_is_a_bad_row(
+    source: Path, tmp_path: Path, run: Callable[..., Path]
+) -> None:
+    Picture.new("RGB", (6, 200)).save(source / "data/thin.png")
+    row = {"image": "thin.png", "question": "which colour is it", "answer": "red"}
+    rows = [json.dumps({**row, "image": f"{i}.png"}) for i in range(3)]
+    (source / "data/thin.jsonl").write_text("\n".join([*rows, json.dumps(row)]))
+    with pytest.raises(ValueError, match=r"thin\.jsonl, line 4: .*6 x 200"):
+        run("vision", "strict", ["thin.jsonl"], steps=1, choose=as_requested)
+    out = run("vision", "run", ["thin.jsonl"], steps=1, choose=as_requested, skip_bad=True)
+    manifest = json.loads((out / "data/rows/train/manifest.json").read_text())
+    assert (manifest["rows"], manifest["left_out"]) == (3, 1)
 
 
 def test_a_run_is_an_adapter_of_its_base(
