@@ -6,12 +6,12 @@ from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
-    """The processor with a model's crop sizes and placeholders; without a tokenizer, for token ids only. Raises
+    """The processor with a model's crop sizes, placeholders and end tokens; without a tokenizer, for token ids only. Raises
     ValueError if tokenizer and model don't match."""
     ids = config.without_further().placeholders
     if tokenizer is None:
         tokenizer = NoTokenizer(config.decoder.vocab_size, config.decoder.eos_token_ids, ids)
-    tokenizer = tokenizer.within(config.decoder.vocab_size)
+    tokenizer = tokenizer.within(config.decoder.vocab_size).with_ends(config.decoder.eos_token_ids)
     for modality, id in ids.items():
         if id != tokenizer.placeholders.get(modality):
             raise ValueError(

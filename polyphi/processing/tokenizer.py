@@ -123,13 +123,13 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     def to_json(self) -> str:
-        """Return the tokenizer for `from_json` of another process, with the rows that `within` has set."""
-        return json.dumps({"spec": self._spec, "rows": self._rows})
+        """Return the tokenizer for `from_json` of another process, with what `within` and `with_ends` have set."""
+        return json.dumps({"spec": self._spec, "rows": self._rows, "ends": self._further_ends})
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         fields = json.loads(text)
-        tokenizer = cls(fields["spec"])
+        tokenizer = cls(fields["spec"]).with_ends(fields["ends"])
         return tokenizer if fields["rows"] is None else tokenizer.within(fields["rows"])
 
     def save(self, folder: str | Path) -> None:
@@ -422,10 +422,19 @@ class Tokenizer:
         extended.further = {**self.further, modality: id}
         return extended
 
+    _further_ends: tuple[int, ...] = ()
+
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: <|end|>, <|endoftext|>."""
-        return self._controls[END], self._controls[END_OF_TEXT]
+        """Ids that end an answer: <|end|> first, <|endoftext|> last."""
+        return self._controls[END], *self._further_ends, self._controls[END_OF_TEXT]
+
+    def with_ends(self, ids: Iterable[int]) -> "Tokenizer":
+        """This tokenizer, whose answers also end at these ids; ids that it doesn't have are left out."""
+        extended = copy.copy(self)
+        ends = dict.fromkeys(id for id in ids if id < self.vocab_size)
+        extended._further_ends = tuple(id for id in ends if id not in self.eos_ids)
+        return extended
 
     @property
     def vocab_size(self) -> int:

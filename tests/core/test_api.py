@@ -71,6 +71,20 @@ def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
     assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
 
 
+def test_answers_end_at_the_ids_of_the_generation_config(folder: Path) -> None:
+    """Also under a grammar, whose process has a tokenizer of its own; and the tokenizer's ids stay."""
+    phi = polyphi.load(folder)
+    path, own = folder / "generation_config.json", phi.tokenizer.eos_ids
+    first = phi.generate("fox", max_tokens=4).tokens[0]
+    path.write_text(json.dumps({"eos_token_id": [first, phi.tokenizer.vocab_size + 5]}))
+    changed = polyphi.load(folder)
+    answer = changed.generate("fox", max_tokens=4)
+    assert answer.finish_reason == "stop" and not answer.tokens
+    assert changed.tokenizer.eos_ids == (own[0], first, own[1])
+    copy = Tokenizer.from_json(changed.tokenizer.to_json())
+    assert copy.eos_ids == changed.tokenizer.eos_ids
+
+
 def test_the_template_or_the_name_says_whether_a_model_reasons(folder: Path) -> None:
     assert not polyphi.load(folder).reasoning
     named = folder.rename(folder.with_name("phi-4-mini-Reasoning"))
