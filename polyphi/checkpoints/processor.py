@@ -6,8 +6,8 @@ from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
-    """The processor with a model's crop sizes, placeholders and end tokens; without a tokenizer, for token ids only. Raises
-    ValueError if tokenizer and model don't match."""
+    """The processor with a model's crop sizes, placeholders and end tokens; without a tokenizer, for token ids only.
+    Raises ValueError if tokenizer and model don't match."""
     ids = config.without_further().placeholders
     if tokenizer is None:
         tokenizer = NoTokenizer(config.decoder.vocab_size, config.decoder.eos_token_ids, ids)

@@ -111,8 +111,11 @@ class ItemReader(Reader):
             )
         if errors:
             (error,) = errors
-            text = str(error) if isinstance(error, ValueError) else f"its reader failed ({error!r})"
-            raise MediaError(f"{self.modality}: {text}") from error
+            text = f"its reader failed ({type(error).__name__}: {error})"
+            text = str(error) if isinstance(error, ValueError) else text
+            raise MediaError(
+                f"{self.modality}: {text}", public=f"{self.modality}: its reader can't read this"
+            ) from error
         return results[0]
 
     def _await(self, thread: threading.Thread) -> None:
@@ -146,7 +149,8 @@ class ItemReader(Reader):
         try:
             cost = self._modality.cost(values)
         except Exception as error:  # the user's code can raise any exception
-            raise MediaError(f"{self.modality}: its cost can't be computed ({error!r})") from error
+            public = f"{self.modality}: its cost can't be computed"
+            raise MediaError(f"{public} ({error!r})", public=public) from error
         tokens = cost.tokens if isinstance(cost, Cost) else None
         if not isinstance(tokens, int) or tokens < 1:
             raise MediaError(

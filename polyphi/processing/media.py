@@ -77,11 +77,13 @@ class MediaError(ValueError):
     """An image, audio, video or document that can't be used. `reason`: an unknown "kind" of file, a "size" above a
     limit, a damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
     conversation `part` is its type ("image", "audio", "video", "document") and `number` its index among these, from 0
-    (set by processor.py and expansion.py)."""
+    (set by processor.py and expansion.py). `public` is the text for clients of a server, where the message has that of
+    an exception in a user's code."""
 
-    def __init__(self, message: str, reason: Reason = "content") -> None:
+    def __init__(self, message: str, reason: Reason = "content", public: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.public = public
         self.part: str | None = None
         self.number: int | None = None
 

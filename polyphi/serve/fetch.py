@@ -443,7 +443,9 @@ def media_api_error(error: MediaError, param: str) -> ApiError:
     """The ApiError for the engine's error about an image, audio or video."""
     status = {"kind": 415, "size": 413}.get(error.reason, 400)
     code = "media_not_decoded" if error.reason == "decoder" else None
-    return ApiError(status, str(error), param=param, code=code)
+    if error.public is not None:
+        log.warning("%r", f"{error!s:.600}")
+    return ApiError(status, error.public or str(error), param=param, code=code)
 
 
 def _too_large(limit: int, param: str) -> ApiError:

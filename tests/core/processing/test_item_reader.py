@@ -39,7 +39,7 @@ def raising(error: BaseException) -> Any:
     ("read", "says"),
     [
         (raising(ValueError("expected a walk")), "^motion: expected a walk$"),
-        (raising(KeyError("ax")), r"^motion: its reader failed \(KeyError\('ax'\)\)$"),
+        (raising(KeyError("ax")), r"^motion: its reader failed \(KeyError: 'ax'\)$"),
         (raising(SystemExit(1)), "its reader failed"),
         (lambda _: None, r"expected a float tensor \[n ...\] from its reader, found a NoneType"),
         (

@@ -4,11 +4,12 @@ import base64
 from typing import Any
 
 import pytest
-from items import add_motion, csv, series
+from items import add_motion, csv, motion, series
 from serve.conftest import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, SamplingParams
+from polyphi.processing.item_reader import ItemReader
 from polyphi.serve.settings import Settings
 
 
@@ -38,7 +39,7 @@ def test_a_series_is_answered(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "param", "says"),
     [
-        (part(b"hello"), 400, "content[0].motion.data", "expected the columns ax"),
+        (part(b"hello"), 400, "content[0].motion.data", "motion: its reader can't read this"),
         ({"type": "motion", "motion": {"data": "?"}}, 400, "content[0].motion.data", "base64"),
         (
             part(name="moton"),
@@ -65,6 +66,28 @@ def test_errors_name_the_part(
         assert error["param"].endswith(param) and says in error["message"]
         assert client.post("/v1/chat/completions", json=body()).status_code == 200
         assert running.idle()
+
+
+def test_an_exception_of_a_reader_is_for_the_log(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its text may have a path of the server, or what its code knows."""
+    add_motion(engine.model, engine.processor)
+    with serving(engine, Settings("tiny")) as running, running.client() as client:
+        for error in (
+            ValueError("/srv/secret"),
+            OSError(2, "no", "/srv/secret"),
+            KeyError("secret"),
+        ):
+
+            def read(_: object, error: Exception = error) -> None:
+                raise error
+
+            engine.processor.readers["motion"] = ItemReader(motion(read=read))
+            caplog.clear()
+            answer = client.post("/v1/chat/completions", json=body(part()))
+            assert answer.status_code == 400 and "secret" not in answer.text
+            assert "secret" in caplog.text
 
 
 def test_a_failing_encoder_is_its_own_error(engine: Engine) -> None:
