@@ -87,7 +87,8 @@ def write_sources(kind: str, rows: int, folder: Path) -> None:
                         "answer": caption,
                     }
                 file.write(json.dumps(row) + "\n")
-    recipe = f'size = "micro"\n[corpora.mine]\nsources = ["*.jsonl"]\n{FILTERS}'
+    recipe = 'size = "micro"\n[stages.text_1_pretrain]\nmix = { mine = 1 }\n'
+    recipe += f'[corpora.mine]\nsources = ["*.jsonl"]\n{FILTERS}'
     (folder / "lab.toml").write_text(recipe)
 
 

@@ -61,6 +61,8 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     folder = path.resolve().parent
     size = sizes.load(table.size)
     every, mistakes = all_stages(table, size, folder)
+    if not mistakes:
+        mistakes = list(_unused_corpora(table, every))
     for name in table.benchmarks:
         if not (folder / name).is_file():
             mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
@@ -97,6 +99,25 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         path,
         table,
     )
+
+
+def _unused_corpora(table: RecipeFile, every: Mapping[str, Stage]) -> Iterator[str]:
+    """Corpora of the file that no stage is trained on, and from which no built-in corpus of a stage is made."""
+    used = dict.fromkeys(corpus for stage in every.values() for corpus in stage.data.weights)
+    unused = [name for name in table.corpora if name not in used]
+    if not unused:
+        return
+    from polyphi_recipe.corpora.lookup import find_corpus
+
+    generated = [name for name in used if name in sizes.CORPORA and name not in table.corpora]
+    parents = {parent for name in generated for parent in find_corpus(name).corpora}
+    for name in unused:
+        if name not in parents:
+            (near,) = get_close_matches(name, used, n=1, cutoff=0.0)
+            yield (
+                f"corpora.{name}: no stage uses it; did you mean {near!r}? The mix of a stage names a "
+                f"corpus of your own: [stages.STAGE] mix = {{ {name} = 1 }}"
+            )
 
 
 def _teacher_mistakes(table: RecipeFile) -> Iterator[str]:

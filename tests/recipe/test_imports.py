@@ -19,6 +19,7 @@ from variants import few
 from polyphi.data import formats, shards
 from polyphi.data.shards import Shards
 from polyphi.planning import sizes
+from polyphi.planning.sizes import CORPORA
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import whole_folder
@@ -35,7 +36,9 @@ ALL_OFF = (
 
 
 def run(folder: Path, corpora: str, **options: Any) -> Run:
-    (folder / "lab.toml").write_text(f'size = "micro"\n{corpora}')
+    own = sorted(set(tomllib.loads(corpora)["corpora"]) - set(CORPORA))  # a stage has them all
+    mix = f"[stages.text_1_pretrain]\nmix = {{ {', '.join(f'{n} = 1' for n in own)} }}\n"
+    (folder / "lab.toml").write_text(f'size = "micro"\n{corpora}{mix if own else ""}')
     return Run(folder / "lab.toml", folder / "run", console=Console(quiet=True), **options)
 
 

@@ -129,6 +129,20 @@ def test_benchmarks_exist(tmp_path: Path) -> None:
         find_recipe.of(file)
 
 
+def test_a_corpus_that_no_stage_uses_is_refused(tmp_path: Path) -> None:
+    """A misspelt one, beside which a stage would take generated rows."""
+    file = tmp_path / "lab.toml"
+    table = '[corpora.captoins]\nsources = ["x.jsonl"]\n[corpora.chatz]\nsources = ["y.jsonl"]\n'
+    file.write_text(f'size = "nano"\n{table}')
+    with pytest.raises(ValueError, match=r"corpora\.captoins: .*'captions'") as error:
+        find_recipe.of(file)
+    assert "corpora.chatz: " in str(error.value).splitlines()[1]
+    file.write_text(
+        f'size = "nano"\n{table}[stages.vision_1_align]\nmix = {{ captoins = 1, chatz = 2 }}\n'
+    )
+    assert set(find_recipe.of(file).stages["vision_1_align"].data.weights) == {"captoins", "chatz"}
+
+
 def test_a_run_of_a_file_is_not_continued_as_one_of_a_size(tmp_path: Path) -> None:
     """It would train on other corpora, and build those of the file anew."""
     file = tmp_path / "lab.toml"
