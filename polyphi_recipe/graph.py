@@ -151,6 +151,7 @@ class Run:
             processes.memory_tracked(self.timings.note_memory),
             remaining_time.reported(self.recipe, self.out, self.report),
         ):
+            self._import_changed()
             self._train_branches()
             for name in self.recipe.order:
                 self.train(name)
@@ -159,6 +160,37 @@ class Run:
                 self.evaluate()
             self.benchmarks()
         return self.page()
+
+    def finish(self) -> Path:
+        """Export and evaluate the stages that are finished, and write the page; `reproduce` of a new `Run` trains the
+        others later. Raises ValueError where none is."""
+        trained = tuple(name for name in self.recipe.order if self.is_trained(name))
+        if not trained:
+            raise ValueError(
+                f"expected a finished stage in {self.runs}, found none; the first one is {self.recipe.order[0]}: "
+                "run the same command without --finish"
+            )
+        self.recipe = replace(self.recipe, targets=trained)
+        self.report(f"finished stages: {', '.join(trained)}")
+        with self.clock("total"):
+            self.export()
+            self.evaluate()
+        return self.page()
+
+    def _import_changed(self) -> None:
+        """Import corpora of finished stages again whose sources or filters have changed, and report it."""
+        for name in self.recipe.imported_names:
+            finished = [
+                stage
+                for stage in self.recipe.order
+                if self.is_trained(stage) and name in self.recipe.stages[stage].data.weights
+            ]
+            is_imported = (self.data / name / "train/manifest.json").exists()
+            if finished and is_imported and self.build(name):
+                self.report(
+                    f"{name} has changed and is imported again; trained on its earlier rows, and left as they are: "
+                    f"{', '.join(finished)}. Choose another --out to train them on the new rows"
+                )
 
     def check(self, names: Iterable[str]) -> None:
         """`check_corpora` of the corpora of stages."""
@@ -571,15 +603,18 @@ class Run:
         return Recogniser.load(folder, self.processor)
 
     def export(self) -> None:
-        """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder, where its stage was run."""
+        """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder, where its stage was run; again
+        where an earlier export has fewer stages (`finish`)."""
         exported = {n: (s, f) for n, (s, f) in self.recipe.exports.items() if self.is_trained(s)}
+        lineages = {name: self.lineage.stages_of(stage) for name, (stage, _) in exported.items()}
+        path = self.out / EXPORTS
+        before = {**lineages, **json.loads(path.read_text())} if path.exists() else lineages
         for name, (stage, layout) in exported.items():
-            if not (self.out / name).exists():
+            if not (self.out / name).exists() or before[name] != lineages[name]:
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):
                     save_checkpoint(self._exported(stage), self.out / name, layout, files=files)
-        lineages = {name: self.lineage.stages_of(stage) for name, (stage, _) in exported.items()}
-        write_json(self.out / EXPORTS, lineages)
+        write_json(path, lineages)
         if self.recipe.parts:
             write_json(self.out / LINEAGE, {n: self.origins(s) for n, (s, _) in exported.items()})
         if self.is_trained("speech_0_aed"):
@@ -596,12 +631,12 @@ class Run:
         by_name = {task.name: task for task in imported_tasks}
         if not names:
             tasks = [t for t in find() if self.recipe.imported(t.corpus) is None]
-            return [*(t for t in tasks if self._can_answer(t)), *imported_tasks]
+            return [t for t in (*tasks, *imported_tasks) if self._can_answer(t)]
         return [by_name[name] if name in by_name else find(name)[0] for name in names]
 
     def _can_answer(self, task: Benchmark) -> bool:
-        """Whether the run's final model takes the inputs of a task of a built-in corpus, and the run has that corpus: a
-        recipe file may have neither."""
+        """Whether the run's final model takes the inputs of a task, and the run has its corpus: that of a recipe file
+        may have neither."""
         if self.recipe.is_built_in:
             return True
         name = "reasoning_3_dpo" if task.corpus.startswith("reasoning") else self.recipe.final

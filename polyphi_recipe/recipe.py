@@ -55,23 +55,36 @@ class Recipe:
 
     @cached_property
     def exports(self) -> dict[str, tuple[str, str]]:
-        """Folder of a run with an exported model -> the stage after which it is exported, and its layout."""
+        """Folder of a run with an exported model -> the stage after which it is exported, and its layout. A further one
+        of the report's stages that no other starts from, such as the last of vision without joint 1, has its name."""
         exports = {name: (s, layout) for name, (s, layout) in EXPORTED.items() if s in self.order}
         if "model" not in exports and (final := self.final) is not None:
-            has = self.lineage.parts_of(self.stages[final])
-            exports["model"] = (final, "native" if {"vision", "audio"} & has else "mini")
+            exports["model"] = (final, self._layout(final))
+        exported = {stage for stage, _ in exports.values()}
+        parents = {parent for name in self.order for parent in self.lineage.parents(name)}
+        for name in self._answering:
+            if name in stages.ORDER and name not in exported | parents:
+                exports[name] = (name, self._layout(name))
         return exports
+
+    def _layout(self, stage: str) -> str:
+        has = self.lineage.parts_of(self.stages[stage])
+        return "native" if {"vision", "audio"} & has else "mini"
+
+    @property
+    def _answering(self) -> list[str]:
+        """The stages after which a model answers, and isn't one of reasoning."""
+        return [
+            name
+            for name in self.order
+            if isinstance(self.stages[name].objective, NextToken | DPO) and "reasoning" not in name
+        ]
 
     @property
     def final(self) -> str | None:
         """The last of the report's stages, or else of others, whose model answers, and isn't one of reasoning; None if
         only encoders are trained."""
-        answering = (NextToken, DPO)
-        names = [
-            name
-            for name in self.order
-            if isinstance(self.stages[name].objective, answering) and "reasoning" not in name
-        ]
+        names = self._answering
         return next((n for n in reversed(names) if n in stages.ORDER), names[-1] if names else None)
 
     @property
@@ -116,8 +129,8 @@ class Recipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether this is a size without changes."""
-        return self.file is None
+        """Whether this is a size without changes, and with all stages."""
+        return self.file is None and len(self.order) == len(stages.ORDER)
 
     def imported(self, name: str) -> Any:
         """The table of a corpus with sources, None for a built-in corpus."""

@@ -18,6 +18,13 @@ def reproduce(
     seed: SeedOption = 0,
     precision: PrecisionOption = "auto",
     modality: ModalityOption = (),
+    finish: Annotated[
+        bool,
+        Parameter(
+            help="Train no further stage: export and evaluate those that are finished, and write the page. Without it "
+            "the same command resumes."
+        ),
+    ] = False,
 ) -> None:
     """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.
 
@@ -25,16 +32,21 @@ def reproduce(
 
         polyphi reproduce nano --out runs/nano
         polyphi reproduce lab.toml --out runs/lab
+        polyphi reproduce lab.toml --out runs/lab --finish
     """
     from polyphi_recipe.graph import Run
 
     options = TrainOptions(seed=seed, precision=precision)
     run = Run(recipe, out, options=options, modalities=modality, console=console)
-    page = run.reproduce()
+    page = run.finish() if finish else run.reproduce()
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     core = run.recipe.is_built_in
     beats, tasks = ("core_beats", "core") if core else ("beats", "tasks")
     console.print(
         f"\n{'core ' if core else 'tasks'}   {summary[beats]} of {summary[tasks]} tasks beat their baselines\n"
-        f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its URL"
+        f"report  {page}"
     )
+    if (out / "model").exists():
+        console.print(
+            f"talk    polyphi chat {out}\npage    polyphi serve {out}   then open its URL"
+        )

@@ -410,6 +410,29 @@ def test_a_split_without_rows_is_empty(tmp_path: Path) -> None:
     assert answers(own, "x", "test") == []
 
 
+def test_a_changed_source_of_a_finished_run_is_imported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished stages stay as they are, and the run says so."""
+    write(tmp_path / "a.jsonl", map(dialogue, range(30)))
+    table = f'targets = ["text_1_pretrain"]\n[corpora.x]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\n'
+    first = run(tmp_path, table)
+    first.build("x")
+    (first.runs / "text_1_pretrain").mkdir(parents=True)
+    manifest = first.runs / "text_1_pretrain/manifest.json"
+    manifest.write_text(json.dumps({"budget": {"batch_tokens": 512}}))
+    for name in ("export", "_evaluate_in_parallel", "evaluate", "benchmarks", "page"):
+        monkeypatch.setattr(Run, name, lambda self: None)
+    out = io.StringIO()
+    monkeypatch.setattr(Run, "report", lambda self, text: out.write(text))
+    first.reproduce()
+    assert "text_1_pretrain" not in out.getvalue()
+    write(tmp_path / "a.jsonl", map(dialogue, range(60)))
+    again = run(tmp_path, table)
+    again.reproduce()
+    assert "text_1_pretrain" in out.getvalue() and len(answers(again, "x")) > 40
+
+
 def test_an_import_is_not_repeated_by_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,31 +163,49 @@ def test_tensors_of_a_part_keep_their_bits_and_dtype(decoder: Path, tmp_path: Pa
     assert lab.parts["decoder"][name].any()
 
 
-def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path: Path) -> None:
-    """Whatever the dtypes of other parts and of trained tensors, so that it computes; the decoder keeps its bits."""
-    siglip(tmp_path / "siglip")
-    file, name = tmp_path / "lab.toml", "vision_1_align"
-    file.write_text(
-        f'size = "micro"\ntargets = ["{name}"]\n[parts]\ndecoder = "{decoder}"\nvision = "siglip"\n'
-    )
-    run = Run(file, tmp_path / "run", console=Console(quiet=True))
+def with_parts(decoder: Path, folder: Path) -> Run:
+    """A run on a decoder in bfloat16 and a SigLIP in float32."""
+    siglip(folder / "siglip")
+    file = folder / "lab.toml"
+    file.write_text(f'size = "micro"\n[parts]\ndecoder = "{decoder}"\nvision = "siglip"\n')
+    return Run(file, folder / "run", console=Console(quiet=True))
+
+
+def finish_stage(run: Run, name: str) -> dict[str, torch.Tensor]:
+    """A stage's folder as training leaves it; returns its trained tensors, in float32."""
     stage = run.lineage.stage(name)
     config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
     model, _ = run.lineage.assemble(stage, config, run.runs, 0)
     parameters = dict(model.named_parameters())
+    trained = {n: parameters[n].detach().float() + 1 for n in stage.trained(parameters)}
     (run.runs / name).mkdir(parents=True)
-    trained = {n: parameters[n].detach() for n in stage.trained(parameters)}
     save_file(trained, run.runs / name / TRAINED)
-    (run.runs / name / MANIFEST).write_text("{}")
+    (run.runs / name / MANIFEST).write_text('{"steps": 1}')
     run._check_parts()
-    run.export()
-    stored, exported = load_checkpoint(decoder).state_dict(), load_checkpoint(tmp_path / "run")
-    tensors = exported.state_dict()
+    return trained
+
+
+def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path: Path) -> None:
+    """Whatever the dtypes of other parts and of trained tensors, so that it computes; the decoder keeps its bits. It
+    is exported and described as far as it is trained, and anew when it has more stages."""
+    run = with_parts(decoder, tmp_path)
+    with pytest.raises(ValueError, match="found none"):
+        run.finish()
+    finish_stage(run, "vision_1_align")
+    run.finish()
+    tensors = load_checkpoint(run.out).state_dict()
+    stored = load_checkpoint(decoder).state_dict()
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert all(torch.equal(t, tensors[n]) for n, t in stored.items())
     image = Image.new("RGB", (64, 64))
-    for phi in (load(tmp_path / "run"), run._phi(name)):
+    for phi in (load(run.out), run._phi("vision_1_align")):
         phi.generate("one", images=[image], max_tokens=1)
+    trained = finish_stage(run, "vision_2_joint")
+    page = Run(tmp_path / "lab.toml", run.out, console=Console(quiet=True)).finish()
+    summary = json.loads(page.with_suffix(".json").read_text())["summary"]
+    assert summary["stages_done"] == 2 < summary["stages"]
+    tensors = load_checkpoint(run.out).state_dict()
+    assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in trained.items())
 
 
 def test_the_record_of_a_part_has_the_hash_of_its_files(decoder: Path, tmp_path: Path) -> None:

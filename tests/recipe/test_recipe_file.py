@@ -205,6 +205,12 @@ def test_targets_need_their_parents_only(tmp_path: Path) -> None:
     )
     assert lab.final == "speech_1_pretrain"
     assert lab.exports["model"] == ("speech_1_pretrain", "native")
+    file.write_text('size = "micro"\ntargets = ["vision_1_align", "speech_1_pretrain"]\n')
+    exports = find_recipe.of(file).exports
+    assert exports["model"] == ("speech_1_pretrain", "native")
+    assert exports["vision_1_align"] == ("vision_1_align", "native") and set(exports) == {
+        *("mini", "model", "vision_1_align")
+    }
 
 
 def test_a_stage_takes_the_values_of_the_file(tmp_path: Path) -> None:
