@@ -25,6 +25,7 @@ from polyphi.planning.options import Hardware
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
+from polyphi.runtime.progress import duration
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe import Recipe, short
 
@@ -243,7 +244,7 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
         return
     first = plans[0]
     table = Table(box=None, padding=(0, 1))
-    for column in ("stage", "learn", "tokens", "GB", "FLOPs", "days", "device hours", "fits"):
+    for column in ("stage", "learn", "tokens", "GB", "FLOPs", "time", "device hours", "fits"):
         left = column in ("stage", "fits")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for p in plans:
@@ -251,20 +252,24 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
             p.stage,
             short(sum(n for _, n, _ in p.learn)),
             short(p.tokens),
-            f"{p.memory['peak'] / 1e9:,.0f}",
+            _rounded(p.memory["peak"] / 1e9),
             f"{p.total:.2g}",
-            f"{p.seconds * p.steps / 86400:.1f}",
-            f"{p.device_hours:,.0f}",
+            duration(p.seconds * p.steps),
+            _rounded(p.device_hours),
             "yes" if p.fits else "no",
         )
     hours = sum(p.device_hours for p in plans)
-    table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
+    table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", _rounded(hours), "")
     yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(on)}"
     yield table
     # Not in the table, which would cut them off in a narrow terminal.
     yield from (f" {p.stage:<22} {text}" for p in plans if (text := _options_text(p, on)))
     if first.price is not None:
         yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _options_text(p: Plan, on: Switches) -> str:
@@ -332,7 +337,7 @@ def _details(p: Plan) -> Iterator[Table | str]:
         yield f"note: {p.note}"
     yield (
         f"{p.seconds:.3g} s a step at {p.utilisation:.0%} of the peak, "
-        f"{p.seconds * p.steps / 86400:.1f} days, {p.device_hours:,.0f} device hours{cost}"
+        f"{duration(p.seconds * p.steps)}, {_rounded(p.device_hours)} device hours{cost}"
     )
 
 

@@ -1,6 +1,7 @@
 """`polyphi plan`: correct advice, comparison with published figures, errors in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ def test_text_1_takes_as_long_as_published() -> None:
     result = plan.plan("text_1_pretrain", FULL, Hardware("512xA100"), Switches(fsdp=8))
     assert result.fits
     assert result.seconds * result.steps / 86400 == pytest.approx(21, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "unit"), [("nano", "1xcpu", "min"), ("full", "64xH100", "days")]
+)
+def test_times_have_a_unit_of_their_magnitude(
+    size: str, devices: str, unit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stages in (["text_1_pretrain"], ["text_1_pretrain", "text_4_align"]):
+        cli.main(["plan", *stages, "--size", size, "--devices", devices])
+        out = capsys.readouterr().out
+        assert f" {unit}" in out and not re.search(r"\b0(\.0)? (days|h|min|device hours)", out)
 
 
 def test_advice_holds() -> None:
