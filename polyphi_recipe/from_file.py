@@ -1,7 +1,7 @@
 """A recipe file's content -> the recipe of a run: stages, parts, shapes, and a corpus for each source with a share."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -19,9 +19,10 @@ from polyphi.train.finetune import load_stage
 from polyphi.train.stage import Mix, Stage
 from polyphi.train.state import MANIFEST
 from polyphi_recipe import recognisers, stages
+from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.parts import Part, open_part
 from polyphi_recipe.recipe import RECORD, Recipe, of_size
-from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
+from polyphi_recipe.recipe_file import CorpusTable, RecipeFile
 from polyphi_recipe.stages.lineage import REPLACED, TRAINED
 from polyphi_recipe.teacher_rows import TABLE, rows_of
 
@@ -81,24 +82,47 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     if mistakes:
         raise ValueError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
     replaced = {stage for part in parts for stage in REPLACED[part]}
-    corpora, every = _by_share(table.corpora, every)
+    corpora, every, shares = _by_share(table.corpora, every)
     imported = {name for name, corpus in corpora.items() if corpus.sources}
-    every = {
-        name: stages.without_auxiliary(stage) if imported.issuperset(stage.data.weights) else stage
-        for name, stage in every.items()
-    }
-    return Recipe(
+    every = {name: _on_imported_rows(stage, imported) for name, stage in every.items()}
+    recipe = Recipe(
         path.stem,
         _size(table, size, parts, every),
         every,
         parts,
         corpora,
+        shares,
         table.targets or tuple(name for name in every if name not in replaced),
         table.benchmarks,
         folder,
         path,
         table,
     )
+    if mistakes := list(_share_mistakes(recipe)):
+        raise ValueError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return recipe
+
+
+def _on_imported_rows(stage: Stage, imported: Set[str]) -> Stage:
+    """The stage without what only generated rows have: an order from easy to difficult, and annotations for auxiliary
+    losses if all of its rows are imported."""
+    unordered = tuple(name for name in stage.data.curriculum if name not in imported)
+    stage = replace(stage, data=replace(stage.data, curriculum=unordered))
+    return stages.without_auxiliary(stage) if imported.issuperset(stage.data.weights) else stage
+
+
+def _share_mistakes(recipe: Recipe) -> Iterator[str]:
+    """A line for each built-in corpus that is made from one whose sources have shares: its parts have other names, and
+    the rows of its generator would be taken."""
+    built_in = [n for n in recipe.tokens_needed() if recipe.shares and recipe.imported(n) is None]
+    for name in built_in:
+        for parent in find_corpus(name).corpora:
+            if parent in recipe.shares:
+                yield (
+                    f"corpora.{parent}: expected sources without shares, since {name} is built from {parent}; found "
+                    f"shares, which divide it into {', '.join(recipe.shares[parent])}; remove them, or give {name} "
+                    "sources"
+                )
 
 
 def _unused_corpora(table: RecipeFile, every: Mapping[str, Stage]) -> Iterator[str]:
@@ -235,9 +259,9 @@ def _mix(mix: Mix, weights: Mapping[str, float]) -> Mix:
 
 def _by_share(
     corpora: Mapping[str, CorpusTable], every: Mapping[str, Stage]
-) -> tuple[dict[str, CorpusTable], dict[str, Stage]]:
+) -> tuple[dict[str, CorpusTable], dict[str, Stage], dict[str, tuple[str, ...]]]:
     """Corpora whose sources have shares become a corpus for each source, NAME-1, NAME-2, ..., which share its weight in
-    every mix: so the shares are exact, whatever the sizes of the sources."""
+    every mix: so the shares are exact, whatever the sizes of the sources. The last value has these names."""
     tables: dict[str, CorpusTable] = {}
     shares: dict[str, dict[str, float]] = {}
     for name, table in corpora.items():
@@ -249,12 +273,14 @@ def _by_share(
         total = sum(s.share or 1.0 for s in training)
         shares[name] = {}
         for number, source in enumerate(training, 1):
-            sources: tuple[Source, ...] = (source, *(held_out if number == 1 else ()))
-            tables[f"{name}-{number}"] = table.model_copy(update={"sources": sources})
+            changes: dict[str, Any] = {"sources": (source, *(held_out if number == 1 else ()))}
+            if held_out and number > 1:
+                changes["held_out"] = 0.0
+            tables[f"{name}-{number}"] = table.model_copy(update=changes)
             shares[name][f"{name}-{number}"] = (source.share or 1.0) / total
-    if not shares:
-        return tables, dict(every)
-    return tables, {name: replace(s, data=_divided(s.data, shares)) for name, s in every.items()}
+    if shares:
+        every = {name: replace(s, data=_divided(s.data, shares)) for name, s in every.items()}
+    return tables, dict(every), {name: tuple(parts) for name, parts in shares.items()}
 
 
 def _divided(mix: Mix, shares: Mapping[str, Mapping[str, float]]) -> Mix:

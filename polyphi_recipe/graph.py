@@ -199,8 +199,9 @@ class Run:
 
     def check_corpora(self, names: Iterable[str]) -> None:
         """Raise ValueError before any work for corpora that would be generated at a real size
-        (`Recipe.check_corpora`), or whose sources can't be read: all of them at once, a line each."""
-        names, mistakes = list(names), list[str]()
+        (`Recipe.check_corpora`), or whose sources can't be read: all of them at once, a line each; those that they are
+        built from, too."""
+        names, mistakes = list(dict.fromkeys(self._with_parents(names))), list[str]()
         self.recipe.check_corpora(names)
         for name in names:
             if (own := imported(self.recipe, name)) is not None:
@@ -210,6 +211,12 @@ class Run:
                     mistakes.append(str(error))
         if mistakes:
             raise ValueError("\n".join(mistakes))
+
+    def _with_parents(self, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            yield name
+            if self.recipe.imported(name) is None and name not in self.recipe.shares:
+                yield from self._with_parents(find_corpus(name).corpora)
 
     def _train_branches(self) -> None:
         """Train the two branches in parallel: small steps leave cores idle, two processes with half the cores each
@@ -277,6 +284,8 @@ class Run:
         name = corpus.name
         for parent in corpus.corpora:
             self.build(parent, machines)
+            if not (self.data / parent / "train/manifest.json").exists():
+                return True  # its jobs are submitted
         if self.recipe.imported(name) is not None and not self._build_held_out(machines):
             self.report(SUBMITTED.format(f"held-out rows of {name}"))
             return True
@@ -304,7 +313,7 @@ class Run:
         """A corpus of the recipe file, a built-in one, or that of a Python file. Raises ValueError for an unknown
         one, and for a built-in one that a recipe of this size needs on purpose (`Recipe.check_corpora`)."""
         if (own := imported(self.recipe, name)) is not None:
-            return own.corpus()
+            return own.corpus(self.data)
         corpus = find_corpus(name)
         if name.endswith(".py"):
             return corpus

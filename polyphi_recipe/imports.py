@@ -9,7 +9,7 @@ Rows are held out by a hash of their content, so that equal rows are on one side
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
@@ -30,17 +30,19 @@ from polyphi.messages import TRANSCRIBE, Audio, media, modalities_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size
 from polyphi.processing.reader import Reader
+from polyphi.runtime import inputs
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_eval import heldout, scorers
 from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
 from polyphi_recipe import recognisers
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.dedup import EXACT, IMAGES, TEXTS, deduplicate
+from polyphi_recipe.curate.dedup import EXACT, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.curate.documents import note
 from polyphi_recipe.curate.image_filters import DownscaleImages, ImageSizeFilter
 from polyphi_recipe.curate.language import LanguageFilter, identify
 from polyphi_recipe.curate.pii import PiiFilter
+from polyphi_recipe.curate.pipeline import across_folder
 from polyphi_recipe.curate.quality import QualityClassifierFilter
 from polyphi_recipe.curate.rules import QualityRulesFilter
 from polyphi_recipe.curate.transcripts import WordErrorRateFilter
@@ -72,7 +74,8 @@ UNREADABLE = "unreadable"
 class Imported:
     """A corpus of a recipe file. `folder` is that of the file; `languages` are the run's; `others` the corpora whose
     held-out rows it must not contain, with its own; `benchmarks` files of further items; `recogniser` the folder of the
-    one that judges transcripts."""
+    one that judges transcripts. A source with a share is a corpus of its own: `base` is the one that it is a part of,
+    and rows of `earlier` parts are dropped."""
 
     name: str
     table: CorpusTable
@@ -82,6 +85,8 @@ class Imported:
     benchmarks: tuple[str, ...] = ()
     modalities: tuple[users.Modality, ...] = ()
     recogniser: Path | None = None
+    base: str = ""
+    earlier: tuple[str, ...] = ()
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -129,21 +134,24 @@ class Imported:
         folder = f"{self.folder}/"
         return [str(file).removeprefix(folder) for _, file in (*self.files, *self.test_files)]
 
-    def corpus(self) -> Corpus:
-        """The corpus as `Run.build` builds it."""
+    def corpus(self, data: Path) -> Corpus:
+        """The corpus as `Run.build` builds it in the folder `data`."""
         _ = self.held_out_share  # once, not in each task
-        across = [
+        similarity = (
             IMAGES
             if "image" in self.kinds
             else EXACT
             if self.kinds - {"text", "document"}
             else TEXTS
-        ]
+        )
+        splits = tuple(data / name / "train" for name in self.earlier)
+        drop_duplicates = partial(_deduplicate, similarity, self.name, splits)
         return Corpus(
             self.name,
             build=partial(_build, self),
             steps=partial(_steps, self),
-            across=tuple(partial(deduplicate, s) for s in across if self.table.filters.duplicates),
+            corpora=self.earlier,
+            across=(drop_duplicates,) if self.table.filters.duplicates else (),
             tasks=min(MAX_TASKS, len(self.files)),
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
             files=tuple(
@@ -249,8 +257,18 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
     recogniser = None
     if table.filters.wer is not None:
         recogniser = recognisers.folder_of(table, recipe.table.parts.audio, recipe.folder)
+    base, parts = next(((b, p) for b, p in recipe.shares.items() if name in p), (name, (name,)))
     return Imported(
-        name, table, recipe.folder, languages, others, recipe.benchmarks, modalities, recogniser
+        name,
+        table,
+        recipe.folder,
+        languages,
+        others,
+        recipe.benchmarks,
+        modalities,
+        recogniser,
+        base,
+        parts[: parts.index(name)],
     )
 
 
@@ -342,6 +360,14 @@ def _held_out_rows(imported: Imported, index: int, tasks: int) -> Iterator[Sampl
     readable.check()
 
 
+def _deduplicate(
+    similarity: Similarity, name: str, splits: Sequence[Path], *data: Any, **options: Any
+) -> Any:
+    """Keep one of similar rows, and none that an earlier split has."""
+    earlier = [folder for split in splits if (folder := across_folder(split, 0)) is not None]
+    return deduplicate(similarity, *data, index=name, earlier=earlier, **options)
+
+
 class ReadableShare:
     """The share of rows of a task that can't be read; above `largest` the import of the corpus stops."""
 
@@ -369,8 +395,11 @@ class ReadableShare:
 
 def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
     """The filters of a split."""
+    if "train" in work.rows:
+        for earlier in imported.earlier:
+            inputs.note(work.data / earlier / "train/manifest.json")
     filters, name = imported.table.filters, imported.name
-    longest = filters.max_seconds or (SUMMARY_SECONDS if name == SUMMARIES else SECONDS)
+    longest = filters.max_seconds or (SUMMARY_SECONDS if imported.base == SUMMARIES else SECONDS)
     steps: list[PipelineStep] = [ReadableRows()]
     documents = "document" in imported.kinds
     steps.append(ImportedLanguage(imported.languages, drop=filters.language))
@@ -387,7 +416,9 @@ def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
         steps.append(AudioLengthFilter(longest))
         if imported.recogniser is not None and filters.wer is not None and "train" in work.rows:
             judge = recognisers.recogniser(imported.recogniser)
-            steps.append(WordErrorRateFilter(judge, filters.wer, partial(spoken_text, name)))
+            steps.append(
+                WordErrorRateFilter(judge, filters.wer, partial(spoken_text, imported.base))
+            )
     if filters.held_out:
         items = {name: imported.folder / name for name in imported.benchmarks}
         steps += held_out(work, name, *imported.others, ways=WAYS, items=items)

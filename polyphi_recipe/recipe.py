@@ -25,14 +25,15 @@ from polyphi_recipe.stages.lineage import EXPORTED, Lineage
 @dataclass(frozen=True, eq=False)  # one per run
 class Recipe:
     """What a run is made from. `size` has the shapes of the parts and the budgets of the file, `stages` all stages of
-    the run by name, parents first, with the mixes of the size; `corpora` the tables of the file. Relative paths are
-    relative to `folder`."""
+    the run by name, parents first, with the mixes of the size; `corpora` the tables of the file. A corpus whose sources
+    have shares is divided into those that `shares` names. Relative paths are relative to `folder`."""
 
     name: str
     size: Size
     stages: Mapping[str, Stage]
     parts: Mapping[str, Part] = field(default_factory=dict)
     corpora: Mapping[str, Any] = field(default_factory=dict)
+    shares: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     folder: Path = Path()

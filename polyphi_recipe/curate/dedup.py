@@ -49,6 +49,7 @@ from polyphi_recipe.curate.documents import note
 from polyphi_recipe.curate.landmarks import keys, landmarks
 from polyphi_recipe.curate.phash import image_hash, is_flat, thumbnail
 
+INDEX, SETTINGS = "index", "settings.json"
 SHINGLE_WORDS = 5
 """Words (characters, where a script has no spaces) of a text's shingle, as in FineWeb."""
 
@@ -161,6 +162,8 @@ def deduplicate(
     tasks: int = 1,
     executor: Callable[..., Any] = LocalPipelineExecutor,
     depends: Any = None,
+    index: str = "",
+    earlier: Sequence[Path] = (),
     **machine: Any,
 ) -> Any:
     """Keep one document of each cluster: `reader` yields documents (in two passes the same ones, in the same order, by
@@ -170,6 +173,9 @@ def deduplicate(
     `work` is a folder for this run alone: signatures, pairs, clusters, logs and completed tasks. `executor` is
     datatrove's for this machine, Slurm or Ray, `machine` its options (`workers=2`, `time="2:00:00"`); the run starts
     after the executor in `depends`. Returns the executor of the last step.
+
+    `index` is a name under which the signatures are saved, for deduplications of other data that drop what this one
+    has: `earlier` are the folders `work` of those before this one.
 
     Raises ValueError if `work` was begun with other settings."""
     _check_settings(work, similarity, tasks)
@@ -181,10 +187,21 @@ def deduplicate(
         ),  # only the name is used: shingles are already hashed
     )
     folders = {name: str(work / name) for name in ("signatures", "pairs", "clusters")}
+    for other in earlier:
+        _link_index(other, work)
     stages = [
         ([*reader, _Signatures(similarity, folders["signatures"], config)], tasks),
         (
-            [MinhashDedupBuckets(folders["signatures"], folders["pairs"], config=config)],
+            [
+                MinhashDedupBuckets(
+                    folders["signatures"],
+                    folders["pairs"],
+                    str(work / INDEX) if index else None,
+                    config,
+                    only_dedup_in_index=False,
+                    create_index_name=index or None,
+                )
+            ],
             similarity.buckets,
         ),
         (
@@ -223,6 +240,23 @@ def deduplicate(
     return run
 
 
+def _link_index(other: Path, work: Path) -> None:
+    """Link the saved signatures of another deduplication, and those that it has links to, if they are of the same
+    similarity."""
+    if _similarity(other) != _similarity(work):
+        return
+    for file in other.glob(f"{INDEX}/*/*.index"):
+        link = work / file.relative_to(other)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        os.link(file, link)
+
+
+def _similarity(work: Path) -> Any:
+    path = work / SETTINGS
+    return json.loads(path.read_text())["likeness"] if path.exists() else None
+
+
 def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:
     """Create the missing files of removals: without one datatrove doesn't read a task's clusters, and kept documents
     would lack theirs."""
@@ -238,7 +272,7 @@ def _check_settings(work: Path, similarity: Similarity, tasks: int) -> None:
         "rows": similarity.rows,
         "tasks": tasks,
     }
-    path = work / "settings.json"
+    path = work / SETTINGS
     work.mkdir(parents=True, exist_ok=True)
     if path.exists() and (previous := json.loads(path.read_text())) != settings:
         raise ValueError(

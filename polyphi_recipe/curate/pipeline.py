@@ -238,6 +238,14 @@ def _build_folder(folder: Path, pipeline: str) -> Path:
     return folder.parent / ".made" / pipeline[:16] / folder.name
 
 
+def across_folder(folder: Path, number: int) -> Path | None:
+    """Return the folder of a step across the tasks of a split, None for an absent split."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return None
+    return _build_folder(folder, json.loads(manifest.read_text())["pipeline"]) / f"across-{number}"
+
+
 def _start_over(build_folder: Path) -> None:
     """Remove what was built from other input files. Their states go last: until then they differ from the files, and
     from then on those of tasks are missing, so that a kill in between can't leave an old split that seems to be new."""

@@ -134,6 +134,25 @@ def test_a_source_for_training_has_no_held_out_rows(tmp_path: Path) -> None:
     assert train | test == {*range(1, 61), *range(101, 161)}
 
 
+def test_a_row_is_in_one_of_the_sources_with_shares(tmp_path: Path) -> None:
+    """As in one corpus: also near duplicates, and after a change of the first source."""
+    text = (
+        "the river and the old bridge of this town have been there for many years with its people"
+    )
+    write(tmp_path / "a.jsonl", [*map(dialogue, range(60)), {"question": "So?", "answer": text}])
+    write(tmp_path / "b.jsonl", [*map(dialogue, range(40, 80)), {"question": "so", "answer": text}])
+    shares = '{ path = "a.jsonl", share = 3 }, "b.jsonl"'
+    table = f"[corpora.x]\nsources = [{shares}]\nheld_out = 0\n"
+    own = run(tmp_path, table)
+    own.build("x-2")
+    first, second = answers(own, "x-1"), answers(own, "x-2")
+    assert (len(first), len(second)) == (61, 20) and not set(first) & set(second)
+    write(tmp_path / "a.jsonl", map(dialogue, range(20)))
+    own = run(tmp_path, table)
+    own.build("x-2")
+    assert [len(answers(own, f"x-{n}")) for n in (1, 2)] == [20, 41]
+
+
 def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
     rows: list[Any] = list(map(dialogue, range(300)))
     rows[7] = {"question": "no answer"}

@@ -109,6 +109,27 @@ def test_sources_with_shares_are_corpora_that_share_the_weight(tmp_path: Path) -
     assert set(lab.imported_names) == {"captions-1", "captions-2"}
 
 
+def test_a_built_in_corpus_is_not_made_from_one_with_shares(tmp_path: Path) -> None:
+    """It took generated rows; and one without its parents failed at a real size after other stages."""
+    file = tmp_path / "lab.toml"
+    text = 'size = "{}"\n[corpora.image_qa]\nsources = [{{ path = "a", share = 3 }}, "b"]\n'
+    file.write_text(text.format("nano"))
+    with pytest.raises(ValueError, match=r"corpora\.image_qa: .*vision_speech .*image_qa-1"):
+        find_recipe.of(file)
+    file.write_text('size = "full"\n[corpora.vision_speech]\nbuiltin = true\n')
+    with pytest.raises(ValueError, match=r"image_qa .*rows.*\n.*multi_image"):
+        Run(file, tmp_path / "run").check_corpora(["vision_speech"])
+
+
+def test_own_rows_have_no_order_from_easy_to_difficult(tmp_path: Path) -> None:
+    """Those of asr were never shuffled in the first epoch."""
+    file = tmp_path / "lab.toml"
+    for source in ('"a"', '{ path = "a", share = 1 }, "b"'):
+        file.write_text(f'size = "nano"\n[corpora.asr]\nsources = [{source}]\n')
+        assert find_recipe.of(file).stages["speech_0_aed"].data.curriculum == ()
+    assert find_recipe.of("nano").stages["speech_0_aed"].data.curriculum == ("asr",)
+
+
 def test_teachers_write_for_corpora_that_have_a_synthesis(tmp_path: Path) -> None:
     file = tmp_path / "lab.toml"
     file.write_text(
