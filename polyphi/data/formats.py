@@ -1,12 +1,14 @@
 """Rows of instruction data -> samples: the one parser of users' rows. And messages -> rows of these formats.
 
-    columns    {"image": "cat.png", "question": "What is this?", "answer": "A cat."}; also "images", "audio", "audios"
+    columns    {"image": "cat.png", "question": "What is this?", "answer": "A cat."}; also "images", "audio", "audios";
+               an image is at its <image> in the question, if there is one, else before it
     OpenAI     {"messages": [{"role", "content": text or parts, "reasoning_content", "tool_calls"}], "tools": [...]}
     TRL        {"prompt", "completion"} or {"prompt", "chosen", "rejected"}: texts or lists of OpenAI's messages
     ShareGPT   {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "system", "tools"}
     LLaVA      the same with "image": one path or several, one for each <image> in the values
     Alpaca     {"instruction", "input", "output", "system", "history": [[instruction, output], ...]}
-    document   {"text", "title"}: raw text; beside an image or audio `text` (or `caption`) is the answer
+    document   {"text", "title"}: raw text; beside an image or audio `text` (or `caption`) is the answer, but one with
+               <image> is a document with its images at these places
 
 >>> parsed, unread = sample({"instruction": "1+1?", "output": "2"}, "mine.jsonl, line 1")
 >>> to_sharegpt(parsed.messages)
@@ -177,8 +179,12 @@ def _recognized(
     ):
         captions = [name for name in ("text", "caption") if isinstance(row.get(name), str)]
         if captions:
-            row["answer"] = row.pop(captions[0])
+            caption = row.pop(captions[0])
             theirs.discard(captions[0])
+            if IMAGE in caption and {"image", "images"} & set(row):
+                row["messages"] = [{"role": DOCUMENT, "content": _parts_at_marks(caption)}]
+            else:
+                row["answer"] = caption
     trl = _is_trl(row)
     row = _from_trl(row) if trl else row
     form = _form(row, set(named))
@@ -192,6 +198,12 @@ def _recognized(
             _check_medium(name, str(modality), form)
         _check_unread(name, row[name], set(optional), set(row) | unwanted)
     return row, form, unread
+
+
+def _parts_at_marks(text: str) -> list[dict[str, str]]:
+    """Return OpenAI's parts of a text, with a part for an image at each `<image>`."""
+    pieces = (piece for piece in re.split(f"({IMAGE})", text) if piece)
+    return [{"type": "image"} if p == IMAGE else {"type": "text", "text": p} for p in pieces]
 
 
 def _form(row: Mapping[str, Any], named: Set[str]) -> str:
@@ -383,7 +395,9 @@ def _from_columns(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]
     if "start" in row or "seconds" in row:
         audios = [_segment(audio, row) for audio in audios]
     question = row.get("question", TRANSCRIBE if audios and not images else "")
-    parts = (*images, *audios, *((Text(question),) if question else ()))
+    parts: tuple[Part, ...] = (*images, *audios, *((Text(question),) if question else ()))
+    if images and IMAGE in question:
+        parts = (*audios, *_at_marks([question], images)(question))
     meta = {name: str(row[name]) for name in ("transcript", "spoken") if name in row}
     return (Message("user", parts), Message.assistant(row["answer"])), meta
 
@@ -463,13 +477,20 @@ def _from_conversations(row: Mapping[str, Any]) -> tuple[Conversation, dict[str,
     turns = _list(row["conversations"], "conversations")
     if "image" not in row and "images" not in row:
         return _from_turns(row, turns, lambda text: (Text(text),)), {}
-    images = _media(row, "image")
-    remaining = iter(images)
-    marks = sum(
-        str(turn.get("value")).count(IMAGE)
+    prompts = [
+        str(turn.get("value"))
         for turn in turns
         if isinstance(turn, Mapping) and SPEAKERS.get(str(turn.get("from"))) == "user"
-    )
+    ]
+    return _from_turns(row, turns, _at_marks(prompts, _media(row, "image"))), {}
+
+
+def _at_marks(
+    texts: Sequence[str], images: Sequence[Image | Audio]
+) -> Callable[[str], tuple[Part, ...]]:
+    """Return a function from text to parts, in which each `<image>` is the next one of `images`. Raises ValueError
+    unless `texts` have as many."""
+    marks, remaining = sum(text.count(IMAGE) for text in texts), iter(images)
     if marks != len(images):
         raise ValueError(f"expected one image for each {IMAGE}, found {len(images)} for {marks}")
 
@@ -477,7 +498,7 @@ def _from_conversations(row: Mapping[str, Any]) -> tuple[Conversation, dict[str,
         pieces = re.split(rf"({IMAGE})\n?", text)
         return tuple(next(remaining) if p == IMAGE else Text(p) for p in pieces if p)
 
-    return _from_turns(row, turns, parts), {}
+    return parts
 
 
 def _from_turns(

@@ -152,6 +152,28 @@ def test_llava(root: Path) -> None:
     )
 
 
+def test_an_image_is_at_its_mark(root: Path) -> None:
+    """The mark stayed text, and the image was before it."""
+    row = {
+        "images": ["red.png", "blue.png"],
+        "question": "Is <image> like <image>?",
+        "answer": "No.",
+    }
+    assert messages_of(row, root)[0].parts == (
+        *(Text("Is "), Image(RED), Text(" like "), Image(BLUE), Text("?")),
+    )
+    row = {"images": ["red.png", "blue.png"], "text": "One <image>, two\n<image>"}
+    assert messages_of(row, root) == (
+        Message("document", (Text("One "), Image(RED), Text(", two\n"), Image(BLUE))),
+    )
+    for text in ({"question": "What is <image>?", "answer": "x"}, {"text": "One <image>."}):
+        with pytest.raises(ValueError, match="image"):
+            messages_of({**row, "text": None, **text}, root)
+    assert (
+        messages_of({"question": "What is <image>?", "answer": "x"})[0].text == "What is <image>?"
+    )
+
+
 def test_alpaca() -> None:
     row = {"instruction": "Translate.", "input": "chat", "output": "cat"}
     assert messages_of(row) == (Message.user("Translate.\nchat"), Message.assistant("cat"))
