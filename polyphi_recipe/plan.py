@@ -26,6 +26,7 @@ from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
 from polyphi.runtime.progress import duration
+from polyphi.text.quantity import quantity
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe import Recipe, short
 
@@ -83,6 +84,8 @@ def stage_model(name: str, recipe: Recipe) -> StageModel:
 
 CHARACTERS_PER_TOKEN = 4
 """[ours] For estimates of English text."""
+MOST_EPOCHS = 40
+"""Epochs of a text after which a further one adds nothing (Muennighoff et al. 2023, figure 1)."""
 TOKENS_PER_SECOND = 12.5
 """Of audio: 80 ms each (report 2.2.1)."""
 
@@ -288,22 +291,39 @@ def sources_table(recipe: Recipe) -> Table:
     for column in ("corpus", "files", "format", "rows", "tokens", "stages take", "epochs"):
         table.add_column(column, justify="left" if column in ("corpus", "format") else "right")
     for name, needed in recipe.tokens_needed().items():
-        own = imported(recipe, name)
-        if own is None:
-            rows, tokens = capacities.of(name, recipe.size)
-            files, formats = "", "built in"
-        else:
-            files, formats = (
-                f"{len(own.files):,}",
-                ", ".join(sorted({f.format for _, f in own.files})),
-            )
-            rows = min(own.estimated_rows, own.table.rows or own.estimated_rows)
-            row = measured_row(recipe, name)
-            assert row is not None
-            tokens = rows * estimated_tokens(row, recipe.size.model)
-        epochs = f"{needed / tokens:.3g}" if tokens else "no rows"
+        own, (rows, tokens) = imported(recipe, name), available(recipe, name)
+        files, formats = "", "built in"
+        if own is not None:
+            files = f"{len(own.files):,}"
+            formats = ", ".join(sorted({f.format for _, f in own.files}))
+        epochs = short(needed / tokens) if tokens else "no rows"
         table.add_row(name, files, formats, f"{rows:,}", short(tokens), short(needed), epochs)
     return table
+
+
+def available(recipe: Recipe, corpus: str) -> tuple[int, float]:
+    """About how many training rows and tokens a corpus has."""
+    from polyphi_recipe.imports import imported  # needs the extra `curate`
+
+    if (own := imported(recipe, corpus)) is None:
+        return capacities.of(corpus, recipe.size)
+    rows = min(own.estimated_rows, own.table.rows or own.estimated_rows)
+    row = measured_row(recipe, corpus)
+    assert row is not None
+    return rows, rows * estimated_tokens(row, recipe.size.model)
+
+
+def repeated(recipe: Recipe) -> Iterator[str]:
+    """A warning for each corpus with sources whose rows the stages read too often."""
+    for name, needed in recipe.tokens_needed().items():
+        rows, tokens = available(recipe, name)
+        if recipe.imported(name) is not None and needed > MOST_EPOCHS * tokens:
+            often = f"{short(needed / tokens)} times" if tokens else "without end"
+            yield (
+                f"warning: corpora.{name} has about {quantity(rows, 'row')} of {short(tokens)} tokens, and the stages "
+                f"take {short(needed)}: each row is read {often}; above {MOST_EPOCHS} times little more is learned: "
+                "add sources, or lower the steps of its stages or its weight in their mixes"
+            )
 
 
 def _details(p: Plan) -> Iterator[Table | str]:

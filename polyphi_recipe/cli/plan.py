@@ -89,6 +89,8 @@ def plan(
     real = recipe.file is not None or recipe.size.name in REAL_SIZES
     if real and not as_json and not any(name for name in stages if name not in files):
         console.print(planning.sources_table(recipe))
+        for warning in planning.repeated(recipe):
+            console.print(warning, highlight=False, soft_wrap=True)
     _print(plans, planning.as_trained(recipe, switches), as_json)
 
 

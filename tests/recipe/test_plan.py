@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from command_line import RunCommand
 from variants import few
 
 from polyphi import cli
@@ -174,3 +175,27 @@ def test_a_fine_tune_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["plan", "speech_2_post", "--epochs", "2"])
     assert "--epochs" in capsys.readouterr().err
+
+
+def test_rows_that_are_read_too_often_are_a_warning(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    """Epochs were shown as 2.23e+08, and nothing was said."""
+    rows = [{"question": f"What comes after {n}?", "answer": f"{n + 1}"} for n in range(2000)]
+    for name, count in (("few", 3), ("many", 2000)):
+        text = "".join(f"{json.dumps(row)}\n" for row in rows[:count])
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "nano"\ntargets = ["text_1_pretrain"]\n[stages.text_1_pretrain]\n'
+        "steps = 10\nmix = { instructions = 1, math = 1 }\n"
+        '[corpora.instructions]\nsources = ["few.jsonl"]\n[corpora.math]\nsources = ["many.jsonl"]\n'
+    )
+    lab = find_recipe.of(file)
+    (warning,) = plan.repeated(lab)
+    assert "corpora.instructions" in warning and "3 rows" in warning
+    assert not any(
+        "e+" in cell for c in plan.sources_table(lab).columns for cell in map(str, c.cells)
+    )
+    code, out, _ = run_command("plan", str(file))
+    assert code == 0 and warning in out
