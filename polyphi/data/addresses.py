@@ -56,9 +56,10 @@ def exists(path: str) -> bool:
     return bool(system.isfile(name))
 
 
-def read_bytes(path: str, limit: int = MAX_ROW) -> bytes:
-    """The content of a file anywhere. Raises ValueError above `limit` bytes."""
-    with open_file(path, unpack=False) as stream:
+def read_bytes(path: str, limit: int = MAX_ROW, redirects: bool = True) -> bytes:
+    """The content of a file anywhere. Raises ValueError above `limit` bytes, and OSError for an address that redirects
+    if `redirects` are refused."""
+    with open_file(path, unpack=False, redirects=redirects) as stream:
         data: bytes = stream.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path}: expected at most {limit:,} bytes, found more")
@@ -66,11 +67,14 @@ def read_bytes(path: str, limit: int = MAX_ROW) -> bytes:
 
 
 @contextmanager
-def open_file(path: str, unpack: bool = True) -> Iterator[BoundedReader]:
+def open_file(path: str, unpack: bool = True, redirects: bool = True) -> Iterator[BoundedReader]:
     """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. Raises OSError."""
     if is_remote(path):
-        system, name = file_system(path)
-        stream: Any = system.open(name, "rb")
+        system, name = file_system(path, redirects)
+        try:
+            stream: Any = system.open(name, "rb")
+        except FileNotFoundError as error:  # fsspec's for all that goes wrong
+            raise FileNotFoundError(f"{path}: {error.__cause__ or 'nothing there'}") from None
     else:
         stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     with stream:
@@ -90,14 +94,20 @@ def check_protocol(path: str) -> None:
         )
 
 
-def file_system(path: str) -> tuple[Any, str]:
+def file_system(path: str, redirects: bool = True) -> tuple[Any, str]:
     """(fsspec's file system of an address, the path in it). Raises ValueError for another protocol, and where a package
     is missing."""
     import fsspec
 
     check_protocol(path)
     try:
-        system, name = fsspec.core.url_to_fs(path)
+        options: dict[str, Any] = {}
+        if path.startswith(("http:", "https:")):
+            from polyphi.data.http_responses import BoundedResponse, DirectResponse
+
+            response = BoundedResponse if redirects else DirectResponse
+            options = {"client_kwargs": {"response_class": response}}
+        system, name = fsspec.core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     return system, str(name)

@@ -49,10 +49,12 @@ def medium(root: Path | str, name: str, allowed: Sequence[str] = ()) -> Path | s
 def check_listed(folder: str, path: str, allowed: Sequence[str]) -> None:
     """Raise ValueError for a file of a folder that is a link out of it: an unpacked archive may have brought it."""
     if is_remote(path):
+        if path != folder and not any(_is_below(path, base) for base in (folder, *allowed)):
+            raise Outside(f"{path}: expected a file inside {folder}; {OPTION}")
         return
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(_real(f)) for f in (folder, *allowed) if not is_remote(f)):
-        raise ValueError(
+        raise Outside(
             f"{path}: expected a file inside {folder}, found a link to {real}; {OPTION}"
         )
 

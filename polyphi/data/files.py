@@ -158,6 +158,10 @@ def _list(file: str) -> Iterator[Any]:
                 if end == len(text):
                     raise ValueError("the file ends within the list")  # or a number continues
             except (ValueError, RecursionError) as error:
+                if len(text) - start > MAX_TEXT:
+                    raise ValueError(
+                        f"{file}, row {row}: expected at most {MAX_TEXT:,} characters of JSON, found more ({error})"
+                    ) from None
                 if not (more := chunks.read(max(CHUNK, len(text) - start))):
                     raise ValueError(f"{file}: expected JSON, {error}") from None
                 text, at = text[start:] + more, 0
@@ -165,10 +169,6 @@ def _list(file: str) -> Iterator[Any]:
                     check_values(text)
                 except ValueError as many:
                     raise ValueError(f"{file}, row {row}: {many}") from None
-                if len(text) > 2 * MAX_TEXT:
-                    raise ValueError(
-                        f"{file}, row {row}: expected at most {MAX_TEXT:,} characters of JSON, found more ({error})"
-                    ) from None
                 continue
             yield item
             at, first, row = end, False, row + 1

@@ -589,7 +589,7 @@ def _decodable(
         path = medium(root, str(data), allowed)
         if isinstance(path, Path):
             inputs.note(Path(root) / data)
-        data = path if isinstance(path, Path) else read_bytes(path)
+        data = path if isinstance(path, Path) else read_bytes(path, redirects=False)
     if isinstance(part, _Segment):
         return Audio(_cut(data, part.start, part.seconds))
     if not decode:
