@@ -18,9 +18,9 @@ class Replay:
     answer for each seed, a mapping is sent as JSON. `clips` maps a text to its speech, `transcripts` a clip to text.
 
     `faults` are applied one by one, each to one request: an int is a status, (status, headers, body), "cut" (the
-    connection breaks before the head), "half" (in the middle of the body), "torn" (likewise, of an error), "garbage"
-    (not JSON) or a float (seconds of silence). With a `key`, other keys are rejected with an error that quotes them.
-    `port` 0 is a free one."""
+    connection breaks before the head), "half" (in the middle of the body), "torn" (likewise, of an error),
+    "garbage" (not JSON), "drip" (a byte each 0.1 s, for 60 s), "endless" or a float (seconds of silence). With a
+    `key`, other keys are rejected with an error that quotes them. `port` 0 is a free one."""
 
     def __init__(
         self,
@@ -91,6 +91,13 @@ class Replay:
         time.sleep(fault if isinstance(fault, float) else self.seconds)
         key = handler.headers.get("Authorization", "").removeprefix("Bearer ")
         status, headers, content = 200, {}, b""
+        if fault in ("drip", "endless"):
+            handler.send_response(200)
+            handler.end_headers()
+            for _ in range(600 if fault == "drip" else 1 << 30):
+                handler.wfile.write(b" " * (1 if fault == "drip" else 1 << 16))
+                time.sleep(0.1 if fault == "drip" else 0)
+            return
         if fault == "cut":
             handler.connection.close()
             return

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 GREEDY = SamplingParams()
 MINUTE = 60.0
 CONNECT_SECONDS = 10.0
+EVENTS = "text/event-stream"
 MAX_WAIT = 300.0
 """Maximum seconds between two attempts; a server that requests more has probably exhausted a quota."""
 _HEADERS = "host accept accept-encoding connection user-agent content-type content-length"
@@ -135,7 +136,8 @@ class Endpoint:
     """A client of one model at one endpoint. `where`: the URL that ends in "/v1"; `key_from`: the environment variable
     with the API key, if one is needed. At most `concurrency` requests run at once, over all threads. `extra` is added
     to the body of every chat request ({"reasoning_effort": "low"}); a value of None removes a field, for example for
-    servers that accept only `max_completion_tokens`. `seconds`: read timeout; `clock` and `sleep`: for tests."""
+    servers that accept only `max_completion_tokens`. `seconds`: longest time of a whole answer, and of a streamed
+    one between two pieces; `clock` and `sleep`: for tests."""
 
     def __init__(
         self,
@@ -324,6 +326,10 @@ class Endpoint:
         import httpx2
         import openai
 
+        from polyphi.services.answer_stream import TooLong
+
+        if fields.get("stream"):
+            fields["options"] = {"headers": {"Accept": EVENTS}}
         for attempt in range(1, self.attempts + 1):
             when = self.pace.reserve(tokens, self.clock())
             if (wait := when - self.clock()) > 0:
@@ -333,6 +339,8 @@ class Endpoint:
                 return self._client.post(path, cast_to=httpx2.Response, **fields)
             except openai.APIStatusError as error:
                 response = error.response  # handled below: the error may quote the key
+            except TooLong as error:
+                raise ValueError(f"{self.where}: {error}") from None
             except (openai.APIConnectionError, httpx2.RequestError) as error:
                 response, problem = None, f"{self.where} can't be reached: {self._reason(error)}"
             if response is not None:
@@ -395,21 +403,26 @@ class Endpoint:
         try:
             import httpx2
             import openai
+
+            from polyphi.services.answer_stream import limit_answer, start_clock
         except ImportError:
             raise ValueError(
                 f"an endpoint needs the package openai: {pip_install('curate')}"
             ) from None
+
+        def limit(response: httpx2.Response) -> None:
+            limit_answer(response, self.seconds, response.request.headers["accept"] == EVENTS)
 
         return openai.OpenAI(
             base_url=self.where,
             api_key="replaced",  # by `_set_headers`; without one the SDK reads OPENAI_API_KEY
             timeout=openai.Timeout(self.seconds, connect=CONNECT_SECONDS),
             max_retries=0,  # `_send` retries, because other requests must wait as well
-            default_headers={"Accept": "*/*"},
+            default_headers={"Accept": "*/*", "Accept-Encoding": "identity"},
             # No redirects, which would send the key elsewhere; `concurrency` limits the connections.
             http_client=httpx2.Client(
                 limits=httpx2.Limits(max_connections=None),
-                event_hooks={"request": [self._set_headers]},
+                event_hooks={"request": [self._set_headers, start_clock], "response": [limit]},
             ),
         )
 

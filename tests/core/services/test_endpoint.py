@@ -1,6 +1,7 @@
 """The client of OpenAI-compatible endpoints: requests, responses, and failures."""
 
 import base64
+import gzip
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,21 @@ def test_silence_is_a_trouble_too() -> None:
         replay.faults = [1.5]
         assert endpoint(replay, seconds=0.5).chat(HELLO).text == "hi"
         assert len(replay.requests) == 2
+
+
+def test_an_answer_that_never_ends() -> None:
+    """A server that sends a byte now and then is given up like a silent one, and one that sends many at once."""
+    with Replay({"hello": "hi"}) as replay:
+        replay.faults = ["drip"]
+        assert endpoint(replay, seconds=0.5).chat(HELLO).text == "hi"
+        assert len(replay.requests) == 2
+        replay.faults = ["endless"]
+        with pytest.raises(ValueError, match="at most 16,777,216 bytes"):
+            endpoint(replay).chat(HELLO)
+        replay.faults = [(200, {"Content-Encoding": "gzip"}, gzip.compress(b" " * 1000))]
+        with pytest.raises(ValueError, match="packed"):
+            endpoint(replay).chat(HELLO)
+        assert len(replay.requests) == 4
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
