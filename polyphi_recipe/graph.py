@@ -71,7 +71,7 @@ from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
 from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.identity import Identity
-from polyphi_recipe.imports import imported
+from polyphi_recipe.imports import check_images, imported
 from polyphi_recipe.recipe import Recipe
 from polyphi_recipe.report import page
 from polyphi_recipe.stages.lineage import TRAINED, Origin
@@ -194,8 +194,11 @@ class Run:
 
     def check(self, names: Iterable[str]) -> None:
         """`check_corpora` of the corpora of stages."""
+        names = list(names)
         mixes = [self.recipe.stages[name].data.weights for name in names]
         self.check_corpora(dict.fromkeys(corpus for mix in mixes for corpus in mix))
+        for name in names:
+            check_images(self.recipe, self.recipe.stages[name])
 
     def check_corpora(self, names: Iterable[str]) -> None:
         """Raise ValueError before any work for corpora that would be generated at a real size

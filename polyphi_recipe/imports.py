@@ -32,6 +32,7 @@ from polyphi.processing.media import audio_size
 from polyphi.processing.reader import Reader
 from polyphi.runtime import inputs
 from polyphi.text.lexicon import LANGUAGES
+from polyphi.train.stage import Comparing, Stage
 from polyphi_eval import heldout, scorers
 from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
 from polyphi_recipe import recognisers
@@ -270,6 +271,17 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
         base,
         parts[: parts.index(name)],
     )
+
+
+def check_images(recipe: Recipe, stage: Stage) -> None:
+    """Raise ValueError for a stage that compares images with texts, and a corpus of it whose sources have none."""
+    if isinstance(stage.objective, Comparing):
+        for name in stage.data.weights:
+            if (own := imported(recipe, name)) is not None and "image" not in own.kinds:
+                raise ValueError(
+                    f"corpora.{name}: {stage.name} compares images with their texts; expected sources whose rows have "
+                    f"an image, found {', '.join(sorted(own.kinds))} in {own.table.sources[0].path}"
+                )
 
 
 def _kinds(one: Sample) -> Iterator[str]:

@@ -133,6 +133,10 @@ def estimated_tokens(row: Row, model: ModelConfig) -> float:
 
 def load_of(target: StageModel, recipe: Recipe) -> Load:
     """The load of a stage of a recipe."""
+    if any(recipe.imported(corpus) for corpus in target.stage.data.weights):
+        from polyphi_recipe.imports import check_images  # needs the extra `curate`
+
+        check_images(recipe, target.stage)
     measured = {c: measured_row(recipe, c) for c in target.stage.data.weights}
     samples = {c: work(example_rows(target, c, own), target.config) for c, own in measured.items()}
     longest = {

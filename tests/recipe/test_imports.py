@@ -19,12 +19,13 @@ from variants import few
 from polyphi.data import formats, shards
 from polyphi.data.shards import Shards
 from polyphi.planning import sizes
+from polyphi.planning.options import Hardware
 from polyphi.planning.sizes import CORPORA
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import whole_folder
 from polyphi.train import aed
-from polyphi_recipe import imports, recipe_file, recognisers
+from polyphi_recipe import imports, plan, recipe_file, recognisers
 from polyphi_recipe.curate import cards
 from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.graph import Run
@@ -208,6 +209,27 @@ def test_missing_sources_and_one_without_rows(tmp_path: Path) -> None:
         ValueError, match=r"sources\[0\]: empty\.jsonl has no rows\n.*\[1\]: .*nowhere"
     ):
         own.check_corpora(["x"])
+
+
+def test_files_of_rows_outside_their_folder(tmp_path: Path) -> None:
+    """They are read where the source says so; its path is relative to the recipe file."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(noise(64, 1))
+    write(tmp_path / "rows/a.jsonl", [{"image": "../images/a.jpg", "answer": "noise"}])
+    source = '[corpora.x]\nsources = [{{ path = "rows"{} }}]\nheld_out = 0\n'
+    with pytest.raises(ValueError, match=r"sources\[0\]: .*allowed_media_path"):
+        run(tmp_path, source.format("")).check_corpora(["x"])
+    own = run(tmp_path, source.format(', allowed_media_path = ["images"]'))
+    assert own.build("x") and answers(own, "x") == ["noise"]
+
+
+def test_a_source_without_images_for_a_stage_that_compares_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", map(dialogue, range(30)))
+    own = run(tmp_path, '[corpora.captions]\nsources = ["a.jsonl"]\n')
+    with pytest.raises(ValueError, match=r"corpora\.captions: .* found text in a\.jsonl"):
+        own.check(["vision_0_encoder"])
+    with pytest.raises(ValueError, match=r"corpora\.captions: .* found text in a\.jsonl"):
+        plan.plan("vision_0_encoder", own.recipe, Hardware("8xH100"))
 
 
 def noise(side: int, seed: int) -> bytes:
