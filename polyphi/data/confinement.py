@@ -54,9 +54,7 @@ def check_listed(folder: str, path: str, allowed: Sequence[str]) -> None:
         return
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(_real(f)) for f in (folder, *allowed) if not is_remote(f)):
-        raise Outside(
-            f"{path}: expected a file inside {folder}, found a link to {real}; {OPTION}"
-        )
+        raise Outside(f"{path}: expected a file inside {folder}, found a link to {real}; {OPTION}")
 
 
 def _real(folder: str) -> str:

@@ -115,7 +115,7 @@ def rows(file: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
         return
     if file.endswith(".parquet"):
-        of_file = enumerate(_parquet(file), 1)
+        of_file = enumerate(parquet(file), 1)
         yield from ((f"{file}, row {number}", row) for number, row in of_file)
         return
     with _open(file) as stream:
@@ -124,7 +124,8 @@ def rows(file: str) -> Iterator[tuple[str, Any]]:
                 yield f"{file}, line {number}", line
 
 
-def _parquet(file: str) -> Iterator[Any]:
+def parquet(file: str) -> Iterator[Any]:
+    """Yield the rows of a parquet file; one that is too large is the ValueError that says so."""
     if not is_remote(file):
         yield from parquet_rows(file)
         return

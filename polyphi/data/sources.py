@@ -35,18 +35,25 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyphi.data import documents, files, folders, manifests, webdataset
-from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
+from polyphi.data.addresses import (
+    BRACES,
+    file_system,
+    is_remote,
+    join,
+    open_file,
+    read_bytes,
+    without_braces,
+)
 from polyphi.data.arrow_files import stream_rows
 from polyphi.data.confinement import check_listed
 from polyphi.data.limits import RowLines, parse_json
-from polyphi.data.shards import Shards, to_row
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
@@ -300,7 +307,7 @@ def estimated_rows(file: SourceFile) -> int:
     """About how many rows a file has: parquet and shards say it, images of a class are counted; the rows of other files
     are as long as the first ones."""
     if file.format == "shards":
-        return len(Shards(file.path))
+        return sum(count for _, count in _shard_files(file.path))
     if file.format == "classes":
         return len(folders.class_images(_names(file.path)))
     if file.format == "pairs":
@@ -420,11 +427,25 @@ def _datasets(file: SourceFile) -> Iterator[Row]:
 
 
 def _shards(file: SourceFile) -> Iterator[Row]:
-    shards = Shards(file.path)
     if not is_remote(file.path):
         inputs.note(Path(file.path) / "manifest.json")
-    for index in range(len(shards)):
-        yield f"{file.path}, row {index + 1}", to_row(shards.sample(index))
+    number = 0
+    for name, _ in _shard_files(file.path):
+        path = join(file.path, name)
+        check_listed(file.path, path, file.allowed_media_path)
+        for row in files.parquet(path):
+            number += 1
+            yield f"{file.path}, row {number}", row
+
+
+def _shard_files(folder: str) -> list[tuple[str, int]]:
+    """The files of shards, by their manifest, and the rows of each. Raises ValueError for another manifest."""
+    path = join(folder, "manifest.json")
+    try:
+        shards = parse_json(read_bytes(path))["shards"]
+        return [(PurePath(shard["file"]).name, int(shard["rows"])) for shard in shards]
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a manifest of shards, found none ({error})") from None
 
 
 def _documents(file: SourceFile) -> Iterator[Row]:

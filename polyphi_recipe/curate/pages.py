@@ -8,7 +8,6 @@ content, so that the same page has the same id in every run. The text of a page 
 """
 
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
@@ -20,6 +19,7 @@ import pyarrow as pa
 from polyphi.data.addresses import open_file
 from polyphi.data.arrow_files import parquet_rows
 from polyphi.data.documents import LONGEST_PAGE, READERS
+from polyphi.data.limits import parse_json
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.runtime import inputs
 
@@ -84,8 +84,8 @@ def _jsonl(path: Path) -> Documents:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = parse_json(line)
+            except ValueError as error:
                 raise ValueError(f"line {number} is no JSON ({error})") from None
             if not isinstance(row, dict):
                 raise ValueError(f"line {number}: expected an object, found {type(row).__name__}")

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.data import own, sources
+from polyphi.data import own, shards, sources
 from polyphi.data.confinement import inside, medium
 
 
@@ -166,3 +166,24 @@ def test_sources_at_addresses_of_this_machine(folder: Path) -> None:
     for address in ("file:///dev/zero", f"simplecache::file://{folder}/a.jsonl"):
         with pytest.raises(ValueError, match="expected an address with s3"):
             sources.find(address)
+
+
+def test_a_manifest_of_shards_names_files_of_its_folder(folder: Path) -> None:
+    row = shards.document("1", "a page", "mine", "CC0")
+    shards.write(folder.parent / "private", [row], pipeline="x")
+    shards.write(folder / "train", [row], pipeline="x")
+    manifest = folder / "train/manifest.json"
+    assert [one.answer for one in own.read(folder / "train")] == ["a page"]
+    private = str(folder.parent / "private/00000.parquet")
+    (folder / "train/00000.parquet").unlink()
+    for name in (private, "../../private/00000.parquet"):
+        manifest.write_text(json.dumps({"shards": [{"file": name, "rows": 1}]}))
+        with pytest.raises(ValueError, match="train"):
+            list(own.read(folder / "train"))
+    (folder / "train/00000.parquet").symlink_to(private)
+    with pytest.raises(ValueError, match="--allowed-media-path"):
+        list(own.read(folder / "train"))
+    for text in ("{", '{"shards": [1]}', '{"shards": 1}', "[" * 100_000):
+        manifest.write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            list(sources.rows(*sources.find(str(folder / "train"), "shards")))
