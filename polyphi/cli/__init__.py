@@ -22,6 +22,7 @@ from polyphi.cli import (
     inspect,
     pull,
     serve,
+    sources,
     train,
     transcribe,
 )
@@ -46,6 +47,7 @@ for command, other_names in (
     (inspect.inspect, ("show", "info")),
     (export.export, ("convert", "quantize", "merge", "create", "save")),
     (doctor.doctor, ("env", "check")),
+    (sources.sources, ("preview", "dataset", "datasets")),
     (bench.bench, ()),
 ):
     app.command(command, synonym=other_names)  # the names that other programs have
@@ -139,6 +141,7 @@ COMMAND_EXTRAS = {
     "plan": "train",
     "recipe": "train",
     "reproduce": "all",
+    "sources": "train",
 }
 """Command -> the extra with everything that it needs."""
 

@@ -34,7 +34,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import soundfile
 
@@ -57,11 +57,13 @@ from polyphi.messages import (
 )
 from polyphi.processing import media
 from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, IMAGE_SUFFIXES, sniff
-from polyphi.processing.reader import Reader
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import inputs
 from polyphi.tools import CALL, CALL_END, call_text, tool_call
+
+if TYPE_CHECKING:  # it imports torch
+    from polyphi.processing.reader import Reader
 
 MEDIA = ("image", "images", "audio", "audios")
 COMMON = ("id", "licence", "language", "rejected")
@@ -113,7 +115,7 @@ def sample(
     licence: str = "",
     language: str | None = None,
     question: str | None = None,
-    readers: Mapping[str, Reader] = {},
+    readers: Mapping[str, "Reader"] = {},
     decode: bool = True,
 ) -> tuple[Sample, set[str]]:
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
@@ -192,10 +194,10 @@ def _recognized(
     items = readers if form == "answer" else ()
     unread = theirs - {*needed, *optional, *COMMON, *items, *(TRL if trl else ())}
     for name in sorted(unread):
-        modality = _modality(row[name])
+        medium_type = modality(row[name])
         chosen = form != "text" and not set(needed).isdisjoint(named)
-        if modality not in {None, *optional, *unwanted} and not chosen:
-            _check_medium(name, str(modality), form)
+        if medium_type not in {None, *optional, *unwanted} and not chosen:
+            _check_medium(name, str(medium_type), form)
         _check_unread(name, row[name], set(optional), set(row) | unwanted)
     return row, form, unread
 
@@ -232,9 +234,9 @@ def _form(row: Mapping[str, Any], named: Set[str]) -> str:
 def _check_unread(name: str, value: Any, optional: Set[str], present: Set[str]) -> None:
     """Raise ValueError for a column that isn't read and looks like one that the row lacks, by its content, which is an
     image or audio, or by its name. A misspelt `image` would train without images."""
-    modality = _modality(value)
-    if modality in optional and not {modality, f"{modality}s"} & present:
-        near = modality
+    medium_type = modality(value)
+    if medium_type in optional and not {medium_type, f"{medium_type}s"} & present:
+        near = medium_type
     else:
         missing = sorted(optional - present)
         alike = "question" if name == "prompt" else name
@@ -265,7 +267,7 @@ def _named_by(ours: str, theirs: str) -> str:
     return f'--columns {ours}={theirs} (columns = {{ {ours} = "{theirs}" }} in a recipe file)'
 
 
-def _modality(value: Any) -> str | None:
+def modality(value: Any) -> str | None:
     """Return "image" or "audio" for such a file's bytes or path, or a list that begins with one; else None."""
     if isinstance(value, list) and value:
         value = value[0]
@@ -562,7 +564,7 @@ def _with_media(
     message: Message,
     root: Path | str | None,
     allowed: Sequence[str],
-    readers: Mapping[str, Reader],
+    readers: Mapping[str, "Reader"],
     decode: bool,
 ) -> Message:
     """Return the message with its media as bytes, with `decode` after a test decoding. Raises ValueError if that fails,
@@ -575,7 +577,7 @@ def _decodable(
     part: Part,
     root: Path | str | None,
     allowed: Sequence[str],
-    readers: Mapping[str, Reader],
+    readers: Mapping[str, "Reader"],
     decode: bool,
 ) -> Part:
     if isinstance(part, Text):
@@ -604,7 +606,7 @@ def _decodable(
     return Item(part.modality, content) if isinstance(part, Item) else type(part)(content)
 
 
-def _check_readable(item: Item, readers: Mapping[str, Reader]) -> None:
+def _check_readable(item: Item, readers: Mapping[str, "Reader"]) -> None:
     """Raise ValueError where an item's reader can't read it, or there is none."""
     if item.modality not in readers:
         raise ValueError(

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyphi.data import files, shards
 from polyphi.data.addresses import is_remote
@@ -16,10 +16,12 @@ from polyphi.data.formats import COLUMNS, sample
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, find, rows
 from polyphi.messages import PUBLISHED, Text
-from polyphi.processing.reader import Reader
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
 from polyphi.text.quantity import quantity
+
+if TYPE_CHECKING:  # it imports torch
+    from polyphi.processing.reader import Reader
 
 
 def build(
@@ -30,7 +32,7 @@ def build(
     skip_bad: bool = False,
     allowed_media_path: Sequence[str] = (),
     split: str = "train",
-    readers: Mapping[str, Reader] = {},
+    readers: Mapping[str, "Reader"] = {},
     check: Callable[[Sample], None] = lambda _: None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
