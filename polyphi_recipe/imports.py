@@ -23,9 +23,10 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from polyphi import modality as users
 from polyphi.data.formats import sample
 from polyphi.data.own import origin
+from polyphi.data.row_counts import BUDGET, estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.data.shards import document, row_hash, to_row
-from polyphi.data.sources import SourceFile, estimated_rows, rows
+from polyphi.data.sources import SourceFile, rows
 from polyphi.messages import TRANSCRIBE, Audio, media, modalities_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size
@@ -60,6 +61,8 @@ SHORT_ANSWER = 40
 """Characters up to which answers are compared as a whole."""
 MIN_BAD_ROWS, CHECKED = 8, 1000
 """Unreadable rows of a task from which on their share counts, and rows after which it is checked each time."""
+ESTIMATE, MIN_ESTIMATE = 256 << 20, 256 << 10
+"""Bytes of all files of a corpus, and at least of each, by which its rows are estimated."""
 TRIED = 8
 """Rows of each source that are read before any work begins."""
 WAYS = ("quoted", "same bytes", "whole picture")
@@ -126,7 +129,7 @@ class Imported:
         """Rows of sources without a split are held out if their hash, a number in [0, 1), is below this one."""
         if self._has_test_source or not self.test_files:
             return 0.0
-        rows = sum(estimated_rows(file) for _, file in self.test_files)
+        rows = _estimated_rows(self.test_files)
         return min(self.table.held_out, self.table.test_rows / max(1, rows))
 
     @property
@@ -220,8 +223,8 @@ class Imported:
 
     @cached_property
     def estimated_rows(self) -> int:
-        """About how many training rows the sources have, by the sizes of their files."""
-        return sum(estimated_rows(file) for _, file in self.files)
+        """About how many training rows the sources have."""
+        return _estimated_rows(self.files)
 
     @cached_property
     def tried(self) -> list[Sample]:
@@ -282,6 +285,12 @@ def check_images(recipe: Recipe, stage: Stage) -> None:
                     f"corpora.{name}: {stage.name} compares images with their texts; expected sources whose rows have "
                     f"an image, found {', '.join(sorted(own.kinds))} in {own.table.sources[0].path}"
                 )
+
+
+def _estimated_rows(files: Sequence[tuple[Source, SourceFile]]) -> int:
+    """About how many rows files have; of many files, less of each is read."""
+    each = max(MIN_ESTIMATE, min(BUDGET, ESTIMATE // max(1, len(files))))
+    return sum(estimated_rows(file, each) for _, file in files)
 
 
 def _kinds(one: Sample) -> Iterator[str]:

@@ -235,12 +235,17 @@ def stream_rows(stream: Any, path: str) -> Iterator[Row]:
     """The rows of an Arrow stream, as `datasets.save_to_disk` writes it; one that is too large is the ValueError that
     says so. Raises ValueError for messages that are too large, and pa.ArrowException for a damaged file."""
     try:
-        for batch in pa.ipc.open_stream(_Messages(stream)):
+        for batch in batches(stream):
             batch.validate(full=True)  # sizes and offsets are those of the file
             for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                 yield from _rows(batch.slice(start, ROWS_PER_BATCH))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def batches(stream: Any) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow stream within limits."""
+    yield from pa.ipc.open_stream(_Messages(stream))
 
 
 class _Messages(io.RawIOBase):

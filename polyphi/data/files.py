@@ -150,11 +150,11 @@ def _list(file: str) -> Iterator[Any]:
         while True:
             start = at
             try:
-                at = _skip(text, at)
+                at = skip(text, at)
                 if text[at : at + 1] == "]":
                     break
                 if not first:
-                    at = _skip(text, _expect(text, at, ","))
+                    at = skip(text, _expect(text, at, ","))
                 item, end = decoder.raw_decode(text, at)
                 if end == len(text):
                     raise ValueError("the file ends within the list")  # or a number continues
@@ -177,7 +177,7 @@ def _list(file: str) -> Iterator[Any]:
             raise ValueError(f"{file}: expected JSON, found {rest[:20]!r} after the list")
 
 
-def _skip(text: str, at: int) -> int:
+def skip(text: str, at: int) -> int:
     """The position of the next character that isn't white space."""
     match = SPACES.match(text, at)
     assert match is not None

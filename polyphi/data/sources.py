@@ -29,7 +29,6 @@ fetched. Paths in rows are relative to the file that names them.
 import csv
 import io
 import itertools
-import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,9 +74,8 @@ ENDINGS = {
     ".pdf": "pdf",
 }
 """Ending of a file, without .gz -> its format, unless its first row shows another one."""
-HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
-"""Of an estimate: bytes and rows of a file that are read, how much smaller text is when it is compressed, and bytes of
-a tar's member beside its content."""
+HEAD = 64 << 10
+"""Bytes of a file by which its format is detected."""
 ERRORS = (
     *(OSError, EOFError, tarfile.TarError, pa.ArrowException, UnicodeDecodeError, zlib.error),
     *(csv.Error, RecursionError),
@@ -301,54 +299,6 @@ def rows(file: SourceFile) -> Iterator[Row]:
         yield from READERS[file.format](file)
     except ERRORS as error:
         raise ValueError(f"{file}: {error or type(error).__name__}") from None
-
-
-def estimated_rows(file: SourceFile) -> int:
-    """About how many rows a file has: parquet and shards say it, images of a class are counted; the rows of other files
-    are as long as the first ones."""
-    if file.format == "shards":
-        return sum(count for _, count in _shard_files(file.path))
-    if file.format == "classes":
-        return len(folders.class_images(_names(file.path)))
-    if file.format == "pairs":
-        return sum("/" not in name and folders.is_medium(name) for name in _names(file.path))
-    if file.path.endswith(".parquet"):
-        return files.count(file.path)
-    if file.format in documents.READERS and file.format != "warc":
-        return 1
-    size = _size(file.path)
-    if file.format in ("webdataset", "datasets", "warc") or file.path.endswith(
-        (".json", ".json.gz")
-    ):
-        padding = BLOCK if file.format == "webdataset" else 0
-        tried = [row for _, row in itertools.islice(rows(file), TRIED)]
-        readable = [row for row in tried if not isinstance(row, ValueError)]
-        first = [_bytes(row) + padding * len(row) for row in readable]
-        return round(size * len(first) / sum(first)) if first else 0
-    with open_file(file.path) as stream:
-        head = stream.read(HEAD)
-    lines = head.count(b"\n") + (len(head) < HEAD and not head.endswith(b"\n"))
-    if _ending(file.path) in (".csv", ".tsv") and file.format != "fleurs":
-        lines = max(0, lines - 1)  # the names of the columns
-    if file.path.endswith(".gz"):
-        size *= GZIP_RATIO
-    return lines if len(head) < HEAD else round(size * lines / len(head))
-
-
-def _bytes(row: Any) -> int:
-    """About the bytes of a row in its file."""
-
-    def text(value: Any) -> str:
-        return "x" * (len(value) if isinstance(value, bytes) else len(str(value)))
-
-    return len(row) if isinstance(row, bytes | str) else len(json.dumps(row, default=text))
-
-
-def _size(path: str) -> int:
-    if not is_remote(path):
-        return Path(path).stat().st_size
-    system, name = file_system(path)
-    return int(system.size(name) or 0)
 
 
 def _rows(file: SourceFile) -> Iterator[Row]:

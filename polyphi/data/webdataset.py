@@ -11,7 +11,6 @@ before it have: its conversation would be about nothing.
 
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
@@ -129,11 +128,10 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
         key, members, size = "", dict[str, bytes](), 0
         media = set[str]()
         for member in _members(archive):
-            if not member.isfile() or Path(member.name).name.startswith("."):
+            if not member.isfile() or (at := row_key(member.name)) is None:
                 continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, suffix = name.partition(".")
-            if (at := f"{folder}/{stem}" if folder else stem) != key:
+            suffix = member.name.rpartition("/")[2].partition(".")[2]
+            if at != key:
                 if size:
                     yield f"{path}, {key}", _row(key, members, fields, size, media)
                 key, members, size = at, {}, 0
@@ -148,6 +146,13 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
             yield f"{path}, {key}", _row(key, members, fields, size, media)
     if any(ending.last):
         raise tarfile.ReadError("the archive ends before its end: it was cut off")
+
+
+def row_key(name: str) -> str | None:
+    """The name that the members of a row share, of one of them; None for a hidden member, which is in no row."""
+    folder, _, file = name.rpartition("/")
+    stem = file.partition(".")[0]
+    return (f"{folder}/{stem}" if folder else stem) if stem else None
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -13,6 +13,7 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi.data import own, sources
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.messages import TRANSCRIBE, Text
 
@@ -88,7 +89,7 @@ def test_a_folder_with_metadata_is_an_imagefolder(split: str, kind: str, tmp_pat
     assert answers(tmp_path) == [f"one of {split}", f"two of {split}"]
     assert all(modalities(one) == ["image"] for one in read(tmp_path))
     [file] = sources.find(str(tmp_path))
-    assert sources.estimated_rows(file) == 2
+    assert estimated_rows(file) == 2
 
 
 def test_metadata_above_the_splits(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_medium_and_a_text_of_one_name(ending: str, medium: bytes, tmp_path: P
     assert (first.answer, second.answer) == ("1", "2")
     assert modalities(first) == modalities(second) == [{"png": "image", "flac": "audio"}[ending]]
     [file] = sources.find(str(tmp_path))
-    assert sources.estimated_rows(file) == 2
+    assert estimated_rows(file) == 2
 
 
 def test_pairs_with_columns_in_splits(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyphi.data import own, sources
+from polyphi.data.row_counts import estimated_rows
 
 MEMORY = 1 << 30
 """Bytes that a reader may take beside those of the test."""
@@ -217,7 +218,7 @@ def test_a_file_is_estimated_by_its_readable_rows(tmp_path: Path) -> None:
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
     [file] = sources.find(str(tmp_path / "a.tar"))
-    assert sources.estimated_rows(file) >= 1
+    assert estimated_rows(file) >= 1
 
 
 def test_texts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
