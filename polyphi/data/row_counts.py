@@ -41,8 +41,8 @@ SCAN = 1 << 20
 """Bytes in which the next header of a tar is searched for."""
 TRIED = 16
 """Documents of an archive that are read."""
-HEADERS = ("csv", "commonvoice", "covost")
-"""Formats with a line of names."""
+TABLES = (".csv", ".tsv")
+"""Endings of files with a line of names, but those of fleurs."""
 
 Count = Callable[[bytes, bool], float]
 """Rows that end in a piece of a file, and whether the piece is at the file's end."""
@@ -105,12 +105,17 @@ def _text(file: SourceFile, budget: int) -> int:
             piece = following
         if piece:
             return round(total * size / at)
-        return round(total) + is_list - (file.format in HEADERS)
+        has_names = _name(file).endswith(TABLES) and file.format != "fleurs"
+        return round(total) + is_list - has_names
+
+
+def _name(file: SourceFile) -> str:
+    return file.path.removesuffix(".gz")
 
 
 def _counter(file: SourceFile, head: bytes) -> Count:
     """The counter of lines, or of records of a .csv, whose quoted fields may have several lines."""
-    if file.path.removesuffix(".gz").endswith(".csv"):
+    if _name(file).endswith(".csv"):
         commas = next(_records(head, 0), b"").count(b",")
         return lambda piece, ends: _csv_records(piece, commas, ends)
     return _lines

@@ -183,6 +183,7 @@ def test_a_source_whose_rows_all_vanish_is_a_warning(tmp_path: Path) -> None:
     out = io.StringIO()
     (tmp_path / "lab.toml").write_text(
         'size = "micro"\n[corpora.x]\nsources = ["a", "b"]\nheld_out = 0\n'
+        "[stages.text_1_pretrain]\nmix = { x = 1 }\n"
     )
     own = Run(tmp_path / "lab.toml", tmp_path / "run", console=Console(file=out, width=1000))
     own.build("x")
