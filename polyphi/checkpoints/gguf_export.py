@@ -119,9 +119,17 @@ def write_gguf(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for key, tensor in tensors.items():
-                writer.write_tensor_data(_converted(library, tensor, types[key]))
+                writer.write_tensor_data(_converted(library, tensor, types[key]).view(_Values))
         finally:
             writer.close()
+
+
+class _Values(np.ndarray):
+    """An array that is written by `write`, whose error has the system's cause, such as a full disk; numpy's has only
+    numbers of bytes."""
+
+    def tofile(self, file: Any) -> None:  # type: ignore[override]
+        file.write(np.ascontiguousarray(self).data)
 
 
 def _library() -> Any:

@@ -1,5 +1,7 @@
 """GGUF files that polyphi writes: read back they have the same weights and sizes, and llama.cpp's keys."""
 
+import errno
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +189,19 @@ def test_a_full_disk_leaves_the_previous_file(
     with pytest.raises(OSError, match="No space left"):
         write_gguf(model, path, native)
     assert path.read_bytes() == b"the previous file" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_can_not_grow_names_the_cause(native: Path, tmp_path: Path) -> None:
+    """As on a full disk: the system's error, and not numpy's."""
+    model = load_checkpoint(native)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write_gguf(model, tmp_path / "model.gguf", native)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
 
 
 def test_a_tokenizer_of_another_split_is_refused(native: Path, tmp_path: Path) -> None:
