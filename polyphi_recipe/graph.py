@@ -72,7 +72,7 @@ from polyphi_recipe.curate import sources
 from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.identity import Identity
 from polyphi_recipe.imports import check_images, imported
-from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe import PARTS, Recipe
 from polyphi_recipe.report import page
 from polyphi_recipe.stages.lineage import TRAINED, Origin
 from polyphi_recipe.timings import Timings
@@ -89,8 +89,8 @@ TOKENIZER_CORPORA = (
     "preferences",
 )
 
-PARTS, LINEAGE = "parts.json", "lineage.json"
-"""Files of a run with parts: their repositories, revisions and hashes, and the origin of every exported tensor."""
+LINEAGE = "lineage.json"
+"""File of a run with parts: the origin of every exported tensor."""
 WATCHED_ROWS = 32
 """Held-out rows of a task (synthetic samples of a benchmark) that are evaluated periodically while a stage trains."""
 SUBMITTED = (

@@ -48,7 +48,7 @@ from polyphi_recipe.curate.pipeline import across_folder
 from polyphi_recipe.curate.quality import QualityClassifierFilter
 from polyphi_recipe.curate.rules import QualityRulesFilter
 from polyphi_recipe.curate.transcripts import WordErrorRateFilter
-from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe import OWN_TASK, Recipe
 from polyphi_recipe.recipe_file import CorpusTable, Source
 
 VERSION = 2
@@ -205,7 +205,7 @@ class Imported:
             else "text"
         )
         return heldout.task(
-            f"own_{self.name}",
+            f"{OWN_TASK}{self.name}",
             f"Held-out rows of {self.name}",
             modality,
             self.name,

@@ -182,6 +182,10 @@ def with_modalities(recipe: Recipe, files: Iterable[str | Path]) -> Recipe:
     return replace(recipe, size=replace(recipe.size, model=model))
 
 
+PARTS = "parts.json"
+"""File of a run with the repositories, revisions and hashes of its parts."""
+OWN_TASK = "own_"
+"""Beginning of the names of the held-out tasks of corpora with sources."""
 RECORD = "recipe.json"
 """The file of a run with the content and the path of its recipe file."""
 REAL_SIZES = ("lab", "full")

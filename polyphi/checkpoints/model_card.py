@@ -190,12 +190,7 @@ def _run(folder: Path) -> dict[str, Any] | None:
         + ("" if folder.name == "model" else f" {folder.name}"),
         "size": identity["size"],
         "recipe": identity.get("recipe"),
-        "parts": {
-            name: f"{part['repository']} at revision {part['revision']}"
-            if part["repository"]
-            else f"a checkpoint named {Path(part['source']).name}"
-            for name, part in part_records.items()
-        },
+        "parts": part_origins(part_records),
         "base": part_records.get("decoder", {}).get("repository"),
         "generated": [corpus for corpus in mixes if corpus in record.get("generated", ())],
         "seed": identity["seed"],
@@ -204,6 +199,16 @@ def _run(folder: Path) -> dict[str, Any] | None:
         "frozen_in": len(freeze),
         "unchanged_in": sum(c["logits_sha256_before"] == c["logits_sha256_after"] for c in freeze),
         "measured": report_json.get("cards", {}).get(folder.name, ""),
+    }
+
+
+def part_origins(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The repository and revision, or the folder's name, of each part of a run, from its parts.json."""
+    return {
+        name: f"{part['repository']} at revision {part['revision']}"
+        if part["repository"]
+        else f"a checkpoint named {Path(part['source']).name}"
+        for name, part in records.items()
     }
 
 

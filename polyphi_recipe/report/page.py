@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from polyphi.checkpoints import model_card
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import read_config
 from polyphi.runtime import cpu
@@ -32,7 +33,7 @@ from polyphi_eval.report import card
 from polyphi_recipe.curate import cards
 from polyphi_recipe.curate.sources import SOURCES
 from polyphi_recipe.from_file import stages_of_run
-from polyphi_recipe.recipe import RECORD
+from polyphi_recipe.recipe import OWN_TASK, PARTS, RECORD
 from polyphi_recipe.report import sections
 from polyphi_recipe.report.samples import Draw
 from polyphi_recipe.report.sections import render
@@ -78,10 +79,13 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     freeze = _load(run / "freeze.json", [])
     timings = _load(run / "timings.json", {})
     identity = _load(run / "run.json", {})
-    draw = Draw(run, results, identity.get("seed"))
+    recipe = identity.get("recipe")
+    own = [r for r in results if r["task"].startswith(OWN_TASK)]
+    draw = Draw(run, results, identity.get("seed"), own=recipe is not None)
     report = {
         "size": identity.get("size", "unnamed"),
-        "recipe": identity.get("recipe"),
+        "recipe": recipe,
+        "given": model_card.part_origins(_load(run / PARTS, {})),
         "generated": _load(run / RECORD, {}).get("generated", []),
         "seed": identity.get("seed"),
         "precision": asdict(choice) if (choice := recorded(identity)) else None,
@@ -92,6 +96,8 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             "beats": sum(r["verdict"] == "beats" for r in results),
             "core": len(CORE),
             "core_beats": sum(r["core"] and r["verdict"] == "beats" for r in results),
+            "own": len(own),
+            "own_beats": sum(r["verdict"] == "beats" for r in own),
             "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
             "tasks_by_modality": _count(r["modality"] for r in results),
             "frozen_checks": len(freeze),
@@ -121,7 +127,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _cards(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the model cards of the exported folders show of the held-out tasks; `mini` was evaluated on none."""
     own: dict[str, list[Mapping[str, Any]]] = {"reasoning": [], "model": []}
-    for task in results:
+    for task in sorted(results, key=lambda task: not task["task"].startswith(OWN_TASK)):
         own["reasoning" if task["corpus"].startswith("reasoning") else "model"].append(task)
     return {folder: card.of_heldout(tasks) for folder, tasks in own.items()}
 

@@ -4,7 +4,8 @@
 >>> draw.examples(), draw.gallery(), draw.media        # the page's first screen, further ones, media by SHA-256
 
 The draw depends on the seed, the tasks and the samples, never on an answer. Images are digit scans or our renderings,
-and samples with a share-alike licence are excluded, because people commit and share the page.
+and samples with a share-alike licence are excluded, because people commit and share the page; the page of a recipe
+file's run shows rows of its sources, too, and says so.
 """
 
 import random
@@ -19,6 +20,7 @@ from polyphi.messages import Audio, Image
 from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, medium, question
 from polyphi_eval.baselines import read
 from polyphi_eval.report.heldout import METRICS, number
+from polyphi_recipe.recipe import OWN_TASK
 
 EXAMPLES = {(): 4, ("image",): 6, ("audio",): 6, ("audio", "image"): 2}
 """Number of samples at the top of the page, by their media."""
@@ -33,22 +35,26 @@ class Draw:
     """Draws samples of a run in an order that depends on the seed; each is used once, and no two share an image or
     audio clip."""
 
-    def __init__(self, run: Path, results: Sequence[Row], seed: int | None) -> None:
-        """`results` are the rows of `rescore(run / "eval")`."""
+    def __init__(
+        self, run: Path, results: Sequence[Row], seed: int | None, *, own: bool = False
+    ) -> None:
+        """`results` are the rows of `rescore(run / "eval")`. With `own`, of a recipe file's run, the examples are of
+        the tasks of its corpora with sources, not of core tasks."""
         self.media: dict[str, bytes] = {}
-        self._results, self._seed = results, seed
+        self._results, self._seed, self._own = results, seed, own
         self._ids: set[str] = set()
         self._lines = {r["task"]: _lines(run, r, seed) for r in results}
         self._queues = {r["task"]: _candidates(run, r, self._lines[r["task"]]) for r in results}
 
     def examples(self) -> list[dict[str, Any]]:
-        """Samples of core tasks, EXAMPLES of each combination of media."""
-        core = [r["task"] for r in self._results if r["core"] and self._lines[r["task"]]]
-        random.Random(self._seed).shuffle(core)
+        """Samples of the main tasks, EXAMPLES of each combination of media."""
+        tasks = [r["task"] for r in self._results if is_main(r, self._own)]
+        tasks = [task for task in tasks if self._lines[task]]
+        random.Random(self._seed).shuffle(tasks)
         by_media: dict[tuple[str, ...], list[str]] = {media: [] for media in EXAMPLES}
-        for task in core:
+        for task in tasks:
             media = {m["kind"] for m in self._lines[task][0]["media"]}
-            by_media[tuple(sorted(media))].append(task)
+            by_media.setdefault(tuple(sorted(media)), []).append(task)
         return [e for media, n in EXAMPLES.items() for e in self.take(by_media[media], n)]
 
     def gallery(self) -> list[dict[str, Any]]:
@@ -79,6 +85,11 @@ class Draw:
         return entries
 
 
+def is_main(result: Row, own: bool) -> bool:
+    """Whether a task is a main one of the page: one of the core, or with `own` one of a corpus with sources."""
+    return result["task"].startswith(OWN_TASK) if own else bool(result["core"])
+
+
 def task_score(result: Row) -> str:
     """How good the answers to a task are: "this task: accuracy 53.0 %"."""
     return f"this task: {METRICS[result['metric']]} {number(result['metric'], result['score'])}"
@@ -94,7 +105,7 @@ def _lines(run: Path, result: Row, seed: int | None) -> list[dict[str, Any]]:
     lines = [
         x
         for x in read(run / "eval" / f"{result['task']}.jsonl")
-        if x["condition"] == "with" and _publishable(x)
+        if x["condition"] == "with" and (result["task"].startswith(OWN_TASK) or _publishable(x))
     ]
     random.Random(f"{seed} {result['task']}").shuffle(lines)
     return lines
@@ -124,7 +135,10 @@ def _candidates(
         media = (p for m in prompt for p in m.parts if isinstance(p, Image | Audio))
         parts = [p.source for p in media if isinstance(p.source, bytes)]
         types = [mime for p in parts for magic, mime in MIME.items() if p.startswith(magic)]
-        if len(types) < len(parts) or sum(map(len, parts)) > MAX_SAMPLE_MEDIA:
+        if (
+            not len(types) == len(parts) == len(x["media"])
+            or sum(map(len, parts)) > MAX_SAMPLE_MEDIA
+        ):
             continue
         yield (
             {

@@ -3,16 +3,18 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import make_run
+from made_run import Model, make_run, sample
 
 from polyphi.data import shards
-from polyphi_eval import baselines
+from polyphi_eval import baselines, scorers
 from polyphi_eval.heldout import CORE, GOALS
+from polyphi_eval.heldout import task as held_out_task
 from polyphi_eval.report import heldout
 from polyphi_eval.score import Measured
 from polyphi_recipe.report import page, sections
@@ -141,6 +143,33 @@ def test_the_page_says_what_each_step_dropped(tmp_path: Path) -> None:
         assert "of 1,234 samples 1,233 were dropped" in content
     data = json.loads((tmp_path / "report.json").read_text())["data"]["corpora"]
     assert data["pages"]["train"]["dropped"] == history["dropped"]
+
+
+def test_the_page_of_a_recipe_file_is_about_its_run(tmp_path: Path) -> None:
+    """Its command, its parts, and its corpora: their rows are the examples, and their tasks are counted."""
+    run = make_run(tmp_path / "run", n=4, steps=3)
+    task = held_out_task(
+        "own_photos", "Held-out rows of photos", "vision", "photos", scorers.exact, {}, "accuracy"
+    )
+    rows = [replace(sample(task, i), source="photos.jsonl", licence="") for i in range(4)]
+    baselines.evaluate(Model(task, rows, 0.0), task, rows, run / "eval")
+    shards.write(run / "data/photos/test", rows, pipeline="p")
+    identity = {"size": "micro", "seed": 7, "recipe": "lab"}
+    (run / "run.json").write_text(json.dumps(identity))
+    recipe = {"size": "micro", "parts": {"decoder": "models/mine"}}
+    record = {"file": "lab.toml", "order": ["vision_1_align"], "generated": [], "recipe": recipe}
+    (run / "recipe.json").write_text(json.dumps(record))
+    part = {"source": "models/mine", "repository": "", "revision": ""}
+    (run / "parts.json").write_text(json.dumps({"decoder": part}))
+    page_html, text = page.write(run).read_text(), (run / "report.md").read_text()
+    report = json.loads((run / "report.json").read_text())
+    assert {entry["source"] for entry in report["examples"]} == {"photos.jsonl"}
+    assert all(entry["media"] for entry in report["examples"])
+    for content in (page_html, text):
+        assert "polyphi reproduce lab.toml --out DIR --seed 7" in content
+        assert "reproduce micro" not in content and "our own renderings" not in content
+        assert f"of {len(CORE)}" not in content and "decoder (a checkpoint named mine)" in content
+    assert "**0 of 1** tasks" in text and "**1 of 1** stages" in text
 
 
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
