@@ -1,7 +1,8 @@
 """A recipe file's content -> the recipe of a run: stages, parts, shapes, and a corpus for each source with a share."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -10,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from polyphi.data.addresses import is_remote
+from polyphi.data.sources import SourceFile
 from polyphi.model.config import ModelConfig
 from polyphi.planning import sizes
 from polyphi.planning.sizes import Size
@@ -37,7 +40,7 @@ def of_run(out: Path) -> Recipe:
             f"expected the folder of a run of `polyphi reproduce`, found no run.json in {out}"
         )
     if (out / RECORD).exists():
-        return recipe_of(*recorded(out))
+        return recipe_of(*_recorded(out))
     return of_size(sizes.load(json.loads((out / "run.json").read_text())["size"]))
 
 
@@ -45,13 +48,13 @@ def stages_of_run(out: Path) -> list[Stage]:
     """The stages of a run's folder in order; parts are not opened. Those of the recipe for a folder without a run."""
     if not (out / RECORD).exists():
         return list(stages.BUILT_IN.values())
-    table, file = recorded(out)
+    table, file = _recorded(out)
     every, _ = all_stages(table, sizes.load(table.size), file.parent)
     order = json.loads((out / RECORD).read_text(encoding="utf-8"))["order"]
     return [every[name] for name in order if name in every]
 
 
-def recorded(out: Path) -> tuple[Any, Path]:
+def _recorded(out: Path) -> tuple[Any, Path]:
     """The recipe file that a run's folder has, and its path."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     return RecipeFile.model_validate(record["recipe"]), Path(record["file"])
@@ -68,7 +71,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         if not (folder / name).is_file():
             mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
     mistakes += [f"teachers.corpora: {text}" for text in _teacher_mistakes(table)]
-    mistakes += recognisers.mistakes(table, folder)
+    mistakes += _recogniser_mistakes(table, folder)
     parts = {}
     for name, source in table.parts:
         if source is None:
@@ -103,7 +106,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     return recipe
 
 
-def _on_imported_rows(stage: Stage, imported: Set[str]) -> Stage:
+def _on_imported_rows(stage: Stage, imported: set[str]) -> Stage:
     """The stage without what only generated rows have: an order from easy to difficult, and annotations for auxiliary
     losses if all of its rows are imported."""
     unordered = tuple(name for name in stage.data.curriculum if name not in imported)
@@ -156,6 +159,61 @@ def _teacher_mistakes(table: RecipeFile) -> Iterator[str]:
             yield f"{name} needs a {needed} teacher, found none"
         elif not rows_of(name, table.teachers):
             yield f"{name} needs the sandbox, in which tests run: {sandbox.unavailable()}"
+
+
+def _recogniser_mistakes(table: RecipeFile, folder: Path) -> Iterator[str]:
+    """A line for each corpus without a recogniser, or with one that has learned from its rows."""
+    for name, corpus in table.corpora.items():
+        if corpus.filters.wer is None or not corpus.sources:
+            continue
+        try:
+            run = recognisers.folder_of(corpus, table.parts.audio, folder).parent
+        except ValueError as error:
+            yield f"corpora.{name}.filters.wer: {error}"
+            continue
+        known = _learned(run)
+        for number, source in enumerate(corpus.sources):
+            try:
+                files = source.files(folder)
+            except ValueError:
+                continue  # `Run.check_corpora` says it
+            if path := next((_place(f) for f in files if _is_below(_place(f), known)), None):
+                yield (
+                    f"corpora.{name}.filters.wer: expected rows that the recogniser hasn't learned, found {path} of "
+                    f"sources[{number}], from which {run} learned; name another recogniser, or leave wer out"
+                )
+                break
+
+
+def _learned(run: Path) -> set[str]:
+    """The files from which speech 0 of a run has learned: sources of its corpora, and its corpora."""
+    corpora = [
+        c
+        for stage in stages_of_run(run)
+        if stage.name == recognisers.STAGE
+        for c in stage.data.weights
+    ]
+    own = [path for name in corpora for path in (run / "data").glob(f"{name}*")]
+    places = {str(p.resolve()) for p in own if re.sub(r"-\d+$", "", p.name) in corpora}
+    if (run / RECORD).exists():
+        table, file = _recorded(run)
+        sources = [
+            s for name in corpora if name in table.corpora for s in table.corpora[name].sources
+        ]
+        for source in sources:
+            try:
+                places |= {_place(f) for f in source.files(file.parent)}
+            except ValueError:
+                continue  # it isn't there any more
+    return places
+
+
+def _place(file: SourceFile) -> str:
+    return file.path if is_remote(file.path) else str(Path(file.path).resolve())
+
+
+def _is_below(place: str, known: set[str]) -> bool:
+    return place in known or any(str(parent) in known for parent in Path(place).parents)
 
 
 def _part_of_run(name: str, source: str, folder: Path) -> Part | None:

@@ -453,7 +453,7 @@ def spoken_text(corpus: str, one: Sample) -> str | None:
         return None
     if "transcript" in one.meta:
         return str(one.meta["transcript"])
-    is_transcript = corpus == TRANSCRIPTS or one.prompt[-1].text == TRANSCRIBE
+    is_transcript = corpus == TRANSCRIPTS or "".join(m.text for m in one.prompt) == TRANSCRIBE
     return one.answer if is_transcript else None
 
 

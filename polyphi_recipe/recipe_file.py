@@ -156,9 +156,9 @@ class CorpusTable(Table):
     rows: PositiveInt | None = None
     """The largest number of training rows; default: all."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """The share of rows that are held out, where no source has split = "test"."""
+    """The largest share of rows that are held out, where no source has split = "test"."""
     test_rows: Annotated[int, Field(ge=0)] = 500
-    """The largest number of held-out rows."""
+    """About the largest number of these rows: the share is smaller where the sources have more."""
     builtin: bool = False
     """Use the built-in generator, on purpose."""
     filters: Filters = Filters()

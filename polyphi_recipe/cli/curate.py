@@ -65,6 +65,8 @@ def curate(
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)
     }
-    for name in corpora or (*run.recipe.imported_names, *corpora_of(run.recipe)):
+    names = tuple(corpora) or (*run.recipe.imported_names, *corpora_of(run.recipe))
+    run.check_corpora(name for name in names if not name.endswith(".py"))
+    for name in names:
         if not run.build(name, replace(machines, slurm=options)):
             report_kept(run.data / run.corpus(name).name, run.report_plain)
