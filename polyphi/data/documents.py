@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 LONGEST_PAGE = 20 << 20
 """Maximum bytes of a page or file; longer ones are an error."""
+MAX_HEADERS, PIECE = 4 << 20, 1 << 20
+"""[ours] Maximum bytes of the headers of an archive's record, and bytes of its content that are read at once."""
 Rows = Iterator[dict[str, Any]]
 
 
@@ -78,34 +80,64 @@ def warc(file: BinaryIO) -> Rows:
     source = _Watched(file)
     try:
         for record in ArchiveIterator(source):
-            if record.rec_type != "response" or record.http_headers is None:
-                continue
-            content_type = record.http_headers.get_header("Content-Type") or ""
-            if not content_type.startswith(("text/html", "application/xhtml")):
-                continue
-            url = record.rec_headers.get_header("WARC-Target-URI")
-            page = record.content_stream().read(LONGEST_PAGE)
-            if extracted := html_text(page, url):
-                title, body = extracted
-                date = record.rec_headers.get_header("WARC-Date")
-                yield {"title": title, "text": body, "url": url, "date": date}
+            if (page := _page(record, source)) is not None:
+                url = record.rec_headers.get_header("WARC-Target-URI")
+                if extracted := html_text(page, url):
+                    title, body = extracted
+                    date = record.rec_headers.get_header("WARC-Date")
+                    yield {"title": title, "text": body, "url": url, "date": date}
+            for _ in _pieces(record.raw_stream, source):
+                pass  # of what isn't read
     except ArchiveLoadFailed as error:
         raise ValueError(f"expected a WARC archive ({error})") from None
     if source.error is not None:
         raise ValueError(f"expected a whole WARC archive ({source.error})")
 
 
+def _page(record: Any, source: "_Watched") -> bytes | None:
+    """The page of a record, up to `LONGEST_PAGE`; None for other records."""
+    if record.rec_type != "response" or record.http_headers is None:
+        return None
+    content_type = record.http_headers.get_header("Content-Type") or ""
+    if not content_type.startswith(("text/html", "application/xhtml")):
+        return None
+    page = bytearray()
+    for piece in _pieces(record.content_stream(), source):
+        page += piece
+        if len(page) >= LONGEST_PAGE:
+            break
+    return bytes(page[:LONGEST_PAGE])
+
+
+def _pieces(stream: Any, source: "_Watched") -> Iterator[bytes]:
+    """The content of a record, whose length has no limit, piece by piece."""
+    source.begin()
+    while piece := stream.read(PIECE):
+        yield piece
+        source.begin()
+
+
 class _Watched:
-    """A file that keeps the error of its last read: warcio takes one for the end of the archive."""
+    """A file that keeps the error of its last read: warcio takes one for the end of the archive. Raises ValueError for
+    headers of more than `MAX_HEADERS` bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._size = 0
         self.error: Exception | None = None
+
+    def begin(self) -> None:
+        """Begin to count the bytes that are read at once."""
+        self._size = 0
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
         try:
-            return self._file.read(size)
+            data = self._file.read(size)
+            self._size += len(data)
+            if self._size > MAX_HEADERS:
+                raise ValueError(f"expected headers of at most {MAX_HEADERS:,} bytes, found more")
+            return data
         except (EOFError, OSError) as error:
             self.error = error
             raise
