@@ -89,8 +89,14 @@ def parse_json(text: bytes | str) -> Any:
         ) from None
 
 
-def check_values(text: bytes | str, start: int = 0) -> None:
-    """Raise ValueError for a JSON text that may have too many values, from its character `start` on."""
-    marks = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
-    if len(text) - start > MAX_VALUES and sum(text.count(m, start) for m in marks) > MAX_VALUES:  # type: ignore[arg-type]
+def check_values(text: bytes | str) -> None:
+    """Raise ValueError for a JSON text that may have too many values."""
+    if len(text) <= MAX_VALUES:
+        return
+    count = (
+        sum(map(text.count, ",[{"))
+        if isinstance(text, str)
+        else sum(map(text.count, (b",", b"[", b"{")))
+    )
+    if count > MAX_VALUES:
         raise ValueError(f"expected at most {MAX_VALUES:,} values in a row, found more")

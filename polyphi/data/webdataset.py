@@ -11,7 +11,7 @@ before it have: its conversation would be about nothing.
 
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
 from polyphi.data.limits import MAX_ROW, parse_json
@@ -158,7 +158,7 @@ def row_key(name: str) -> str | None:
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     try:
         for member in archive:
-            archive.members.clear()  # which the archive would keep
+            archive.members.clear()  # type: ignore[attr-defined] # which the archive would keep
             yield member
     except ValueError as error:
         raise tarfile.ReadError(str(error)) from None
@@ -168,9 +168,9 @@ class _Member(tarfile.TarInfo):
     """The header of a member, of which only what this module reads is accepted."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Member":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """The header in a block."""
-        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        member = super().frombuf(buf, encoding, errors)
         headers = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
         if member.type in headers and member.size > MAX_HEADER:
             raise tarfile.ReadError(
@@ -178,7 +178,7 @@ class _Member(tarfile.TarInfo):
             )
         if member.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"{member.name}: expected whole members, found a sparse one")
-        return member  # type: ignore[return-value]
+        return member
 
     def _proc_gnusparse_10(self, *_: Any) -> None:
         raise tarfile.ReadError(f"{self.name}: expected whole members, found a sparse one")
