@@ -60,8 +60,14 @@ def plan(
     with TemporaryDirectory() as directory:
         data, parts = Path(directory), Counter[str]()
         for corpus, sources in corpus_sources(stage, rows.data).items():
-            allowed = rows.allowed_media_path
-            manifest = own.build(data / corpus, sources, allowed_media_path=allowed, report=report)
+            manifest = own.build(
+                data / corpus,
+                sources,
+                allowed_media_path=rows.allowed_media_path,
+                encoding=rows.encoding,
+                media_dir=rows.media_dir,
+                report=report,
+            )
             parts += Counter(manifest["parts"])
         stage = for_rows(stage, parts, config.adapters) if built_in else stage
         config = sketch_of(stage, config).config

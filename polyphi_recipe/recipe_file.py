@@ -91,8 +91,13 @@ class Source(Table):
     allowed_media_path: tuple[str, ...] = Field(default=(), strict=False)
     """Folders and addresses (https://HOST/...) whose files rows may name, beside those in the folder of their file;
     relative to the recipe file."""
+    media_dir: str | None = None
+    """The folder that paths in rows are relative to, itself relative to the recipe file; default: that of their
+    file."""
+    encoding: str = ""
+    """The encoding of texts that aren't UTF-8, such as "cp1252"."""
     question: str | None = None
-    """The question of rows that have none, such as "Describe the picture."."""
+    """The question of rows about an image or audio that have none, such as "Describe the picture."."""
     licence: str = ""
     """The licence of rows that name none."""
     split: Literal["train", "test"] | None = None
@@ -101,7 +106,8 @@ class Source(Table):
     def files(self, folder: Path) -> list[SourceFile]:
         """The files of the source, whose path is relative to `folder`. Raises ValueError without files."""
         allowed = [_below(folder, path) for path in self.allowed_media_path]
-        return find(_below(folder, self.path), self.format, allowed)
+        media_dir = self.media_dir and _below(folder, self.media_dir)
+        return find(_below(folder, self.path), self.format, allowed, self.encoding, media_dir)
 
 
 def _below(folder: Path, path: str) -> str:

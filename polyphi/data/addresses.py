@@ -1,16 +1,20 @@
 """Files anywhere: local paths, and addresses that fsspec reads (s3://, https://, gs://, hf://, ...)."""
 
+import codecs
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.limits import MAX_ROW, BoundedReader
+import pyarrow as pa
+
+from polyphi.data.limits import BUFFER, MAX_ROW, BoundedReader
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-PACKED = (".gz", ".tgz")
+PACKED = (".gz", ".tgz", ".zst")
 """Endings of compressed files."""
 PROTOCOLS = (
     *("s3", "s3a", "gs", "gcs", "hf", "https", "http", "az", "abfs", "abfss", "adl", "oci", "oss"),
@@ -29,6 +33,14 @@ def is_remote(path: str) -> bool:
 def join(folder: str, name: str) -> str:
     """The path of a file in a folder, which may be an address."""
     return f"{folder.rstrip('/')}/{name}"
+
+
+def ending(path: str) -> str:
+    """The ending of a path, without that of its compression: .jsonl of a.jsonl.gz, .tar of a.tgz."""
+    name = Path(path.lower())
+    if name.suffix == ".tgz":
+        return ".tar"
+    return Path(name.stem).suffix if name.suffix in PACKED else name.suffix
 
 
 def without_braces(pattern: str) -> list[str]:
@@ -67,8 +79,11 @@ def read_bytes(path: str, limit: int = MAX_ROW, redirects: bool = True) -> bytes
 
 
 @contextmanager
-def open_file(path: str, unpack: bool = True, redirects: bool = True) -> Iterator[BoundedReader]:
-    """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. Raises OSError."""
+def open_file(
+    path: str, unpack: bool = True, encoding: str = "", redirects: bool = True
+) -> Iterator[BoundedReader]:
+    """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. With `encoding` they are
+    those of its text in UTF-8. Raises OSError, and where it is read UnicodeDecodeError."""
     if is_remote(path):
         system, name = file_system(path, redirects)
         try:
@@ -78,11 +93,38 @@ def open_file(path: str, unpack: bool = True, redirects: bool = True) -> Iterato
     else:
         stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     with stream:
-        if unpack and path.endswith(PACKED):
-            with gzip.open(stream) as unpacked:
-                yield BoundedReader(unpacked, path)
-        else:
-            yield BoundedReader(stream, path)
+        content = unpacked(stream, path) if unpack else stream
+        yield BoundedReader(_Recoded(content, encoding) if encoding else content, path)
+
+
+def unpacked(stream: Any, path: str) -> Any:
+    """The content of the open file `path`, which may be compressed; it is closed with its file."""
+    if path.endswith(".zst"):
+        return pa.CompressedInputStream(stream, "zstd")
+    return gzip.open(stream) if path.endswith(PACKED) else stream
+
+
+class _Recoded(io.RawIOBase):
+    """The text of a file in UTF-8."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._data, self._ended = b"", False
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with the next bytes, and return their number."""
+        while not self._data and not self._ended:
+            more = self._stream.read(BUFFER)
+            self._ended = not more
+            self._data = self._decoder.decode(more, self._ended).encode()
+        size = min(len(buffer), len(self._data))
+        buffer[:size], self._data = self._data[:size], self._data[size:]
+        return size
 
 
 def check_protocol(path: str) -> None:

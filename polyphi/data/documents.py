@@ -3,6 +3,7 @@
 A page's text is its main text, by trafilatura; a PDF's is its text layer, by pypdf. Both are in the extra `curate`.
 """
 
+import codecs
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -55,7 +56,9 @@ def _content(file: BinaryIO) -> bytes:
 
 def text(file: BinaryIO) -> Rows:
     """The document of a text file; none of an empty one."""
-    if content := _content(file).decode("utf-8").strip():
+    data = _content(file)
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if content := data.decode("utf-16" if is_utf16 else "utf-8-sig").strip():
         yield {"text": content}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyphi.data.addresses import is_remote, open_file
+from polyphi.data.addresses import ending, is_remote, open_file
 from polyphi.data.arrow_files import parquet_rows
 from polyphi.data.limits import MAX_TEXT, check_values, parse_json
 from polyphi.runtime import inputs
@@ -42,7 +42,7 @@ def find(source: str) -> list[str]:
     inputs.note_listing(path, ENDINGS)
     if path.is_file() and path.suffix in ENDINGS:
         return [str(path)]
-    jsonl, parquet, lists = (_visible(path, ending) for ending in ENDINGS)
+    jsonl, parquet, lists = (_visible(path, suffix) for suffix in ENDINGS)
     files = [str(file) for file in [*jsonl, *parquet] or lists]
     if not files:
         raise ValueError(
@@ -79,46 +79,47 @@ def _train_split(files: list[str], under: str) -> list[str]:
     return [file for file in files if TRAIN.search(file.removeprefix(under))] or files
 
 
-def _open(file: str) -> Any:
+def _open(file: str, encoding: str = "") -> Any:
     if file.startswith(HUB):
         return _hub().open(file.removeprefix(HUB))
     if file.endswith(".parquet") and not is_remote(file):
         return pa.OSFile(file)  # Arrow's own file for the reason in `Shards._open`
-    return open_file(file)
+    return open_file(file, encoding=encoding)
 
 
-def _visible(folder: Path, ending: str) -> list[Path]:
-    """Return the files with an ending. Hidden folders aren't data: curation stores dropped rows there."""
+def _visible(folder: Path, suffix: str) -> list[Path]:
+    """Return the files with a suffix. Hidden folders aren't data: curation stores dropped rows there."""
     return [
         path
-        for path in sorted(folder.rglob(f"*{ending}"))
+        for path in sorted(folder.rglob(f"*{suffix}"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
 
 
-def count(file: str) -> int:
+def count(file: str, encoding: str = "") -> int:
     """Return the number of rows of a file."""
-    if file.endswith((".json", ".json.gz")):
-        return sum(1 for _ in _list(file))
-    with _open(file) as stream:
+    if ending(file) == ".json":
+        return sum(1 for _ in _list(file, encoding))
+    with _open(file, encoding) as stream:
         if file.endswith(".parquet"):
             return int(pq.ParquetFile(stream).metadata.num_rows)
         return sum(bool(line.strip()) for line in stream)
 
 
-def rows(file: str) -> Iterator[tuple[str, Any]]:
-    """Yield (location for error messages, a row or its JSON) of every row. Raises ValueError for a .json file that
-    holds no list."""
+def rows(file: str, encoding: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (location for error messages, a row or its JSON) of every row; "" as `encoding` is UTF-8. Raises ValueError
+    for a .json file that holds no list."""
     if not is_remote(file):
         inputs.note(file)
-    if file.endswith((".json", ".json.gz")):
-        yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
+    if ending(file) == ".json":
+        items = enumerate(_list(file, encoding), 1)
+        yield from ((f"{file}, row {number}", row) for number, row in items)
         return
     if file.endswith(".parquet"):
         of_file = enumerate(parquet(file), 1)
         yield from ((f"{file}, row {number}", row) for number, row in of_file)
         return
-    with _open(file) as stream:
+    with _open(file, encoding) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield f"{file}, line {number}", line
@@ -133,10 +134,10 @@ def parquet(file: str) -> Iterator[Any]:
         yield from parquet_rows(file, stream)
 
 
-def _list(file: str) -> Iterator[Any]:
+def _list(file: str, encoding: str = "") -> Iterator[Any]:
     """Yield the items of a JSON list, of which a part is in memory."""
     decoder = json.JSONDecoder()
-    with _open(file) as stream:
+    with _open(file, encoding) as stream:
         chunks = codecs.getreader("utf-8")(stream)
         text, at, first, row = "", 1, True, 1
         while not text and (more := chunks.read(CHUNK)):

@@ -7,18 +7,19 @@
 Names are relative to the folder, with / between their parts.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from polyphi.data import files
-from polyphi.data.addresses import join, read_bytes
+from polyphi.data.addresses import is_remote, join, read_bytes
 from polyphi.data.confinement import medium
+from polyphi.data.limits import MAX_TEXT, encoding_error, parse_json
 from polyphi.data.webdataset import MEMBERS, SOUNDS
 from polyphi.processing.file_types import IMAGE_SUFFIXES
+from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -86,9 +87,11 @@ def captions(names: Sequence[str]) -> set[str]:
     return {name for name in names if _suffix(name) in CAPTIONS and _stem(name) in media}
 
 
-def paired_rows(folder: str, names: Sequence[str], allowed: Sequence[str]) -> Iterator[Row]:
-    """The pairs in a folder; a row that lacks one of both, or links to a file elsewhere than in `allowed`, is a
-    ValueError."""
+def paired_rows(
+    folder: str, names: Sequence[str], allowed: Sequence[str] = (), encoding: str = ""
+) -> Iterator[Row]:
+    """The pairs in a folder, with texts in `encoding` ("": UTF-8); a row that lacks one of both, or links to a file
+    elsewhere than in `allowed`, is a ValueError."""
     groups = defaultdict[str, list[str]](list)
     for name in names:
         is_text = _suffix(name) in CAPTIONS and not is_description(name)
@@ -97,25 +100,31 @@ def paired_rows(folder: str, names: Sequence[str], allowed: Sequence[str]) -> It
     for stem, group in groups.items():
         location = join(folder, group[0])
         try:
-            yield location, {"id": stem, **_pair(folder, group, allowed)}
-        except ValueError as error:
-            yield location, error
+            yield location, {"id": stem, **_pair(folder, group, allowed, encoding)}
+        except UnicodeDecodeError as error:
+            yield location, ValueError(encoding_error(error))
+        except (ValueError, OSError) as error:
+            yield location, error if isinstance(error, ValueError) else ValueError(str(error))
 
 
-def _pair(folder: str, group: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
+def _pair(
+    folder: str, group: Sequence[str], allowed: Sequence[str], encoding: str
+) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in group:
         if is_medium(name):
             row.setdefault(f"{column(name)}s", []).append(name)
             continue
-        data = read_bytes(str(medium(folder, name, allowed)))
+        data = read_bytes(str(medium(folder, name, allowed)), MAX_TEXT)
+        if not is_remote(folder):
+            inputs.note(Path(folder) / name)
         if _suffix(name) == ".json":
-            columns = json.loads(data)
+            columns = parse_json(data.decode(encoding) if encoding else data)
             if not isinstance(columns, Mapping):
                 raise ValueError(f"{name}: expected an object, found {type(columns).__name__}")
             row |= columns
         else:
-            row[MEMBERS[_suffix(name)[1:]]] = data.decode("utf-8-sig").strip()
+            row[MEMBERS[_suffix(name)[1:]]] = data.decode(encoding or "utf-8-sig").strip()
     if not any(is_medium(name) for name in group):
         raise ValueError(f"expected an image or audio of the name of {group[0]}, found none")
     if all(is_medium(name) for name in group):

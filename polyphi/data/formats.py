@@ -40,7 +40,7 @@ import soundfile
 
 from polyphi.data.addresses import read_bytes
 from polyphi.data.confinement import medium
-from polyphi.data.limits import MAX_CHARACTERS, parse_json
+from polyphi.data.limits import MAX_CHARACTERS, encoding_error, parse_json
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
@@ -155,7 +155,9 @@ def sample(
             _with_media(message, root, allowed_media_path, readers, decode) for message in messages
         )
         _check(messages)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{location}: {encoding_error(error)}") from None
+    except json.JSONDecodeError as error:
         raise ValueError(f"{location}: expected JSON, {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error

@@ -64,7 +64,7 @@ class RowLines:
     def __next__(self) -> str:
         line = self._stream.readline(MAX_TEXT - self._used + 1)
         self._used, self._line = self._used + len(line), self._line + 1
-        if self._used > MAX_TEXT or line.count(",") + line.count("\t") > MAX_VALUES:
+        if self._used > MAX_TEXT or sum(map(line.count, ",;|\t")) > MAX_VALUES:
             raise ValueError(
                 f"{self._path}, line {self._line}: expected at most {MAX_TEXT:,} characters and {MAX_VALUES:,} columns "
                 "in a row, found more; is a quotation mark missing?"
@@ -100,3 +100,11 @@ def check_values(text: bytes | str) -> None:
     )
     if count > MAX_VALUES:
         raise ValueError(f"expected at most {MAX_VALUES:,} values in a row, found more")
+
+
+def encoding_error(error: UnicodeDecodeError) -> str:
+    """What to do about a text that isn't in its encoding."""
+    return (
+        f"expected {error.encoding}, found the byte 0x{error.object[error.start]:02x}; --encoding NAME (encoding in a "
+        "recipe file) reads another one, such as cp1252"
+    )

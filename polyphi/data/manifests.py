@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.addresses import exists, join
-from polyphi.data.limits import RowLines, parse_json
+from polyphi.data.addresses import ending, exists, join
+from polyphi.data.limits import RowLines, encoding_error, parse_json
 from polyphi.messages import LANGUAGES, TRANSLATE
 from polyphi.text.quantity import quantity
 
@@ -29,7 +29,7 @@ FLEURS_COLUMNS = 7
 def manifest_format(path: str, head: str) -> str | None:
     """The format of a manifest by its first lines, None for other files."""
     line = head.partition("\n")[0]
-    if path.endswith((".jsonl", ".jsonl.gz", ".json")):
+    if ending(path) in (".jsonl", ".json"):
         try:
             row = parse_json(line)
         except ValueError:
@@ -105,27 +105,26 @@ def _fleurs(path: str) -> Callable[[Sequence[str]], dict[str, Any]]:
     return lambda row: _clean(audio=f"audio/{split}/{row[1]}", answer=row[2], language=language)
 
 
-def _librispeech(path: str) -> Callable[[str], dict[str, Any]]:
+def _librispeech(folder: str) -> Callable[[str], dict[str, Any]]:
     """A function from a line, the name of an audio file beside it and what is said. The files are FLAC, or what they
     were converted to."""
-    folder = path.rpartition("/")[0] or "."
 
     def parse(line: str) -> dict[str, Any]:
         name, _, answer = line.partition(" ")
-        endings = (ending for ending in LIBRISPEECH if exists(join(folder, name + ending)))
+        endings = (e for e in LIBRISPEECH if exists(join(folder, name + e)))
         return {"audio": name + next(endings, LIBRISPEECH[0]), "answer": answer}
 
     return parse
 
 
-def rows(format: str, path: str, open_manifest: Open) -> Rows:
-    """Yield (location, row or ValueError) of each line of a manifest. Raises ValueError for a name without the
-    languages of CoVoST."""
+def rows(format: str, path: str, root: str, open_manifest: Open) -> Rows:
+    """Yield (location, row or ValueError) of each line of a manifest, whose audio lies in `root`. Raises ValueError for
+    a name without the languages of CoVoST."""
     parse: Callable[[Any], dict[str, Any]]
     if format in ("nemo", "lhotse"):
         lines, parse = _json(path, open_manifest), {"nemo": nemo, "lhotse": lhotse}[format]
     elif format == "librispeech":
-        lines, parse = _lines(path, open_manifest), _librispeech(path)
+        lines, parse = _lines(path, open_manifest), _librispeech(root)
     elif format == "fleurs":
         lines, parse = _columns(path, open_manifest, FLEURS_COLUMNS), _fleurs(path)
     else:
@@ -154,6 +153,8 @@ def _json(path: str, open_manifest: Open) -> Rows:
                     row: Any = parse_json(line)
                     if not isinstance(row, dict):
                         row = ValueError(f"expected an object, found {type(row).__name__}")
+                except UnicodeDecodeError as error:
+                    row = ValueError(encoding_error(error))
                 except ValueError as error:
                     row = ValueError(f"expected JSON, {error}")
                 yield f"{path}, line {number}", row

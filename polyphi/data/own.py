@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ def build(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     allowed_media_path: Sequence[str] = (),
+    encoding: str = "",
+    media_dir: str | None = None,
     split: str = "train",
     readers: Mapping[str, "Reader"] = {},
     check: Callable[[Sample], None] = lambda _: None,
@@ -38,25 +41,24 @@ def build(
 ) -> dict[str, Any]:
     """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and
     return its manifest, in which `left_out` is the number of unusable rows and `parts` the numbers of images, audio
-    clips and other items. `columns` maps names of `COLUMNS` to those of the rows, `allowed_media_path` are folders
-    and addresses whose files rows may name beside those in the folder of their file, and `readers` are those of
-    users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out.
-    `check` raises ValueError for a row that is unusable for another reason."""
+    clips and other items. `columns` maps names of `COLUMNS` to those of the rows; `allowed_media_path`, `encoding` and
+    `media_dir` are those of `sources.find`; `readers` are those of users' modalities. Raises ValueError for an unusable
+    row; with `skip_bad` such rows are counted and left out. `check` raises ValueError for a row that is unusable for
+    another reason."""
     columns = columns or {}
     known = (*COLUMNS, *readers)
     if unknown := sorted(set(columns) - set(known)):
         raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(known)}")
-    path, pipeline = (
-        folder / split / "manifest.json",
-        _fingerprint(sources, columns, allowed_media_path),
+    files_of = partial(
+        find, allowed_media_path=allowed_media_path, encoding=encoding, media_dir=media_dir
     )
+    path = folder / split / "manifest.json"
+    pipeline = _fingerprint(sources, files_of, columns, *filter(None, (encoding, media_dir)))
     if path.exists():
         manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline and "parts" in manifest:
             return manifest
-    every = [
-        file for source in sources for file in find(source, allowed_media_path=allowed_media_path)
-    ]
+    every = [file for source in sources for file in files_of(source)]
     local = [file.path for file in every if not is_remote(file.path)]
     if inside := [path for path in local if Path(path).resolve().is_relative_to(folder.resolve())]:
         raise ValueError(
@@ -116,15 +118,22 @@ def read(
     columns: Mapping[str, str] | None = None,
     licence: str = "",
     allowed_media_path: Sequence[str] = (),
+    encoding: str = "",
+    media_dir: str | None = None,
     bad: Callable[[str], None] | None = None,
 ) -> Iterator[Sample]:
-    """Yield the samples of sources, as `build` writes them; `licence` is that of rows that name none. Paths of rows
-    may not lead out of the folder of their file, except into `allowed_media_path`, folders and addresses. An
-    unusable row raises ValueError, or, with `bad`, is left out and `bad` is called with the message."""
+    """Yield the samples of sources, as `build` writes them; `licence` is that of rows that name none, and
+    `allowed_media_path`, `encoding` and `media_dir` are those of `sources.find`. An unusable row raises ValueError, or,
+    with `bad`, is left out and `bad` is called with the message."""
     for file in (
         file
         for source in sources
-        for file in find(str(source), allowed_media_path=allowed_media_path)
+        for file in find(
+            str(source),
+            allowed_media_path=allowed_media_path,
+            encoding=encoding,
+            media_dir=media_dir,
+        )
     ):
         for location, row in rows(file):
             try:
@@ -156,26 +165,22 @@ def origin(file: SourceFile) -> dict[str, Any]:
 def _count(every: Sequence[SourceFile]) -> int | None:
     """The number of rows of files, None where counting them would mean to parse them."""
     if all(file.format == "rows" for file in every):
-        return sum(files.count(file.path) for file in every)
+        return sum(files.count(file.path, file.encoding) for file in every)
     return None
 
 
 def _fingerprint(
-    sources: Sequence[str], columns: Mapping[str, str], allowed_media_path: Sequence[str]
+    sources: Sequence[str],
+    files_of: Callable[[str], Sequence[SourceFile]],
+    columns: Mapping[str, str],
+    *options: str,
 ) -> str:
-    """Return a hash of the names, sizes and times of the files; their media and the hub are not included."""
-    parts: list[Any] = [sorted(columns.items()), *sources]
+    """Return a hash of the options, and of the names, sizes and times of the files; their media and the hub are not
+    included."""
+    parts: list[Any] = [sorted(columns.items()), *sources, *options]
     for source in sources:
-        local = (
-            [
-                f
-                for f in find(source, allowed_media_path=allowed_media_path)
-                if not is_remote(f.path)
-            ]
-            if not source.startswith("hf:")
-            else []
-        )
-        for file in local:
+        hub = source.startswith("hf:")
+        for file in [] if hub else [f for f in files_of(source) if not is_remote(f.path)]:
             stat = Path(file.path).stat()
             parts += [(file.path, stat.st_size, stat.st_mtime_ns)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

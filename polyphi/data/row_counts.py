@@ -8,7 +8,6 @@
 >>> sum(estimated_rows(file) for file in find("captions.jsonl"))
 """
 
-import gzip
 import itertools
 import json
 import math
@@ -22,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 
 from polyphi.data import arrow_files, documents, files, webdataset
-from polyphi.data.addresses import PACKED, file_system, is_remote, open_file
+from polyphi.data.addresses import PACKED, ending, file_system, is_remote, open_file, unpacked
 from polyphi.data.shards import Shards
-from polyphi.data.sources import SourceFile, rows
+from polyphi.data.sources import SourceFile, delimiter_of, rows
 
 BUDGET = 8 << 20
 """Bytes of a file that are read."""
@@ -81,7 +80,7 @@ def _estimated_rows(file: SourceFile, budget: int) -> int:
 
 def _text(file: SourceFile, budget: int) -> int:
     """The rows of a file of lines, of records of a .csv, or of a JSON list."""
-    is_list = file.format in ("rows", "imagefolder") and file.path.endswith((".json", ".json.gz"))
+    is_list = file.format in ("rows", "imagefolder") and ending(file.path) == ".json"
     is_packed, size = file.path.endswith(PACKED), _size(file.path)
     if is_list and not is_packed and size <= budget:
         return files.count(file.path)
@@ -105,19 +104,17 @@ def _text(file: SourceFile, budget: int) -> int:
             piece = following
         if piece:
             return round(total * size / at)
-        has_names = _name(file).endswith(TABLES) and file.format != "fleurs"
+        has_names = ending(file.path) in TABLES and file.format != "fleurs"
         return round(total) + is_list - has_names
-
-
-def _name(file: SourceFile) -> str:
-    return file.path.removesuffix(".gz")
 
 
 def _counter(file: SourceFile, head: bytes) -> Count:
     """The counter of lines, or of records of a .csv, whose quoted fields may have several lines."""
-    if _name(file).endswith(".csv"):
-        commas = next(_records(head, 0), b"").count(b",")
-        return lambda piece, ends: _csv_records(piece, commas, ends)
+    if ending(file.path) == ".csv":
+        names = next(_records(head, 0), b"")
+        delimiter = delimiter_of(names.decode("utf-8", "replace"), ",").encode()
+        count = names.count(delimiter)
+        return lambda piece, ends: _csv_records(piece, delimiter, count, ends)
     return _lines
 
 
@@ -132,11 +129,11 @@ def _records(piece: bytes, inside: int) -> Iterator[bytes]:
     yield from b"".join(piece.split(b'"')[inside::2]).split(b"\n")
 
 
-def _csv_records(piece: bytes, commas: int, ends: bool) -> int:
-    """Records that end in a piece. Whether it begins inside of quotes is what gives more records the right number of
-    columns."""
+def _csv_records(piece: bytes, delimiter: bytes, count: int, ends: bool) -> int:
+    """Records that end in a piece, of `count` delimiters each. Whether it begins inside of quotes is what gives more
+    records that number."""
     readings = [[*_records(piece, inside)] for inside in (0, 1)]
-    regular = [sum(r.count(b",") == commas for r in records) for records in readings]
+    regular = [sum(r.count(delimiter) == count for r in records) for records in readings]
     records = readings[regular[1] > regular[0]]
     return len(records) - 1 + bool(ends and piece.strip() and not piece.endswith(b"\n"))
 
@@ -269,11 +266,7 @@ def _archive(file: SourceFile) -> int:
 def _unpacked(path: str) -> Iterator[tuple[Any, Callable[[], int]]]:
     """(a file, unpacked if it is compressed; a function that returns how many of its stored bytes have been read)."""
     with open_file(path, unpack=False) as stored:
-        if path.endswith(PACKED):
-            with gzip.open(stored) as unpacked:
-                yield unpacked, stored.tell
-        else:
-            yield stored, stored.tell
+        yield unpacked(stored, path), stored.tell
 
 
 def _read(stream: Any, size: int) -> bytes:

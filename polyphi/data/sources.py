@@ -4,11 +4,11 @@
 >>> [file, *_] = find("clips/manifest.jsonl")          # SourceFile("clips/manifest.jsonl", "nemo", "clips")
 >>> for location, row in rows(file): ...               # a row as `formats.sample` reads it
 
-    rows          .jsonl (.gz), .json lists and parquet of the forms of `formats.py`, also hf:OWNER/NAME
-    csv           .csv and .tsv with the columns of `formats.py`, or others that `columns` names
+    rows          .jsonl, .json lists and parquet of the forms of `formats.py`, also hf:OWNER/NAME
+    csv           .csv and .tsv (, ; | or tabs) with the columns of `formats.py`, or others that `columns` names
     webdataset    .tar: members of one name are a row (.jpg .wav .txt .json .cls ...); Energon's folders, too
     nemo          JSON lines with audio_filepath, and offset and duration of a segment
-    lhotse        JSON lines of cuts (.gz)
+    lhotse        JSON lines of cuts
     commonvoice   .tsv with path and sentence beside the folder clips
     covost        the same with translation
     fleurs        .tsv without a header beside audio/SPLIT
@@ -23,15 +23,19 @@
 
 Of a folder with a train split only that split is read, and files that describe the others (README, LICENSE) aren't.
 A file is the unit of work. Files may be anywhere that fsspec reads (s3://, https://, gs://, ...); only what is read is
-fetched. Paths in rows are relative to the file that names them.
+fetched. They may be compressed (.gz, .zst). Paths in rows are relative to the file that names them, or to `media_dir`.
+Text is UTF-8, or UTF-16 with its mark; files in another encoding need its name.
 """
 
+import codecs
 import csv
 import io
 import itertools
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path, PurePath
@@ -43,6 +47,7 @@ import pyarrow.parquet as pq
 from polyphi.data import documents, files, folders, manifests, webdataset
 from polyphi.data.addresses import (
     BRACES,
+    ending,
     file_system,
     is_remote,
     join,
@@ -52,7 +57,7 @@ from polyphi.data.addresses import (
 )
 from polyphi.data.arrow_files import stream_rows
 from polyphi.data.confinement import check_listed
-from polyphi.data.limits import RowLines, parse_json
+from polyphi.data.limits import BoundedReader, RowLines, encoding_error, parse_json
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
@@ -73,11 +78,13 @@ ENDINGS = {
     ".warc": "warc",
     ".pdf": "pdf",
 }
-"""Ending of a file, without .gz -> its format, unless its first row shows another one."""
+"""Ending of a file, without that of its compression -> its format, unless its first row shows another one."""
+OWN_PATHS = ("pairs", "classes", "webdataset", "shards")
+"""Formats whose rows name no files."""
 HEAD = 64 << 10
 """Bytes of a file by which its format is detected."""
 ERRORS = (
-    *(OSError, EOFError, tarfile.TarError, pa.ArrowException, UnicodeDecodeError, zlib.error),
+    *(OSError, EOFError, tarfile.TarError, pa.ArrowException, zlib.error),
     *(csv.Error, RecursionError),
 )
 """Of a damaged file."""
@@ -85,41 +92,63 @@ ERRORS = (
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of rows: its path or address, its format, the folder of the paths in its rows, and other folders and
-    addresses that these may lead to."""
+    """A file of rows: its path or address, its format, the folder of the paths in its rows, other folders and addresses
+    that these may lead to, and the encoding of its text ("": UTF-8)."""
 
     path: str
     format: str
     root: str
     allowed_media_path: tuple[str, ...] = ()
+    encoding: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.format})"
+        return f"{self.path} ({', '.join(filter(None, (self.format, self.encoding)))})"
+
+    def open(self) -> AbstractContextManager[BoundedReader]:
+        """The bytes of the file, of text in UTF-8."""
+        return open_file(self.path, encoding=self.encoding)
 
 
 # ------------------------------------------------------------------------------ finding files
 
 
 def find(
-    source: str, format: str | None = None, allowed_media_path: Sequence[str] = ()
+    source: str,
+    format: str | None = None,
+    allowed_media_path: Sequence[str] = (),
+    encoding: str = "",
+    media_dir: str | None = None,
 ) -> list[SourceFile]:
     """The files of a source, each with its format: `format`, or the detected one. A source is a file, a folder, a
     pattern with * or {000..122}, an address, or hf:OWNER/NAME. Links in a folder and paths in rows may lead into
-    `allowed_media_path`. Raises ValueError where there are none, naming what was expected."""
+    `allowed_media_path`; paths in rows are relative to `media_dir`, by default to their file's folder. `encoding` is
+    that of texts other than UTF-8. Raises ValueError where there are no files, naming what was expected."""
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError:
+        raise ValueError(
+            f"expected the name of an encoding, such as cp1252 or gb18030, found {encoding}"
+        ) from None
     if source.startswith("hf:"):
         return [SourceFile(file, "rows", "") for file in files.find(source)]
     matches: list[SourceFile] = []
     for path in _expand(source):
         if _is_folder(path):
-            of_folder = _of_folder(path, format)
+            of_folder = _of_folder(path, format, encoding)
             for file in of_folder:
                 check_listed(path, file.path, allowed_media_path)
             matches += of_folder
         else:
-            matches += _of_file(path, format)
+            matches += _of_file(path, format, encoding)
     if not matches:
         raise ValueError(f"{source}: expected {_expected(format)}, found {_present(source)}")
-    return [replace(file, allowed_media_path=tuple(allowed_media_path)) for file in matches]
+    if media_dir is not None:
+        matches = [f if f.format in OWN_PATHS else replace(f, root=media_dir) for f in matches]
+    allowed = tuple(allowed_media_path)
+    return [
+        replace(file, allowed_media_path=allowed, encoding=encoding or file.encoding)
+        for file in matches
+    ]
 
 
 def _expand(source: str) -> list[str]:
@@ -138,7 +167,7 @@ def _expand(source: str) -> list[str]:
     return sorted(glob(path))
 
 
-def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
+def _of_folder(folder: str, format: str | None, encoding: str) -> list[SourceFile]:
     names = _names(folder)
     present = {name for name in names if "/" not in name}
     if format == "shards" or (format is None and "manifest.json" in present and _is_split(folder)):
@@ -148,7 +177,9 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
     if format is None:
         tables = [name for name in tables if _names_files(join(folder, name))]
     if format == "imagefolder" or (format is None and tables):
-        return [f for n in _train(tables) for f in _of_file(join(folder, n), "imagefolder")]
+        return [
+            f for n in _train(tables) for f in _of_file(join(folder, n), "imagefolder", encoding)
+        ]
     captions = folders.captions(names)
     if format == "pairs" or (format is None and not any(map(_has_rows, names))):
         paired = [join(folder, n).rstrip("/") for n in _train(folders.pairs(names))]
@@ -164,7 +195,7 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
         arrows = _train([n for n in names if n.endswith(".arrow") and "cache-" not in n])
         return [SourceFile(join(folder, n), "datasets", folder) for n in arrows]
     transcripts = [n for n in names if n.endswith(manifests.TRANSCRIPT)]
-    sources = [n for n in names if _ending(n) in ENDINGS and n not in captions]
+    sources = [n for n in names if ending(n) in ENDINGS and n not in captions]
     if format is not None:
         sources = [n for n in sources if _fits(n, format)]
     elif transcripts:
@@ -172,70 +203,74 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
     sources = [
         n for n in sources if not n.endswith(".json")
     ] or sources  # they often describe the others
-    tars = [n for n in sources if _ending(n) == ".tar"]
+    tars = [n for n in sources if ending(n) == ".tar"]
     if tars and (format in (None, "webdataset")):
         tars = _train(webdataset.training_tars(folder, tars))
         return [SourceFile(join(folder, n), "webdataset", folder) for n in tars]
     if format is None and not transcripts:
         folders.check_documents(folder, names, sources)
-    return [file for n in _train(sources) for file in _of_file(join(folder, n), format)]
+    return [file for n in _train(sources) for file in _of_file(join(folder, n), format, encoding)]
 
 
 def _data(names: list[str]) -> list[str]:
     """Names without those of files that describe the others, unless these are texts, too."""
     described = [name for name in names if not folders.is_description(name)]
-    formats = {"media" if folders.is_medium(n) else ENDINGS.get(_ending(n)) for n in described}
+    formats = {"media" if folders.is_medium(n) else ENDINGS.get(ending(n)) for n in described}
     return described if formats - {None, "text"} else names
 
 
 def _has_rows(name: str) -> bool:
     """Whether a file in a folder of images or audio has rows that may name them. The .json and .parquet files of
     img2dataset describe them."""
-    return _ending(name) in (".jsonl", ".csv", ".tsv", ".tar", ".arrow")
+    return ending(name) in (".jsonl", ".csv", ".tsv", ".tar", ".arrow")
 
 
 def _names_files(table: str) -> bool:
     """Whether a table has the column `file_name`."""
-    with open_file(table) as stream:
-        if table.endswith(".parquet"):
+    if table.endswith(".parquet"):
+        with open_file(table) as stream:
             return "file_name" in pq.ParquetFile(stream).schema_arrow.names
-        return b"file_name" in stream.read(HEAD)
+    return b"file_name" in _head(table, "")[0]
 
 
-def _of_file(path: str, format: str | None) -> list[SourceFile]:
+def _head(path: str, encoding: str) -> tuple[bytes, str]:
+    """The first bytes of a text file in UTF-8, and its encoding: `encoding`, or that of a mark."""
+    try:
+        with open_file(path, encoding=encoding) as stream:
+            head = stream.read(HEAD)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {encoding_error(error)}") from None
+    except ERRORS as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not encoding and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _head(path, "utf-16")
+    return head, encoding
+
+
+def _of_file(path: str, format: str | None, encoding: str) -> list[SourceFile]:
     if not is_remote(path) and not Path(path).is_file():
         return []
     root = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
-    if format is not None:
-        return [SourceFile(path, format, root)]
-    known = ENDINGS.get(_ending(path))
+    known = format or ENDINGS.get(ending(path))
     if known is None:
         return []
-    if folders.tables([path]) and _names_files(path):
+    is_text = ending(path) in (".jsonl", ".json", ".csv", ".tsv")
+    head, encoding = _head(path, encoding) if is_text else (b"", encoding)
+    if format is None and folders.tables([path]) and _names_files(path):
         known = "imagefolder"
-    elif path.endswith(manifests.TRANSCRIPT):
+    elif format is None and path.endswith(manifests.TRANSCRIPT):
         known = "librispeech"
-    elif known in ("rows", "csv") and not path.endswith(".parquet"):
-        with open_file(path) as stream:
-            head = stream.read(HEAD).decode("utf-8-sig", "replace")
-        known = manifests.manifest_format(path, head) or known
-    return [SourceFile(path, known, root)]
+    elif format is None and is_text:
+        known = manifests.manifest_format(path, head.decode("utf-8-sig", "replace")) or known
+    return [SourceFile(path, known, root, encoding=encoding)]
 
 
 def _fits(name: str, format: str) -> bool:
     """Whether a file may have the format, by its ending."""
     if format == "librispeech":
         return name.endswith(manifests.TRANSCRIPT)
-    known = ENDINGS[_ending(name)]
+    known = ENDINGS[ending(name)]
     return known == format or (format in manifests.FORMATS and known in ("rows", "csv"))
-
-
-def _ending(name: str) -> str:
-    """The ending of a name, without that of its compression: .jsonl of a.jsonl.gz, .tar of a.tgz."""
-    path = Path(name.lower())
-    if path.suffix == ".tgz":
-        return ".tar"
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def _is_split(folder: str) -> bool:
@@ -297,36 +332,44 @@ def rows(file: SourceFile) -> Iterator[Row]:
         inputs.note(file.path)
     try:
         yield from READERS[file.format](file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: {encoding_error(error)}") from None
     except ERRORS as error:
         raise ValueError(f"{file}: {error or type(error).__name__}") from None
 
 
 def _rows(file: SourceFile) -> Iterator[Row]:
-    return files.rows(file.path)
+    return files.rows(file.path, file.encoding)
 
 
 def _csv(file: SourceFile) -> Iterator[Row]:
-    with open_file(file.path) as stream:
+    with file.open() as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        tabs = _has_tabs(file.path)
+        head = text.readline(HEAD)
+        is_sep = head.startswith("sep=")  # Excel's line before the names
+        header = text.readline(HEAD) if is_sep else head
+        preferred = "\t" if ending(file.path) == ".tsv" else ","
+        delimiter = delimiter_of(header, preferred)
+        quoting = csv.QUOTE_NONE if ending(file.path) == ".tsv" else csv.QUOTE_MINIMAL
         lines = RowLines(text, file.path)
-        reader = csv.DictReader(
-            lines,
-            delimiter="\t" if tabs else ",",
-            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        )
-        for number, row in enumerate(reader, 2):
+        rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting)
+        names = next(rows, [])
+        for number, values in enumerate(rows, 3 if is_sep else 2):
             lines.row_ends()
-            if None in row or None in row.values():
-                columns = len(reader.fieldnames or ())
-                error = ValueError(f"expected {quantity(columns, 'column')}, found another number")
-                yield f"{file.path}, line {number}", error
-                continue
-            yield f"{file.path}, line {number}", {k: v for k, v in row.items() if v != ""}
+            location = f"{file.path}, line {number}"
+            if len(values) == len(names):
+                row = dict(zip(names, values, strict=True))
+                yield location, {k: v for k, v in row.items() if v != ""}
+            elif values:
+                found = f"expected {quantity(len(names), 'column')}, found {len(values)}"
+                yield location, ValueError(found)
 
 
-def _has_tabs(path: str) -> bool:
-    return _ending(path) == ".tsv"
+def delimiter_of(header: str, preferred: str) -> str:
+    """What separates the names of columns: of comma, semicolon, tab and | the one that is there most often outside of
+    quotation marks."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max((preferred, ",", ";", "\t", "|"), key=bare.count)
 
 
 def _webdataset(file: SourceFile) -> Iterator[Row]:
@@ -337,7 +380,7 @@ def _webdataset(file: SourceFile) -> Iterator[Row]:
 
 
 def _imagefolder(file: SourceFile) -> Iterator[Row]:
-    reader = _csv if _ending(file.path) == ".csv" else _rows
+    reader = _csv if ending(file.path) == ".csv" else _rows
     names: list[str] | None = None
     for location, value in reader(file):
         try:
@@ -362,7 +405,8 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
 
 
 def _pairs(file: SourceFile) -> Iterator[Row]:
-    return folders.paired_rows(file.path, _names(file.path), file.allowed_media_path)
+    names = _names(file.path)
+    return folders.paired_rows(file.path, names, file.allowed_media_path, file.encoding)
 
 
 def _classes(file: SourceFile) -> Iterator[Row]:
@@ -399,17 +443,19 @@ def _shard_files(folder: str) -> list[tuple[str, int]]:
 
 
 def _documents(file: SourceFile) -> Iterator[Row]:
-    with open_file(file.path) as stream:
+    with file.open() if file.format == "text" else open_file(file.path) as stream:
         try:
             for number, row in enumerate(documents.READERS[file.format](stream), 1):
                 id = f"{Path(file.path).name}-{number}"
                 yield f"{file.path}, document {number}", {"id": id, **row}
+        except UnicodeDecodeError as error:
+            yield file.path, ValueError(encoding_error(error))
         except ValueError as error:
             raise ValueError(f"{file.path}: {error}") from None
 
 
 def _manifest(file: SourceFile) -> Iterator[Row]:
-    return manifests.rows(file.format, file.path, lambda: open_file(file.path))
+    return manifests.rows(file.format, file.path, file.root, file.open)
 
 
 READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
@@ -430,7 +476,7 @@ FORMATS = tuple(READERS)
 def _is_folder(path: str) -> bool:
     if not is_remote(path):
         return Path(path).is_dir()
-    if _ending(path) in ENDINGS:
+    if ending(path) in ENDINGS:
         return False
     system, name = file_system(path)
     return bool(system.isdir(name))

@@ -57,6 +57,10 @@ class OwnRows:
     """Rows, as `polyphi finetune` takes them; all are read."""
     allowed_media_path: Annotated[Sequence[str], Parameter(metavar="PATH")] = ()
     """Folder or address whose files rows may name, beside those in the folder of the rows; repeatable."""
+    media_dir: str | None = None
+    """Folder that paths in rows are relative to; default: that of their file."""
+    encoding: str = ""
+    """Encoding of texts that aren't UTF-8, such as cp1252."""
     steps: PositiveInt | None = None
     """Training steps."""
     epochs: PositiveFloat | None = None

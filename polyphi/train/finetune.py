@@ -173,6 +173,8 @@ def finetune(
                     columns=named[corpus],
                     skip_bad=finetuning.skip_bad,
                     allowed_media_path=finetuning.allowed_media_path,
+                    encoding=finetuning.encoding,
+                    media_dir=finetuning.media_dir,
                     split=split,
                     readers={m.name: ItemReader(m) for m in modalities},
                     check=partial(_check_parts, stage, processor),

@@ -137,6 +137,10 @@ class FinetuneOptions:
     """Skip invalid rows."""
     allowed_media_path: Annotated[Sequence[str], Parameter(metavar="PATH")] = ()
     """Folder or address whose files rows may name, beside those in the folder of the rows; repeatable."""
+    media_dir: str | None = None
+    """Folder that paths in rows are relative to; default: that of their file."""
+    encoding: str = ""
+    """Encoding of texts that aren't UTF-8, such as cp1252."""
     eval_data: Sequence[str] = ()
     """Rows to evaluate the loss on during training, in the form of --data."""
     eval_every: PositiveInt | None = None
