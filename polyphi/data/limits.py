@@ -52,11 +52,11 @@ class BoundedReader(io.BufferedReader):
 
 class RowLines:
     """The lines of a text for csv.reader, whose rows may go over several. Raises ValueError for a longer row than
-    `MAX_TEXT`; `row_ends` is called after each one."""
+    `MAX_TEXT`; `row_ends` is called after each one. `before` lines of the file have been read."""
 
-    def __init__(self, stream: io.TextIOBase, path: str) -> None:
+    def __init__(self, stream: io.TextIOBase, path: str, before: int = 0) -> None:
         self._stream, self._path = stream, path
-        self._used = self._line = 0
+        self._used, self._line = 0, before
 
     def __iter__(self) -> Iterator[str]:
         return self

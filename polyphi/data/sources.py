@@ -351,7 +351,7 @@ def _csv(file: SourceFile) -> Iterator[Row]:
         preferred = "\t" if ending(file.path) == ".tsv" else ","
         delimiter = delimiter_of(header, preferred)
         quoting = csv.QUOTE_NONE if ending(file.path) == ".tsv" else csv.QUOTE_MINIMAL
-        lines = RowLines(text, file.path)
+        lines = RowLines(text, file.path, 2 if is_sep else 1)
         rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting)
         names = next(rows, [])
         for number, values in enumerate(rows, 3 if is_sep else 2):

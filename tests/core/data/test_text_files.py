@@ -10,6 +10,7 @@ import pytest
 from PIL import Image as PIL
 
 from polyphi.data import own, sources
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.shards import Shards
 
 ROWS = [("What is 1+1?", "2"), ("Was ist größer, 2;3 oder 1,5?", "2;3, sicher")]
@@ -72,7 +73,7 @@ def test_compressed_files(ending: str, name: str, tmp_path: Path) -> None:
         and file.format == sources.find(str(plain))[0].format
     )
     assert [s.messages for s in own.read(file.path)] == [s.messages for s in own.read(plain)]
-    assert sources.estimated_rows(file) == sources.estimated_rows(sources.find(str(plain))[0])
+    assert estimated_rows(file) == estimated_rows(sources.find(str(plain))[0])
     Path(file.path).write_bytes(packed[: len(packed) // 2])
     with pytest.raises(ValueError, match=file.path):
         list(own.read(file.path))
