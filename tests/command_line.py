@@ -1,7 +1,9 @@
 """The command line in tests: its commands, and the function and values that words on it mean."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cyclopts import App
@@ -11,6 +13,23 @@ from polyphi.cli.inputs import with_repeated_options
 
 RunCommand = Callable[..., tuple[int, str, str]]
 """The fixture `run_command`: exit code, standard output and standard error of the words of a command line."""
+
+
+@contextmanager
+def piped(text: bytes, *, ended: bool = True) -> Iterator[None]:
+    """Standard input is a pipe with this text; not `ended`: its writer may send more."""
+    saved, (reading, writing) = os.dup(0), os.pipe()
+    os.write(writing, text)
+    os.dup2(reading, 0)
+    os.close(reading)
+    if ended:
+        os.close(writing)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 0)
+        for descriptor in (saved, *([] if ended else [writing])):
+            os.close(descriptor)
 
 
 def commands(group: App = app, prefix: str = "") -> Iterator[tuple[str, App]]:

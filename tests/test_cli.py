@@ -1,7 +1,6 @@
 """Invalid input gives one clear line and an exit code, never a traceback."""
 
 import errno
-import io
 import subprocess
 import sys
 import wave
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import RunCommand
+from command_line import RunCommand, piped
 from commands import completed
 from PIL import Image
 
@@ -185,30 +184,58 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
     assert "datatrove" in line and '[curate]"' in line
 
 
-def test_a_question_may_be_piped_in(
-    checkpoint: Path,
-    capsys: pytest.CaptureFixture[str],
-    run_command: RunCommand,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of the prompts that the engine receives."""
     from polyphi.engine.engine import Engine
 
-    prompts: list[str] = []
+    texts: list[str] = []
     stream = Engine.stream
 
     def listening(self: Engine, messages: list, **options: object) -> object:
-        prompts.append(messages[0].text)
+        texts.append(messages[0].text)
         return stream(self, messages, **options)
 
     monkeypatch.setattr(Engine, "stream", listening)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("How much is 3 plus 4?\n"))
-    cli.main(["chat", str(checkpoint), "--max-tokens", "2"])
-    assert prompts == ["How much is 3 plus 4?"] and capsys.readouterr().err == ""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
-    code, _, error = run_command("chat", str(checkpoint))
+    return texts
+
+
+def test_a_question_may_be_piped_in(
+    checkpoint: Path, run_command: RunCommand, prompts: list[str], tmp_path: Path
+) -> None:
+    command = "chat", str(checkpoint), "--max-tokens", "2"
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    image = "--image", str(tmp_path / "dot.png")
+    with piped(b"How much is 3 plus 4?\n"):
+        assert run_command(*command)[::2] == (0, "")
+    with piped("Zürich\n".encode()):
+        assert run_command(*command, "Summarize.")[::2] == (0, "")
+    with piped(b"notes"):
+        assert run_command(*command, *image)[::2] == (0, "")
+    with piped(b""):
+        assert run_command(*command, "What?")[::2] == (0, "")
+    assert prompts == ["How much is 3 plus 4?", "Zürich\n\nSummarize.", "notes", "What?"]
+    with piped(b" \n"):
+        code, _, error = run_command(*command)
     assert code == 2 and "nothing was piped in" in error
+    with piped(b"\x89PNG\r\n\x1a\n\0"):
+        code, _, error = run_command(*command, "What?")
+    assert code == 2 and "found PNG" in error
     code, _, error = run_command("chat", str(checkpoint), "x", "--video", "none.mp4")
     assert code == 2 and "none.mp4: expected a file" in error
+
+
+def test_a_pipe_that_nobody_writes_to_does_not_stop_a_prompt(
+    checkpoint: Path,
+    run_command: RunCommand,
+    prompts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("polyphi.cli.chat.PIPE_SECONDS", 0.0)
+    with piped(b"", ended=False):
+        code, _, error = run_command("chat", str(checkpoint), "What?", "--max-tokens", "2")
+    assert code == 0 and prompts == ["What?"]
+    assert "standard input" in error and len(error.splitlines()) == 1
 
 
 def test_ctrl_c_ends_one_answer_quietly(

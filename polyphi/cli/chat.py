@@ -1,6 +1,8 @@
 """`polyphi chat`: a conversation, or a single prompt."""
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +10,14 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import Number
 
-from polyphi.cli.inputs import check_first_word, check_model, check_part, source
+from polyphi.cli.inputs import (
+    STDIN,
+    check_first_word,
+    check_model,
+    check_part,
+    piped_text,
+    source,
+)
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,
@@ -21,9 +30,14 @@ from polyphi.cli.options import (
     parse_adapters,
     show_placement,
 )
+from polyphi.cli.printable import print_message
 
 if TYPE_CHECKING:
     from polyphi.messages import Item
+
+PIPE_SECONDS = 10.0
+"""Seconds from the start within which a pipe beside a prompt sends its first byte; the load of the model is part of
+them."""
 
 
 def chat(
@@ -87,42 +101,42 @@ def chat(
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
-    """Chat with a model, or answer one prompt: PROMPT, or standard input if it is piped. By default, the content of a
-    conversation selects the adapter.
+    """Chat with a model, or answer one prompt: the text of standard input, if it isn't a terminal, then PROMPT. By
+    default, the content of a conversation selects the adapter.
 
     For example:
 
         polyphi chat nano
         polyphi chat nano "Which digit is it?" --image digit.png
         polyphi chat nano --image a.png b.png "Which digits are they?"
+        cat notes.txt | polyphi chat nano "Summarize these notes."
         polyphi chat nano --temperature 0.7 --seed 1 --system "Answer briefly."
         polyphi chat runs/motion/model --modality motion.py --part motion=walk.csv "What is it?"
     """
     from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video
     from polyphi.processing.media import Caps
 
+    began = time.monotonic()
     check_first_word("chat", model, [prompt] if prompt else [])
     adapters = parse_adapters(lora)
     if len(adapters) > 1 and not adapter:
         raise ValueError(f"several --lora need --adapter with one of {', '.join(adapters)}")
     adapter = adapter or next(iter(adapters), "auto")
     caps = Caps.for_audio(max_audio_seconds)
-    parts: list[Part | str] = [
+    parts: list[Part] = [
         *(Image(source(name, "image"), detail) for name in image),
         *(Audio(source(name, "audio")) for name in audio),
         *(Video(p, detail=detail) for p in video),
         *(_item(text) for text in part),
     ]
     for one in parts:
-        if not isinstance(one, str):
-            check_part(one, caps)
-    if prompt is None and not parts and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
-        if not prompt:
-            raise ValueError(
-                "nothing was piped in; expected a prompt on standard input, or as an argument"
-            )
-    question = Message.user(*parts, *([prompt] if prompt else []))
+        check_part(one, caps)
+    is_prompted = prompt is not None or bool(parts)
+    piped = piped_text(0.0 if is_prompted else None)
+    if not is_prompted and not piped and not os.isatty(STDIN):
+        raise ValueError(
+            "nothing was piped in; expected a prompt on standard input, or as an argument"
+        )
 
     import polyphi
     from polyphi.cli import terminal
@@ -138,7 +152,7 @@ def chat(
         modalities=modality,
         adapter=adapter,
         adapters=adapters,
-        parts=question.parts,
+        parts=parts,
     )
     with load_progress() as progress:
         phi = polyphi.load(
@@ -152,9 +166,18 @@ def chat(
         )
     phi.max_audio_seconds = max_audio_seconds
     show_placement(phi)
-    if prompt is None and not parts:
+    if not is_prompted and not piped:
         terminal.Terminal(phi, sampling, adapter, system=system, console=console).run()
         return
+    if piped is None:
+        piped = piped_text(max(0.0, began + PIPE_SECONDS - time.monotonic()))
+        if piped is None:
+            print_message(
+                f"the pipe on standard input sent nothing for {PIPE_SECONDS:g} s: the prompt is answered without it; "
+                "add < /dev/null where there is no text"
+            )
+    text = "\n\n".join(filter(None, (piped, prompt)))
+    question = Message.user(*parts, *([text] if text else []))
     messages = [*([Message.system(system)] if system else []), question]
     try:
         deltas = phi.stream(messages, sampling=sampling, adapter=adapter)

@@ -5,7 +5,10 @@
 >>> check_model("runs/nano/model", adapter="vision", parts=[part])
 """
 
+import os
 import re
+import select
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 MEDIA_OPTIONS = ("--image", "--audio", "--video")
 SUFFIXES = (*IMAGE_SUFFIXES, *SOUND_SUFFIXES)
 """Of the names of media. Only words of a command line are judged by their names; files are by their first bytes."""
+STDIN = 0
+"""The descriptor of standard input."""
 _HUB_ID = re.compile(r"(hf:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -107,6 +112,26 @@ def downloaded(address: str, folder: Path) -> str:
     path = folder / (Path(unquote(urlsplit(address).path)).name or "recording")
     path.write_bytes(data)
     return str(path)
+
+
+def piped_text(seconds: float | None = None) -> str | None:
+    """The text of standard input up to its end: of a file, or of the program before a pipe; "" for a terminal. None if
+    no byte arrives within `seconds`, as from a pipe of an editor, a remote shell or a CI job that nobody writes to.
+    Raises ValueError for other than text in UTF-8."""
+    if sys.stdin is None or os.isatty(STDIN):  # closed, or a terminal
+        return ""
+    if not select.select([STDIN], [], [], seconds)[0]:
+        return None
+    with open(STDIN, "rb", closefd=False) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        from polyphi.processing.file_types import sniff
+
+        raise ValueError(
+            f"standard input: expected text in UTF-8, found {sniff(data)}; pass files by --image or --audio"
+        ) from None
 
 
 def check_part(part: Part, caps: "Caps | None" = None) -> None:

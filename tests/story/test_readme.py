@@ -3,16 +3,15 @@
 `python benchmarks/readme.py` runs all of them as a newcomer does.
 """
 
-import io
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from command_line import piped
 from PIL import Image as Picture
 
 import polyphi
@@ -63,8 +62,8 @@ def _nano_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_command_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    main(shlex.split(command.replace(PUBLIC, "runs/nano/model"))[1:])
+    with piped(b""):
+        main(shlex.split(command.replace(PUBLIC, "runs/nano/model"))[1:])
 
 
 def test_what_runs_elsewhere_is_in_the_readme() -> None:

@@ -1,12 +1,10 @@
 """The first guesses in examples/first_guesses_shell.py work, or are refused in one line."""
 
-import io
-import sys
 from pathlib import Path
 
 import published
 import pytest
-from command_line import RunCommand
+from command_line import RunCommand, piped
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -24,7 +22,7 @@ def test_first_guesses_work_or_are_refused_in_one_line(
     guesses = first_guesses_shell.guesses(str(model), tmp_path)
     assert len(guesses) >= 15
     for guess in guesses:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(guess.stdin))
-        code, out, error = run_command(*guess.words)
+        with piped(guess.stdin.encode()):
+            code, out, error = run_command(*guess.words)
         lines = (error if code else out).strip().splitlines()
         assert first_guesses_shell.is_good(guess, code, lines), (guess, code, lines)
