@@ -136,7 +136,7 @@ def _transcribe_files(
     be read."""
     from polyphi.transcription.recordings import find, select, targets
 
-    recordings = targets(find(files), out, options.form)
+    recordings = targets(find(files, error_console), out, options.form)
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     if out is not None:  # its transcripts depend on the model

@@ -195,6 +195,15 @@ def cut(sound: VoiceFeatures, limit: float) -> list[Piece]:
     return pieces
 
 
+def covered(pieces: Iterable[Piece]) -> float:
+    """The seconds in any of the pieces, which are in order of time and may overlap."""
+    total, end = 0.0, 0.0
+    for piece in pieces:
+        total += max(0.0, piece.end - max(piece.start, end))
+        end = max(end, piece.end)
+    return total
+
+
 def halves(sound: VoiceFeatures, piece: Piece) -> tuple[Piece, Piece]:
     """The two halves of a piece, cut at the quietest point of its middle third."""
     third = piece.seconds / 3
@@ -278,12 +287,13 @@ def transcribe(
 ) -> list[Transcript]:
     """A transcript of each recording; their pieces share batches. `window`: most seconds of a piece.
 
-    `on_progress` receives the seconds of audio that were finished: once the audio of a recording that is left out, then
-    each piece. `on_text` receives the text of a single recording (its translation, if requested) as it becomes final,
-    piece by piece; its parts join to the transcript's text. `reserve` is called once, before a piece is transcribed,
-    with the bytes of the log-mel frames of the longest one; it may raise. `caller` as of `Engine.generate_many`. Raises
-    `Stopped` soon after `stop` is set: at the next block that is read or the engine's next step. Raises ValueError for
-    a recording that can't be read or lasts longer than `max_seconds`."""
+    `on_progress` receives the seconds of audio that were finished, in all those of the recordings: first what is left
+    out of each one, then what is finished by a batch; what two pieces share counts once. `on_text` receives the text of
+    a single recording (its translation, if requested) as it becomes final, piece by piece; its parts join to the
+    transcript's text. `reserve` is called once, before a piece is transcribed, with the bytes of the log-mel frames of
+    the longest one; it may raise. `caller` as of `Engine.generate_many`. Raises `Stopped` soon after `stop` is set: at
+    the next block that is read or the engine's next step. Raises ValueError for a recording that can't be read or lasts
+    longer than `max_seconds`."""
     assert on_text is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
     stop = stop or threading.Event()
@@ -293,8 +303,9 @@ def transcribe(
     plans = [cut(sound, limit) for sound in sounds]
     lengths = [piece.seconds for plan in plans for piece in plan]
     reserve(nbytes(round(max(lengths, default=0.0) * RATE), RATE))
-    for sound, plan in zip(sounds, plans, strict=True):
-        on_progress(sound.seconds - sum(piece.seconds for piece in plan))
+    unfinished = [covered(plan) for plan in plans]
+    for sound, seconds in zip(sounds, unfinished, strict=True):
+        on_progress(max(0.0, sound.seconds - seconds))
     todo = [PieceJob(i, piece) for i, plan in enumerate(plans) for piece in plan]
     most = engine.processor.caps.audio_seconds
     readers = [Reader(stream, most) for stream in streams]
@@ -314,8 +325,11 @@ def transcribe(
                 continue
             assert job.best is not None
             answers[job.recording].append(job.best)
-            on_progress(job.piece.seconds)
         todo = sorted(remaining, key=lambda job: (job.recording, job.piece.start))
+        for number in sorted({job.recording for job in batch}):
+            before = unfinished[number]
+            unfinished[number] = covered(job.piece for job in todo if job.recording == number)
+            on_progress(before - unfinished[number])
         if on_text is not None:
             # Text before the first piece without an answer is final.
             ready = sorted(answers[0], key=lambda answer: answer.piece.start)

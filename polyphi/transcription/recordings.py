@@ -21,6 +21,11 @@ from polyphi.text.quantity import quantity
 from polyphi.transcription import record
 from polyphi.transcription.options import LONGEST_RECORDING, TranscriptOptions
 
+UNREADABLE = "unreadable"
+AUDIO = (*AUDIO_FORMATS, "M4A audio", "AAC", "AMR", UNREADABLE)
+"""The types of files that are taken from a folder; an unreadable one fails later, with the reason."""
+MAX_SKIPPED = 10
+"""Names of a folder's skipped files that are printed."""
 SUFFIXES = {
     "text": ".txt",
     "json": ".json",
@@ -42,15 +47,26 @@ class Recording:
     content: str = ""
 
 
-def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
+def find(names: Sequence[str], console: Console | None = None) -> list[tuple[Path, Path]]:
     """(file, the folder that its name is relative to) of files, folders and patterns such as "talks/**/*.mp3", in order
-    and without duplicates. Of a folder every audio file at any depth, detected by its first bytes. A missing file
-    stays and is reported later. Raises ValueError for a folder or a pattern without recordings."""
+    and without duplicates. Of a folder every audio file at any depth, detected by its first bytes; what is skipped goes
+    to `console`, except hidden files. A missing or unreadable file stays and is reported later. Raises ValueError for a
+    folder or a pattern without recordings."""
+    log = logger(console or Console(stderr=True))
     result: dict[Path, Path] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = [(p, path) for p in sorted(path.rglob("*")) if p.is_file() and _is_audio(p)]
+            files = [p for p in sorted(path.rglob("*")) if p.is_file() or not p.exists()]
+            types = {p: _file_type(p) for p in files}
+            inside = [(p, path) for p, file_type in types.items() if file_type in AUDIO]
+            skipped = [
+                f"{p.relative_to(path)} ({file_type})"
+                for p, file_type in types.items()
+                if file_type not in AUDIO and not p.name.startswith(".")
+            ]
+            if skipped:
+                log(_skipped(name, skipped))
         elif not path.exists() and any(c in name for c in "*?["):
             root = Path(path.anchor or ".")
             pattern = str(path.relative_to(root)) if path.anchor else name
@@ -64,9 +80,21 @@ def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
     return list(result.items())
 
 
-def _is_audio(path: Path) -> bool:
-    with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES)) in (*AUDIO_FORMATS, "M4A audio", "AAC", "AMR")
+def _file_type(path: Path) -> str:
+    """The type of a file by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            return sniff(file.read(SNIFF_BYTES))
+    except OSError:
+        return UNREADABLE
+
+
+def _skipped(folder: str, files: Sequence[str]) -> str:
+    rest = f" and {len(files) - MAX_SKIPPED} more" if len(files) > MAX_SKIPPED else ""
+    return (
+        f"{folder}: skipped {quantity(len(files), 'file')} without the bytes of an audio format: "
+        f"{', '.join(files[:MAX_SKIPPED])}{rest}; name MP4 and WebM files to transcribe their sound"
+    )
 
 
 def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> list[Recording]:

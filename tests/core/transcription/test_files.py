@@ -68,7 +68,7 @@ def talks(tmp_path: Path) -> Path:
 
 def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
     log, written = Console(file=io.StringIO(), width=200), list[str]()
-    recordings = targets(find(names), out, options.get("form", "text"))
+    recordings = targets(find(names, log), out, options.get("form", "text"))
     force = options.pop("force", False)
     chosen = files.TranscriptOptions(**options)
     todo, failed = select(recordings, chosen, force=force, console=log)
@@ -84,12 +84,24 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
     failed, log, written = run(phi, [str(talks)], out)
     assert failed == 1 and not written
     assert "d.wav: the WAV clip is truncated" in log and "4 files, 3.6 seconds" in log
+    assert "talks: skipped 1 file " in log and "notes.txt (text)" in log
     assert transcripts(out) == {
         "a.txt": "w0 w1\n",
         "b.txt": "w1 w2\n",
         "old/c.wav.txt": "w2 w3\n",
         "old/c.flac.txt": "w3 w4\n",
     }
+
+
+def test_skipped_files_of_a_folder_are_named_up_to_a_number(talks: Path) -> None:
+    for number in range(12):
+        (talks / f"m{number:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (talks / ".hidden").write_text("x")
+    (talks / "broken.wav").symlink_to(talks / "none")
+    log = Console(file=io.StringIO(), width=1000)
+    assert len(find([str(talks)], log)) == 6, "a broken link fails later, with its name"
+    (line,) = log.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "13 files" in line and "m09.png (PNG) and 3 more" in line and "hidden" not in line
 
 
 def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, talks: Path) -> None:

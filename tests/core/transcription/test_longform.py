@@ -257,6 +257,21 @@ def test_short_recordings_share_batches(monkeypatch: pytest.MonkeyPatch) -> None
     assert transcribe(engine, clips, TASK) == transcripts and max(engine.batches) < 4
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["pieces that overlap", "and are halved"])
+def test_progress_is_never_negative_and_ends_at_the_length(fails: bool) -> None:
+    """Cuts in speech make pieces that overlap."""
+
+    def truncated(answer: Completion, *_: object) -> Completion:
+        return replace(answer, finish_reason="length", tokens=(1,) * 7, logprobs=())
+
+    wave = say(list(range(60)), [0.0] * 61)
+    engine = ToneEngine(answer=truncated) if fails else ToneEngine()
+    finished = list[float]()
+    transcribe(engine, [(wave, 16000)], TASK, window=4.0, on_progress=finished.append)
+    assert len(engine.batches) >= 1 and min(finished) >= 0
+    assert sum(finished) == pytest.approx(len(wave) / 16000)
+
+
 def test_both_texts_and_their_segments() -> None:
     def both(answer: Completion, *_: object) -> Completion:
         text = f"{answer.text} <sep> {answer.text.replace('w', 'v')}"
