@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import cache
-from polyphi.checkpoints.files import SIGLIP_TYPES, read_json, weight_files
+from polyphi.checkpoints.files import SIGLIP_TYPES, check_headers, read_json, weight_files
 from polyphi.checkpoints.read import load_checkpoint, locate, read_config, read_quantization
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.siglip import SiglipEncoder
@@ -169,7 +169,9 @@ def siglip_tensors(folder: Path, config: VisionConfig) -> dict[str, Tensor]:
             f"vision.encoder.{n}": t.shape for n, t in SiglipEncoder(config).state_dict().items()
         }
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    check_headers(files)
+    for file in files:
         with safe_open(file, "pt") as stored:
             for key in stored.keys():  # noqa: SIM118  (not a mapping)
                 name = key.removeprefix("vision_model.")

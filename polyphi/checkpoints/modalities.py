@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polyphi.checkpoints.adapters import describe, object_at, parse_peft, write_peft
+from polyphi.checkpoints.files import check_headers
 from polyphi.checkpoints.names import PEFT_PREFIX, public_name
 from polyphi.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from polyphi.checkpoints.peft import FILE as ADAPTER_WEIGHTS
@@ -113,8 +114,9 @@ def load(
     with torch.device("meta"):  # no memory for sizes that the tensors don't have
         expected = {k: list(t.shape) for k, t in tower_of(own, width).state_dict().items()}
     try:
+        check_headers([folder / WEIGHTS])
         stored = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, TypeError, OSError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} is not a complete safetensors file ({error}); copy it again"
         ) from None

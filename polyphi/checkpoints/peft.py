@@ -21,9 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, describe, is_alpha
+from polyphi.checkpoints.files import check_headers
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
 from polyphi.runtime.files import read_object
+from polyphi.runtime.rust import panics_are_errors
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONFIG_BYTES = 1 << 20
@@ -198,11 +200,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         pickled = path.with_name("adapter_model.bin")
         other = f", only {pickled.name}, a pickle, which isn't read" if pickled.exists() else ""
         raise ValueError(f"expected {FILE}, found none{other}")
+    check_headers([path])
     try:
-        with safe_open(path, "pt") as file:
+        with panics_are_errors(f"{FILE} is damaged"), safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 yield name, file.get_tensor(name)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a size above 2^63
         raise ValueError(f"{FILE} is damaged") from error
 
 

@@ -10,7 +10,7 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapters import describe, object_at
-from polyphi.checkpoints.files import MODEL_TYPES, inside, read_json, weight_files
+from polyphi.checkpoints.files import MODEL_TYPES, check_headers, inside, read_json, weight_files
 from polyphi.checkpoints.location import locate
 from polyphi.checkpoints.names import (
     AUDIO,
@@ -46,6 +46,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.runtime.files import RECORD
 from polyphi.runtime.heap import give_back
+from polyphi.runtime.rust import panics_are_errors
 from polyphi.text.quantity import quantity
 
 log = logging.getLogger(__name__)
@@ -343,14 +344,16 @@ def _safe_open(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     try:
-        return safe_open(file, framework="pt")
+        with panics_are_errors(f"{file} is not a complete safetensors file"):
+            return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a complete safetensors file ({error}); copy it again"
         ) from error
 
 
-def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
+def _contents(files: Sequence[Path]) -> dict[str, _Stored]:
+    check_headers(files)
     stored: dict[str, _Stored] = {}
     for file in files:
         with _safe_open(file) as tensors:

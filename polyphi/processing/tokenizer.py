@@ -49,6 +49,7 @@ from polyphi.processing.vocabulary import (
     specification,
 )
 from polyphi.runtime.files import read_object
+from polyphi.runtime.rust import panics_are_errors
 
 # Boundaries of all splits in any context: none of their alternatives matches a space after anything but whitespace, a
 # line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a letter. The letters
@@ -90,8 +91,9 @@ class Tokenizer:
                 f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}"
             )
         try:
-            self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
+            with panics_are_errors("the library panics"):
+                self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
+                self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
         except Exception as error:  # the library raises no other class
             raise ValueError(f"expected the JSON of a tokenizer, found another: {error}") from None
 
@@ -232,10 +234,15 @@ class Tokenizer:
         """Yield the ids of `encode`, slice by slice. Other Python threads can run while a slice is encoded."""
         for piece in self._slices(text):
             try:
-                # `encode` holds Python's global lock, and is slower because it also computes offsets.
-                (encoding,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
+                with panics_are_errors("the tokenizer can't encode this text"):
+                    # `encode` holds Python's global lock, and is slower because it also computes offsets.
+                    (encoding,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
             except TypeError:
                 raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise ValueError(f"the tokenizer can't encode this text: {error}") from None
             yield encoding.ids
 
     def count(self, text: str) -> int:
@@ -327,8 +334,7 @@ class Tokenizer:
         """The length in bytes of the longest token that contains each of the 256 bytes; None if tokens aren't
         substrings of the text's bytes."""
         model = self._spec["model"]
-        affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-        if not self.known_split or model.get("type", "BPE") != "BPE" or affixes:
+        if not self.known_split:
             return None
         tokens = [token for token in model["vocab"] if token not in self._controls]
         characters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -344,10 +350,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ids; incomplete characters are U+FFFD. `skip_special` leaves out control tokens except
         those of tools, which are needed to parse tool calls."""
-        if len(ids) <= SLICE:
-            return self._full.decode(list(ids), skip_special_tokens=skip_special)
-        # `decode` holds Python's global lock.
-        (text,) = self._full.decode_batch([list(ids)], skip_special_tokens=skip_special)
+        with panics_are_errors("the tokenizer can't decode these ids"):
+            if len(ids) <= SLICE:
+                return self._full.decode(list(ids), skip_special_tokens=skip_special)
+            # `decode` holds Python's global lock.
+            (text,) = self._full.decode_batch([list(ids)], skip_special_tokens=skip_special)
         return text
 
     def spelled(self) -> list[bytes | None]:

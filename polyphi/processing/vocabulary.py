@@ -118,6 +118,23 @@ def read_chat_template(folder: Path) -> str:
     return template if isinstance(template, str) else ""
 
 
+STEPS = {
+    "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip"),
+    "pre_tokenizer": (
+        "Split",
+        "ByteLevel",
+        "Digits",
+        "Punctuation",
+        "Whitespace",
+        "WhitespaceSplit",
+    ),
+    "decoder": ("ByteLevel", "Fuse"),
+}
+"""Types of steps of a tokenizer.json that can't make a text or ids longer without bound, and don't panic."""
+SEQUENCES = ("normalizers", "pretokenizers", "decoders")
+"""Where a sequence has its steps."""
+
+
 def check_specification(spec: dict[str, Any]) -> None:
     """Raise ValueError, with the key at fault, if the content of a tokenizer.json has another form than `specification`
     returns. Only the parts that this package reads are checked; the library checks all others."""
@@ -135,6 +152,11 @@ def check_specification(spec: dict[str, Any]) -> None:
                 "expected each of added_tokens to have the text content, the boolean rstrip and an id from 0 to "
                 f"{MAX_ID:,}, found {token!r:.200}"
             )
+    for part, allowed in STEPS.items():
+        if others := [name for name in _steps(spec.get(part)) if name not in allowed]:
+            raise ValueError(
+                f"expected a {part} of a byte-level tokenizer ({', '.join(allowed)}), found {others[0]!r:.80}"
+            )
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise ValueError(f"expected model.vocab to be an object of ids, found {vocabulary!r:.80}")
@@ -144,6 +166,26 @@ def check_specification(spec: dict[str, Any]) -> None:
             f"expected the id of {wrong!r:.80} in model.vocab to be an integer from 0 to {MAX_ID:,}, found "
             f"{vocabulary[wrong]!r:.80}"
         )
+    assert isinstance(model, dict)
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    if model.get("type", "BPE") != "BPE" or any(map(model.get, affixes)):
+        raise ValueError(
+            "expected a model of the type BPE without continuing_subword_prefix and end_of_word_suffix, found "
+            f"{[model.get(key) for key in ('type', *affixes)]!r:.200}"
+        )
+
+
+def _steps(step: Any) -> Iterator[Any]:
+    """The types of the steps of a normalizer, a pre-tokenizer or a decoder, of which a sequence has several."""
+    remaining = [step]
+    while remaining:
+        step = remaining.pop()
+        if not isinstance(step, dict):
+            continue
+        members = next((step[name] for name in SEQUENCES if isinstance(step.get(name), list)), [])
+        remaining += members
+        if step.get("type") != "Sequence":
+            yield step.get("type")
 
 
 def _is_id(value: Any) -> bool:

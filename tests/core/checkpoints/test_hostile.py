@@ -13,7 +13,7 @@ from variants import few
 from wrong_json import WRONG, replaced
 
 from polyphi.checkpoints import gguf
-from polyphi.checkpoints.files import INDEX, fault
+from polyphi.checkpoints.files import INDEX, LONGEST_HEADER, fault
 from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -193,3 +193,20 @@ def test_sizes_of_a_gguf_have_bounds(
         written(config, path, "F16")
     with pytest.raises(ValueError, match=key):
         gguf.convert(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("files", [1, 8])
+def test_more_tensors_than_any_model_has_are_refused_unread(
+    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    """600,000 names, in one file or in several."""
+    folder = saved(tiny_config, tmp_path / "model", "native", None)
+    monkeypatch.setattr("polyphi.checkpoints.read.safe_open", lambda *_, **__: pytest.fail("read"))
+    for number in range(files):
+        empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+        names = range(number, 100_000, files)
+        text = json.dumps({f"tensor {n}": empty for n in names}).encode()
+        path = folder / f"extra{number}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ValueError, match=f"extra.*at most {LONGEST_HEADER:,} bytes"):
+        read_config(folder)

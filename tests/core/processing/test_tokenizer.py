@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
+from tokenizers import decoders
 from variants import few
 from wrong_json import WRONG, replaced
 
@@ -21,6 +22,7 @@ from polyphi.messages import Audio, Message
 from polyphi.processing import tokenizer as module
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT
+from polyphi.runtime.rust import panics_are_errors
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:
@@ -160,6 +162,40 @@ def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
     ):
         other = respelt(tokenizer, **changes)
         assert list(other._slices(text)) == [text] and other.min_tokens(text) == 0
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "found"),
+    [
+        ("normalizer", REPLACE, "Replace"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, REPLACE]}, "Replace"),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "Precompiled"),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "FixedLength"),
+        ("decoder", {"type": "Strip", "content": "a", "start": 9, "stop": 9}, "Strip"),
+        ("model", {"continuing_subword_prefix": "éé"}, "éé"),
+    ],
+)
+def test_steps_that_grow_texts_or_panic_are_refused(
+    tokenizer: Tokenizer, part: str, value: dict, found: str
+) -> None:
+    """A million tokens for each `a`, and panics of the library in loading, encoding and decoding."""
+    if part == "model":
+        value = {**tokenizer.specification["model"], **value}
+    with pytest.raises(ValueError, match=f"found .*{found}"):
+        respelt(tokenizer, **{part: value})
+
+
+def test_a_panic_of_the_library_is_an_error() -> None:
+    with (
+        pytest.raises(ValueError, match=r"can't decode \(index out of bounds"),
+        panics_are_errors("can't decode"),
+    ):
+        decoders.Strip("a", 0, 9).decode(["a"])
+    with pytest.raises(KeyboardInterrupt), panics_are_errors("no"):
+        raise KeyboardInterrupt
 
 
 @settings(max_examples=200, deadline=None)
