@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
-from polyphi.messages import Message
+from polyphi.messages import Message, Text
 from polyphi.processing.processor import Processor
 from polyphi.runtime import progress
 from polyphi.train.preference import DPO
@@ -61,6 +61,16 @@ def row_tokens(stage: Stage, processor: Processor, data: Path) -> dict[str, RowT
                 advance(len(tokens), "")
         counts[corpus] = RowTokens(tokens, len(shards))
     return counts
+
+
+def check_parts(stage: Stage, processor: Processor, sample: Sample) -> None:
+    """Raise ValueError for a sample with a part that this model can't read, such as a picture that is too thin for its
+    crops. Parts of users' modalities are left out: own.py has read them."""
+    max_crops = getattr(stage.objective, "max_crops", None)
+    for message in sample.messages:
+        for part in message.parts:
+            if not isinstance(part, Text) and part.modality in processor.readers:
+                processor.readers[part.modality].tokens(part, max_crops)
 
 
 def _tokens(stage: Stage, processor: Processor, sample: Sample) -> int:

@@ -49,7 +49,7 @@ from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
-from polyphi.messages import TRANSCRIBE, Text, modalities_of
+from polyphi.messages import TRANSCRIBE, modalities_of
 from polyphi.modality import Further, Modality, run_file
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
@@ -62,7 +62,7 @@ from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import locked
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
-from polyphi.train.epochs import RowTokens, row_tokens, steps_of
+from polyphi.train.epochs import RowTokens, check_parts, row_tokens, steps_of
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.finetune_stages import check_model, for_rows, named_stage
 from polyphi.train.loss import head_of
@@ -177,7 +177,7 @@ def finetune(
                     media_dir=finetuning.media_dir,
                     split=split,
                     readers={m.name: ItemReader(m) for m in modalities},
-                    check=partial(_check_parts, stage, processor),
+                    check=partial(check_parts, stage, processor),
                     report=report,
                 )
                 for split, of_split in (("train", sources), (SPLIT, eval_sources))
@@ -265,16 +265,6 @@ def finetune(
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
         report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
-
-
-def _check_parts(stage: Stage, processor: Processor, sample: Sample) -> None:
-    """Raise ValueError for a sample with a part that this model can't read, such as a picture that is too thin for its
-    crops; the parts of users' modalities were read before."""
-    max_crops = getattr(stage.objective, "max_crops", None)
-    for message in sample.messages:
-        for part in message.parts:
-            if not isinstance(part, Text) and part.modality in processor.readers:
-                processor.readers[part.modality].tokens(part, max_crops)
 
 
 @contextmanager

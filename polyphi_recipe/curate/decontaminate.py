@@ -103,16 +103,16 @@ def _parse(line: str, number: int, path: Path) -> Sample:
 
 
 def exchanges(messages: Sequence[Message]) -> list[Exchange]:
-    """The texts of a conversation, without those of the system: what is said to the assistant, and its answer."""
+    """The texts of a conversation, without those of the system: each prompt and its answer."""
     result: list[Exchange] = []
-    said: list[str] = []
+    prompt: list[str] = []
     for message in messages:
         if message.role == "assistant":
-            result.append(("\n".join(said), message.text))
-            said = []
+            result.append(("\n".join(prompt), message.text))
+            prompt = []
         elif message.role != "system":
-            said.append(message.text)
-    return [*result, ("\n".join(said), "")] if said else result
+            prompt.append(message.text)
+    return [*result, ("\n".join(prompt), "")] if prompt else result
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "found"),
+    ("part", "value", "fault"),
     [
         ("normalizer", REPLACE, "Replace"),
         ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, REPLACE]}, "Replace"),
@@ -179,12 +179,12 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000
     ],
 )
 def test_steps_that_grow_texts_or_panic_are_refused(
-    tokenizer: Tokenizer, part: str, value: dict, found: str
+    tokenizer: Tokenizer, part: str, value: dict, fault: str
 ) -> None:
     """A million tokens for each `a`, and panics of the library in loading, encoding and decoding."""
     if part == "model":
         value = {**tokenizer.specification["model"], **value}
-    with pytest.raises(ValueError, match=f"found .*{found}"):
+    with pytest.raises(ValueError, match=f"found .*{fault}"):
         respelt(tokenizer, **{part: value})
 
 
