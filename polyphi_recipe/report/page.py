@@ -85,7 +85,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     report = {
         "size": identity.get("size", "unnamed"),
         "recipe": recipe,
-        "given": model_card.part_origins(_load(run / PARTS, {})),
+        "origins": model_card.part_origins(_load(run / PARTS, {})),
         "generated": _load(run / RECORD, {}).get("generated", []),
         "seed": identity.get("seed"),
         "precision": asdict(choice) if (choice := recorded(identity)) else None,

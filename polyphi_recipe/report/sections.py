@@ -193,9 +193,9 @@ def intro(report: Report) -> str:
     if report["recipe"]:
         stages = ", ".join(stage["name"] for stage in report["stages"])
         sentences = f"The run of {report['recipe']}.toml at the size {report['size']}: {stages}."
-        if report["given"]:
-            given = ", ".join(f"{name} ({origin})" for name, origin in report["given"].items())
-            sentences += f" Given parts: {given}."
+        if report["origins"]:
+            parts = ", ".join(f"{name} ({origin})" for name, origin in report["origins"].items())
+            sentences += f" Given parts: {parts}."
     if report["parts"]:
         whole = report["parts"][-1]
         own, paper = count(whole["parameters"]), count(whole["report"])
