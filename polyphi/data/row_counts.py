@@ -23,7 +23,7 @@ import pyarrow as pa
 from polyphi.data import arrow_files, documents, files, webdataset
 from polyphi.data.addresses import PACKED, ending, file_system, is_remote, open_file, unpacked
 from polyphi.data.shards import Shards
-from polyphi.data.sources import SourceFile, delimiter_of, rows
+from polyphi.data.sources import ERRORS, SourceFile, delimiter_of, rows
 
 BUDGET = 8 << 20
 """Bytes of a file that are read."""
@@ -53,7 +53,7 @@ def estimated_rows(file: SourceFile, budget: int = BUDGET) -> int:
     budget = min(budget, REMOTE_BUDGET) if is_remote(file.path) else budget
     try:
         return _estimated_rows(file, budget)
-    except (OSError, EOFError, tarfile.TarError, pa.ArrowInvalid) as error:
+    except ERRORS as error:
         raise ValueError(f"{file}: {error or type(error).__name__}") from None
 
 

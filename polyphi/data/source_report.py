@@ -174,8 +174,8 @@ def _propose(
     columns: Mapping[str, str],
     options: Mapping[str, Any],
 ) -> None:
-    """Set the report's `columns` to those with which most of the incomplete rows can be read, with media where they
-    have some."""
+    """Set the report's `columns` to those with which most of the incomplete rows can be read, and more than half of
+    them, with media where they have some."""
     proposals = Counter[str]()
     for _, _, row in incomplete:
         if (parsed := _mapping(row)) is not None:
@@ -183,7 +183,7 @@ def _propose(
     for text, _ in proposals.most_common():
         named = json.loads(text)
         readable = sum(_is_readable(one, named, options) for one in incomplete)
-        if readable > report.readable and named != columns:
+        if readable > max(report.readable, len(incomplete) / 2) and named != columns:
             report.columns, report.readable, report.tried = named, readable, len(incomplete)
 
 
@@ -225,14 +225,13 @@ def proposal(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, st
     texts = [
         name for name in _free(row, named) if isinstance(row[name], str) and not modality(row[name])
     ]
-    other = set(COLUMNS) - set(ANSWERS) - set(QUESTIONS)
     for ours, names in (("answer", ANSWERS), ("question", QUESTIONS)):
         if ours not in row and ours not in named:
             by_name = {name.lower(): name for name in reversed(texts)}
             if (theirs := next((by_name[n] for n in names if n in by_name), None)) is not None:
                 named[ours] = theirs
                 texts.remove(theirs)
-    texts = [name for name in texts if name not in other]
+    texts = [name for name in texts if name in ANSWERS or name not in COLUMNS]
     if "answer" not in {*row, *named} and len(texts) == 1 and {*MEDIA, "question"} & {*row, *named}:
         named["answer"] = texts[0]
     return named

@@ -168,6 +168,14 @@ def test_a_damaged_file_is_named(
                 pass
 
 
+def test_a_compressed_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b'{"text": "a"}\n' * 9, 0))
+    packed[10] = 7  # no type of a block
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz"):
+        list(sources.rows(sources.SourceFile(str(tmp_path / "a.jsonl.gz"), "rows", "")))
+
+
 def tar(path: Path, members: dict[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
