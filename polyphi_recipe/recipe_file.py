@@ -53,6 +53,8 @@ Format = Literal[
     "fleurs",
     "covost",
     "librispeech",
+    "coco",
+    "vqa",
     "pairs",
     "classes",
     "imagefolder",

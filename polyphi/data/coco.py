@@ -11,22 +11,20 @@ names of the images are in memory, of VQA the questions.
 """
 
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyphi.data import files
 from polyphi.data.addresses import exists, join
-from polyphi.processing.file_types import IMAGE_SUFFIXES
+from polyphi.data.confinement import check_listed
 
 LISTS = re.compile(r'"(images|annotations|questions|data)"\s*:\s*\[')
 SPLIT = re.compile(r"(train|val|test|minival|trainval)[-_]?(\d{4})?")
 FORMATS = ("coco", "vqa")
 Row = tuple[str, Any]
-Lists = Callable[[str], Iterator[tuple[str, Any]]]
 
 
 def annotation_format(head: str) -> str | None:
@@ -68,16 +66,16 @@ def root_of(path: str) -> str:
 # ------------------------------------------------------------------------------ rows
 
 
-def captions(path: str, root: str) -> Iterator[Row]:
+def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
     """The rows of a file of captions, whose images are below `root`. Raises ValueError for other annotations, and where
     the images aren't there."""
     names = {}
-    for key, image in files.lists(path):
+    for key, image in files.lists(path, encoding):
         if key == "images" and isinstance(image, Mapping):
             names[image.get("id")] = str(image.get("file_name"))
     place = _folder(path, root, itertools.islice(names.values(), 1))
     number = 0
-    for key, value in files.lists(path):
+    for key, value in files.lists(path, encoding):
         if key != "annotations":
             continue
         number += 1
@@ -96,38 +94,37 @@ def captions(path: str, root: str) -> Iterator[Row]:
             yield location, {"image": place + name, "answer": value["caption"]}
 
 
-def questions(path: str, root: str) -> Iterator[Row]:
-    """The rows of a file of answers or questions of VQA, with the file of the other ones beside it; the images are below
-    `root`. Raises ValueError where that file, or the images, aren't there."""
-    keys = {key for key, _ in itertools.islice(files.lists(path), 1)}
-    if keys == {"data"}:
-        yield from _of_data(path, root)
+def questions(
+    path: str, root: str, encoding: str = "", allowed: Sequence[str] = ()
+) -> Iterator[Row]:
+    """The rows of a file of answers or questions of VQA, with the file of the other ones beside it, which may be a link
+    into `allowed`; the images are below `root`. Raises ValueError where that file, or the images, aren't there."""
+    lists = (key for key, _ in files.lists(path, encoding))
+    ours = next((key for key in lists if key in ("questions", "annotations", "data")), "data")
+    if ours == "data":
+        yield from _of_data(path, root, encoding)
         return
-    ours, theirs = (
-        ("questions", "annotations") if keys == {"questions"} else ("annotations", "questions")
-    )
-    other = _partner(path, ours, theirs)
-    candidates = [other]
+    theirs = "annotations" if ours == "questions" else "questions"
+    candidates = [_partner(path, ours, theirs)]
     if ours == "annotations":
-        folder, slash, file = other.rpartition("/")
-        candidates += [
-            f"{folder}{slash}{re.sub('mscoco', f'{kind}_mscoco', file, count=1)}"
-            for kind in ("OpenEnded", "MultipleChoice")
-        ]
-    other = next((name for name in candidates if name and exists(name)), "")
-    if not other:
+        folder, slash, file = candidates[0].rpartition("/")
+        for form in ("MultipleChoice", "OpenEnded"):
+            candidates.append(f"{folder}{slash}{file.replace('mscoco', f'{form}_mscoco', 1)}")
+    other = next((name for name in candidates if name and exists(name)), None)
+    if other is None:
         raise ValueError(
-            f"{path}: expected a file with the {theirs} beside it, such as {Path(candidates[-1] or theirs).name}, "
-            "found none"
+            f"{path}: expected a file with the {theirs} beside it, such as "
+            f"{Path(candidates[-1]).name or f'train_{theirs}.json'}, found none"
         )
+    check_listed(path.rpartition("/")[0] or ".", other, allowed)
     asked, answered = (path, other) if ours == "questions" else (other, path)
     texts = {
         value.get("question_id"): value
-        for key, value in files.lists(asked)
+        for key, value in files.lists(asked, encoding)
         if key == "questions" and isinstance(value, Mapping)
     }
     split = SPLIT.search(Path(path).name)
-    rows = (value for key, value in files.lists(answered) if key == "annotations")
+    rows = (value for key, value in files.lists(answered, encoding) if key == "annotations")
     first = next(rows, None)
     if first is None:
         return
@@ -141,8 +138,8 @@ def questions(path: str, root: str) -> Iterator[Row]:
             yield location, ValueError(f"expected a question with answers, found no {error}")
 
 
-def _of_data(path: str, root: str) -> Iterator[Row]:
-    rows = (value for key, value in files.lists(path) if key == "data")
+def _of_data(path: str, root: str, encoding: str) -> Iterator[Row]:
+    rows = (value for key, value in files.lists(path, encoding) if key == "data")
     first = next(rows, None)
     if first is None:
         return
@@ -204,6 +201,6 @@ def _folder(path: str, root: str, names: Any, split: str = "") -> str:
         if any(exists(join(root, folder + name)) for name in names):
             return folder
     raise ValueError(
-        f"{path}: expected its images in {root} or a folder of it ({', '.join(filter(None, folders))}), found none such "
-        f"as {', '.join(names) or 'any'}; --media-dir (media_dir in a recipe file) names their folder"
+        f"{path}: expected its images in {root} or a folder of it ({', '.join(filter(None, folders))}), found none such"
+        f" as {', '.join(names) or 'any'}; --media-dir (media_dir in a recipe file) names their folder"
     )

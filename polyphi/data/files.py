@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.addresses import ending, is_remote, open_file
 from polyphi.data.arrow_files import parquet_rows
-from polyphi.data.limits import MAX_TEXT, check_values, parse_json
+from polyphi.data.limits import MAX_TEXT, check_values
 from polyphi.runtime import inputs
 
 HUB = "hf://"
@@ -25,8 +25,8 @@ CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
 CHUNK = 1 << 20
 """Characters of a JSON list that are read at a time."""
 SPACES = re.compile(r"[ \t\r\n]*")
-TRAIN = re.compile(r"(^|[/._-])train([/._-]|$)")
-"""A name with "train" in it."""
+TRAIN = re.compile(r"(^|[/._-])train(20\d\d)?([/._-]|$)")
+"""A name with "train" in it, such as train2017."""
 ENDINGS = (".jsonl", ".parquet", ".json")
 """A folder's .json files are read where it has no others: they often describe these."""
 
@@ -136,46 +136,96 @@ def parquet(file: str) -> Iterator[Any]:
 
 def _list(file: str, encoding: str = "") -> Iterator[Any]:
     """Yield the items of a JSON list, of which a part is in memory."""
-    decoder = json.JSONDecoder()
     with _open(file, encoding) as stream:
-        chunks = codecs.getreader("utf-8")(stream)
-        text, at, first, row = "", 1, True, 1
-        while not text and (more := chunks.read(CHUNK)):
-            text = more.lstrip("\ufeff \t\r\n")
-        if not text.startswith("["):
-            try:
-                content_type = type(parse_json(text + chunks.read())).__name__
-            except ValueError as error:
-                raise ValueError(f"{file}: expected JSON, {error}") from None
-            raise ValueError(f"{file}: expected a list of rows, found {content_type}")
+        text = _JsonText(file, stream)
+        if (start := text.peek()) != "[":
+            raise ValueError(
+                f"{file}: expected a list of rows in JSON, found {'an object' if start == '{' else repr(start)}"
+            )
+        yield from text.items()
+        if rest := text.peek():
+            raise ValueError(f"{file}: expected JSON, found {rest!r} after the list")
+
+
+def lists(file: str, encoding: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (key, item) of each list in a JSON object, of which a part is in memory."""
+    if not is_remote(file):
+        inputs.note(file)
+    with _open(file, encoding) as stream:
+        text = _JsonText(file, stream)
+        text.expect("{")
+        while text.peek() == '"':
+            key = text.value()
+            text.expect(":")
+            if text.peek() == "[":
+                yield from ((key, item) for item in text.items())
+            else:
+                text.value()
+            if text.peek() == ",":
+                text.expect(",")
+        text.expect("}")
+
+
+class _JsonText:
+    """The JSON text of a file, of which the part with the next value is in memory."""
+
+    def __init__(self, file: str, stream: Any) -> None:
+        self._file, self._chunks = file, codecs.getreader("utf-8")(stream)
+        self._decoder = json.JSONDecoder()
+        self._text, self._at, self._values = self._chunks.read(CHUNK).removeprefix("\ufeff"), 0, 0
+
+    def peek(self) -> str:
+        """The next character that isn't white space; "" at the end."""
         while True:
-            start = at
+            self._at = skip(self._text, self._at)
+            if self._at < len(self._text) or not self._read_more():
+                return self._text[self._at : self._at + 1]
+
+    def expect(self, mark: str) -> None:
+        """Go on after a character. Raises ValueError for another one."""
+        if (found := self.peek()) != mark:
+            raise ValueError(f"{self._file}: expected JSON with {mark!r}, found {found!r}")
+        self._at += 1
+
+    def items(self) -> Iterator[Any]:
+        """Yield the values of the list that begins here, and go on after it."""
+        self.expect("[")
+        more = self.peek() != "]"
+        while more:
+            yield self.value()
+            if more := self.peek() != "]":
+                self.expect(",")
+        self.expect("]")
+
+    def value(self) -> Any:
+        """The next value."""
+        self.peek()
+        self._values += 1
+        while True:
             try:
-                at = skip(text, at)
-                if text[at : at + 1] == "]":
-                    break
-                if not first:
-                    at = skip(text, _expect(text, at, ","))
-                item, end = decoder.raw_decode(text, at)
-                if end == len(text):
-                    raise ValueError("the file ends within the list")  # or a number continues
+                value, end = self._decoder.raw_decode(self._text, self._at)
+                if end == len(self._text):
+                    raise ValueError("the file ends within a list or object")  # or a number goes on
             except (ValueError, RecursionError) as error:
-                if len(text) - start > MAX_TEXT:
-                    raise ValueError(
-                        f"{file}, row {row}: expected at most {MAX_TEXT:,} characters of JSON, found more ({error})"
-                    ) from None
-                if not (more := chunks.read(max(CHUNK, len(text) - start))):
-                    raise ValueError(f"{file}: expected JSON, {error}") from None
-                text, at = text[start:] + more, 0
-                try:
-                    check_values(text)
-                except ValueError as many:
-                    raise ValueError(f"{file}, row {row}: {many}") from None
+                if not self._read_more():
+                    raise ValueError(f"{self._file}: expected JSON, {error}") from None
                 continue
-            yield item
-            at, first, row = end, False, row + 1
-        if rest := (text[at + 1 :] + chunks.read()).strip():
-            raise ValueError(f"{file}: expected JSON, found {rest[:20]!r} after the list")
+            self._at = end
+            return value
+
+    def _read_more(self) -> bool:
+        """Read as much again, and return whether there was more. Raises ValueError for too long a value."""
+        more = self._chunks.read(max(CHUNK, len(self._text) - self._at))
+        self._text, self._at = self._text[self._at :] + more, 0
+        try:
+            check_values(self._text)
+        except ValueError as error:
+            raise ValueError(f"{self._file}, row {self._values}: {error}") from None
+        if len(self._text) > 2 * MAX_TEXT:
+            raise ValueError(
+                f"{self._file}, row {self._values}: expected at most {MAX_TEXT:,} characters of JSON, found more"
+            )
+        return bool(more)
 
 
 def skip(text: str, at: int) -> int:
@@ -183,9 +233,3 @@ def skip(text: str, at: int) -> int:
     match = SPACES.match(text, at)
     assert match is not None
     return match.end()
-
-
-def _expect(text: str, at: int, mark: str) -> int:
-    if text[at : at + 1] != mark:
-        raise ValueError(f"expected {mark!r}, found {text[at : at + 10]!r}")
-    return at + 1

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 
 from polyphi.data import arrow_files, documents, files, webdataset
 from polyphi.data.addresses import PACKED, ending, file_system, is_remote, open_file, unpacked

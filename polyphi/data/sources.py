@@ -15,6 +15,8 @@
     librispeech   .trans.txt: names and transcripts of the audio files beside it
     imagefolder   metadata.jsonl, .csv or .parquet (file_name, text), in a folder or in those of its splits
     pairs         a folder of images or audio with texts of the same names (1.jpg, 1.txt)
+    coco          captions in COCO's JSON, beside the folders of its images
+    vqa           questions and annotations in VQA's JSON, or DocVQA's and TextVQA's
     classes       a folder of images for each class, or one for each class of a split
     datasets      a folder of `datasets.save_to_disk`
     shards        a folder of polyphi's shards
@@ -44,7 +46,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyphi.data import documents, files, folders, manifests, webdataset
+from polyphi.data import coco, documents, files, folders, manifests, webdataset
 from polyphi.data.addresses import (
     BRACES,
     ending,
@@ -207,6 +209,7 @@ def _of_folder(folder: str, format: str | None, encoding: str) -> list[SourceFil
     if tars and (format in (None, "webdataset")):
         tars = _train(webdataset.training_tars(folder, tars))
         return [SourceFile(join(folder, n), "webdataset", folder) for n in tars]
+    sources = coco.without_boxes(coco.without_questions(sources))
     if format is None and not transcripts:
         folders.check_documents(folder, names, sources)
     return [file for n in _train(sources) for file in _of_file(join(folder, n), format, encoding)]
@@ -261,12 +264,19 @@ def _of_file(path: str, format: str | None, encoding: str) -> list[SourceFile]:
     elif format is None and path.endswith(manifests.TRANSCRIPT):
         known = "librispeech"
     elif format is None and is_text:
-        known = manifests.manifest_format(path, head.decode("utf-8-sig", "replace")) or known
+        text = head.decode("utf-8-sig", "replace")
+        known = manifests.manifest_format(path, text) or known
+        if ending(path) == ".json":
+            known = coco.annotation_format(text) or known
+    if known in coco.FORMATS:
+        root = coco.root_of(path)
     return [SourceFile(path, known, root, encoding=encoding)]
 
 
 def _fits(name: str, format: str) -> bool:
     """Whether a file may have the format, by its ending."""
+    if format in coco.FORMATS:
+        return ending(name) == ".json"
     if format == "librispeech":
         return name.endswith(manifests.TRANSCRIPT)
     known = ENDINGS[ending(name)]
@@ -404,6 +414,14 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
         yield location, {folders.column(name): name, **columns}
 
 
+def _coco(file: SourceFile) -> Iterator[Row]:
+    return coco.captions(file.path, file.root, file.encoding)
+
+
+def _vqa(file: SourceFile) -> Iterator[Row]:
+    return coco.questions(file.path, file.root, file.encoding, file.allowed_media_path)
+
+
 def _pairs(file: SourceFile) -> Iterator[Row]:
     names = _names(file.path)
     return folders.paired_rows(file.path, names, file.allowed_media_path, file.encoding)
@@ -463,6 +481,8 @@ READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
     "csv": _csv,
     "webdataset": _webdataset,
     "imagefolder": _imagefolder,
+    "coco": _coco,
+    "vqa": _vqa,
     "pairs": _pairs,
     "classes": _classes,
     "datasets": _datasets,
