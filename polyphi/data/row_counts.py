@@ -18,11 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-
-from polyphi.data import arrow_files, documents, files, webdataset
+from polyphi.data import arrow_files, coco, documents, files, webdataset
 from polyphi.data.addresses import PACKED, ending, file_system, is_remote, open_file, unpacked
-from polyphi.data.shards import Shards
-from polyphi.data.sources import ERRORS, SourceFile, delimiter_of, rows
+from polyphi.data.sources import ERRORS, SourceFile, delimiter_of, rows, shard_files
 
 BUDGET = 8 << 20
 """Bytes of a file that are read."""
@@ -58,7 +56,7 @@ def estimated_rows(file: SourceFile, budget: int = BUDGET) -> int:
 
 def _estimated_rows(file: SourceFile, budget: int) -> int:
     if file.format == "shards":
-        return len(Shards(file.path))
+        return sum(count for _, count in shard_files(file.path))
     if file.path.endswith(".parquet"):
         return files.count(file.path)
     if file.format == "datasets":
@@ -69,7 +67,9 @@ def _estimated_rows(file: SourceFile, budget: int) -> int:
         return _archive(file)
     if file.format in documents.READERS:
         return 1
-    if file.format == "classes" or (not is_remote(file.path) and Path(file.path).is_dir()):
+    if file.format in ("classes", *coco.FORMATS) or (
+        not is_remote(file.path) and Path(file.path).is_dir()
+    ):
         return sum(1 for _ in rows(file))
     return _text(file, budget)
 

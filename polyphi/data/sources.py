@@ -442,7 +442,7 @@ def _shards(file: SourceFile) -> Iterator[Row]:
     if not is_remote(file.path):
         inputs.note(Path(file.path) / "manifest.json")
     number = 0
-    for name, _ in _shard_files(file.path):
+    for name, _ in shard_files(file.path):
         path = join(file.path, name)
         check_listed(file.path, path, file.allowed_media_path)
         for row in files.parquet(path):
@@ -450,7 +450,7 @@ def _shards(file: SourceFile) -> Iterator[Row]:
             yield f"{file.path}, row {number}", row
 
 
-def _shard_files(folder: str) -> list[tuple[str, int]]:
+def shard_files(folder: str) -> list[tuple[str, int]]:
     """The files of shards, by their manifest, and the rows of each. Raises ValueError for another manifest."""
     path = join(folder, "manifest.json")
     try:
