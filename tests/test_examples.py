@@ -19,6 +19,7 @@ from train.small import trajectory
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
+from polyphi.data import own
 from polyphi.modality import load_modality, run_file
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.finetune import finetune, load_stage
@@ -66,6 +67,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_example_is_here() -> None:
     assert {p.name for p in EXAMPLES.glob("finetune_*.py")} == {"finetune_sibling.py"}
+
+
+def test_the_rows_of_the_readme_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = run_file(EXAMPLES / "rows.py")
+    silence = np.zeros(800, np.float32)
+    monkeypatch.setattr(example, "speak", lambda *_: (silence, 8000))
+    example.main(tmp_path)
+    counts = {file.stem: len(list(own.read(file))) for file in tmp_path.glob("*.jsonl")}
+    assert counts == {
+        **{"receipts": 49, "calls": 48, "scans": 48, "pairs": 48},
+        **{"queries": 64, "desk_test": 1},
+    }
 
 
 @pytest.mark.parametrize("layout", ["original", "native"])
