@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from polyphi import load
+from polyphi import cli, load
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
@@ -201,8 +201,8 @@ def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path
     for phi in (load(run.out), run._phi("vision_1_align")):
         phi.generate("one", images=[image], max_tokens=1)
     trained = finish_stage(run, "vision_2_joint")
-    page = Run(tmp_path / "lab.toml", run.out, console=Console(quiet=True)).finish()
-    summary = json.loads(page.with_suffix(".json").read_text())["summary"]
+    cli.main(["reproduce", str(tmp_path / "lab.toml"), "--out", str(run.out), "--finish"])
+    summary = json.loads((run.out / "report.json").read_text())["summary"]
     assert summary["stages_done"] == 2 < summary["stages"]
     tensors = load_checkpoint(run.out).state_dict()
     assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in trained.items())
