@@ -125,7 +125,7 @@ class Run:
         self.clock = self.timings.clock
         self.identity = Identity(self.out, self.recipe, options.seed, options.precision)
         self.identity.check()
-        self._parts_checked = False
+        self._parts_checked = self._held_out_built = False
 
     @property
     def precision(self) -> Precision:
@@ -329,6 +329,8 @@ class Run:
     def _build_held_out(self, machines: Machines) -> bool:
         """Build the held-out splits of all imported corpora, against which training rows are compared. Returns whether
         they exist: False while jobs of Slurm build them."""
+        if self._held_out_built:
+            return True
         exist = True
         for name in self.recipe.imported_names:
             corpus = self.corpus(name)
@@ -338,6 +340,7 @@ class Run:
                 if not corpora.is_built(corpus, work):
                     corpora.build(corpus, work, machines)
                     exist = corpora.is_built(corpus, work) and exist
+        self._held_out_built = exist
         return exist
 
     def work(self, corpus: corpora.Corpus) -> corpora.Work:

@@ -140,7 +140,6 @@ class Imported:
 
     def corpus(self, data: Path) -> Corpus:
         """The corpus as `Run.build` builds it in the folder `data`."""
-        _ = self.held_out_share  # once, not in each task
         similarity = (
             IMAGES
             if "image" in self.kinds
@@ -416,6 +415,7 @@ class ReadableShare:
 
 def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
     """The filters of a split."""
+    _ = imported.held_out_share  # once, not in each task
     if "train" in work.rows:
         for earlier in imported.earlier:
             inputs.note(work.data / earlier / "train/manifest.json")

@@ -27,6 +27,8 @@ from polyphi.runtime.files import whole_folder
 from polyphi.train import aed
 from polyphi_recipe import imports, plan, recipe_file, recognisers
 from polyphi_recipe.curate import cards
+from polyphi_recipe.curate import corpus as curation
+from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.graph import Run
 from polyphi_recipe.imports import imported
@@ -107,6 +109,24 @@ def test_media_of_other_rows_are_not_decoded_for_the_held_out_split(
     assert 0 < len(test) == len(decoded) < 30
     train = {one.answer for one in imports._training_rows(table, 0, 1)}
     assert {f"{n}" for n in range(60)} - train == {one.answer for one in test}
+
+
+def test_training_rows_wait_for_the_jobs_of_held_out_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = list[tuple[str, list[str]]]()
+
+    def submit(corpus: Corpus, work: Work, machines: Machines) -> dict[str, Any]:
+        submitted.append((corpus.name, list(work.rows)))
+        return {}
+
+    monkeypatch.setattr(curation, "build", submit)
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", map(dialogue, range(60)))
+    corpora = "".join(f"[corpora.{name}]\nsources = ['{name}.jsonl']\n" for name in "ab")
+    own = run(tmp_path, corpora)
+    assert own.build("a", Machines("slurm"))
+    assert submitted == [("a", ["test"]), ("b", ["test"])]
 
 
 def test_all_rows_of_sources_for_them_are_held_out(tmp_path: Path) -> None:

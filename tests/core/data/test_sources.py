@@ -1,5 +1,6 @@
 """Sources in the formats that people have: detection, rows, damaged files, anywhere."""
 
+import datetime
 import gzip
 import io
 import json
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
 import soundfile
 
@@ -75,6 +77,25 @@ def test_a_format_is_detected_and_read(path: str, root: Path) -> None:
     read = samples(root / path)
     assert len(read) == count and parts(read[-1]) == kinds
     assert sum(map(estimated_rows, files_)) == count
+
+
+def test_rows_are_estimated_beside_unreadable_ones_and_times(tmp_path: Path) -> None:
+    """Both were a TypeError, which ended an import."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for n in range(20):
+            member = tarfile.TarInfo(f"{n}.json")
+            data = b'{"text": "page"}' if n else b"{"
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    table = pa.table({"text": ["page"] * 20, "date": [datetime.datetime(2026, 1, 1)] * 20})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table)
+    for name in ("a.tar", "a.arrow"):
+        (source,) = sources.find(str(tmp_path / name))
+        assert 5 < sources.estimated_rows(source) < 80
 
 
 def test_columns_and_a_question_of_a_source(root: Path) -> None:
