@@ -215,6 +215,8 @@ def _row_starts(
             )
         except tarfile.HeaderError:  # also of the zeros at the end
             return starts, None
+        if member.size < 0:
+            raise tarfile.ReadError(f"expected the size of {member.name}, found {member.size}")
         data = offset + tarfile.BLOCKSIZE
         if member.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
             long_name = _long_name(member.type, stream.read(min(member.size, MIN_PIECE)))

@@ -124,3 +124,16 @@ def test_what_is_no_list_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\nno JSON\n[]\n')
     assert estimated_rows(*find(str(tmp_path / "a.jsonl"))) == 3
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_tar_whose_members_have_no_size_ends(packed: str, tmp_path: Path) -> None:
+    content = bytearray(tar(2))
+    member = tarfile.TarInfo("a.txt")
+    member.size = -512 * 3
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    content[512:1024] = header
+    path = tmp_path / f"a.tar{packed}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(ValueError, match=r"a\.txt"):
+        estimated_rows(*find(str(path)))
