@@ -119,7 +119,9 @@ WRONG: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("conversations", "prompts"), (3, "fox", [3], [None])),
     "pairs": (3, "fox", [("fox", 3)], ["fox"]),
     **dict.fromkeys(("images", "audios", "items"), ("a.png", 3, [3], [None])),
-    **dict.fromkeys(("text", "role", "modality", "name", "placeholder", "continuation"), TEXT),
+    **dict.fromkeys(
+        ("text", "role", "modality", "name", "placeholder", "continuation", "media_type"), TEXT
+    ),
     "ids": (None, "abc", 3, ["a"]),
     **dict.fromkeys(("source", "audio"), (None, 3, object())),
     **dict.fromkeys(("path_or_id", "folder"), (None, 3, [])),
