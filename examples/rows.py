@@ -35,9 +35,10 @@ def receipts(folder: Path, rng: random.Random) -> Iterator[Row]:
         total = str(rng.randrange(10, 100))
         draw.text((28, 64), total, "black", ImageFont.load_default(36))
         picture.save(folder / f"receipt{number}.png")
-        yield {"image": f"receipt{number}.png", "question": "What is the total?", "answer": total}
+        row = {"image": f"receipt{number}.png", "question": "What is the total?", "answer": total}
+        yield row
         if number == 0:
-            copy = {"image": "copy.png", "question": "How much was it?", "answer": total}
+            copy = {**row, "image": "copy.png"}
             picture.save(folder / "copy.png")
     yield copy
 
