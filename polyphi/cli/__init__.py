@@ -130,7 +130,6 @@ EXTRAS = {
     ),
     "pypdfium2": ("serve", "curate"),
     "gguf": ("gguf",),
-    "aiohttp": ("s3",),
     "llguidance": ("structured",),
 }
 """Package that may be missing -> the extras that install it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from polyphi.data.http_responses import response_class
 from polyphi.data.limits import BUFFER, MAX_ROW, BoundedReader
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -145,10 +146,7 @@ def file_system(path: str, redirects: bool = True) -> tuple[Any, str]:
     try:
         options: dict[str, Any] = {}
         if path.startswith(("http:", "https:")):
-            from polyphi.data.http_responses import BoundedResponse, DirectResponse
-
-            response = BoundedResponse if redirects else DirectResponse
-            options = {"client_kwargs": {"response_class": response}}
+            options = {"client_kwargs": {"response_class": response_class(redirects)}}
         system, name = fsspec.core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

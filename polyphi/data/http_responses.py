@@ -4,40 +4,39 @@ aiohttp's session has the class of its responses, which is the one place that al
 """
 
 import re
-
-import aiohttp
+from functools import cache
+from typing import Any
 
 MAX_PAGE = 16 << 20
 """[ours] Bytes of a response to a request that names no part: a page that lists files."""
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
-class BoundedResponse(aiohttp.ClientResponse):
-    """A response that has at most the requested bytes. Raises OSError for a longer one."""
+@cache
+def response_class(redirects: bool) -> type:
+    """The class of a response that has at most the requested bytes, and is no redirect unless `redirects` are followed.
+    It raises OSError for another one. Raises ImportError without aiohttp, which fsspec needs for HTTP."""
+    import aiohttp
 
-    async def read(self) -> bytes:
-        """The whole body."""
-        if self._body is None:
-            part = RANGE.fullmatch(self.request_info.headers.get("Range", ""))
-            limit = int(part[2]) - int(part[1]) + 1 if part else MAX_PAGE
-            data = bytearray()
-            async for piece in self.content.iter_any():
-                data += piece
-                if len(data) > limit:
-                    self.close()
-                    raise OSError(f"expected at most {limit:,} bytes of {self.url}, found more")
-            self._body = bytes(data)
-        return self._body
+    class BoundedResponse(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            await super().start(connection)
+            if not redirects and "Location" in self.headers:
+                target = self.headers["Location"][:200]
+                raise OSError(f"expected a file at {self.url}, found a redirect to {target}")
+            return self
 
+        async def read(self) -> bytes:
+            if self._body is None:
+                part = RANGE.fullmatch(self.request_info.headers.get("Range", ""))
+                limit = int(part[2]) - int(part[1]) + 1 if part else MAX_PAGE
+                data = bytearray()
+                async for piece in self.content.iter_any():
+                    data += piece
+                    if len(data) > limit:
+                        self.close()
+                        raise OSError(f"expected at most {limit:,} bytes of {self.url}, found more")
+                self._body = bytes(data)
+            return self._body
 
-class DirectResponse(BoundedResponse):
-    """A response to a request for a file that a row names: its address may not lead to another one."""
-
-    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        """Read the headers."""
-        await super().start(connection)
-        if "Location" in self.headers:
-            raise OSError(
-                f"expected a file at {self.url}, found a redirect to {self.headers['Location'][:200]}"
-            )
-        return self
+    return BoundedResponse
