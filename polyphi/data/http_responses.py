@@ -39,4 +39,6 @@ def response_class(redirects: bool) -> type:
                 self._body = bytes(data)
             return self._body
 
+    # fsspec tells its file systems apart by the text of their options.
+    BoundedResponse.__qualname__ = "BoundedResponse" if redirects else "DirectResponse"
     return BoundedResponse
