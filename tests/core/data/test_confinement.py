@@ -187,3 +187,15 @@ def test_a_manifest_of_shards_names_files_of_its_folder(folder: Path) -> None:
         manifest.write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json"):
             list(sources.rows(*sources.find(str(folder / "train"), "shards")))
+
+
+def test_a_corpus_is_built_again_with_what_is_allowed(folder: Path) -> None:
+    source = lines("a.jsonl", lambda path: {"image": path, "answer": "red"})(folder, "../a.png")
+    corpus, options = folder.parent / "corpus", {"report": lambda _: None}
+    with pytest.raises(ValueError, match="--allowed-media-path"):
+        own.build(corpus, [str(source)], **options)
+    allowed = [str(folder.parent / "a.png")]
+    for paths in ([str(folder.parent)], allowed):  # a folder, or a file
+        assert own.build(corpus, [str(source)], allowed_media_path=paths, **options)["rows"] == 1
+    with pytest.raises(ValueError, match="--allowed-media-path"):
+        own.build(corpus, [str(source)], **options)
