@@ -81,13 +81,13 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
         number += 1
         location = f"{path}, annotation {number}"
         if not isinstance(value, Mapping) or "caption" not in value:
-            found = ", ".join(value) if isinstance(value, Mapping) else type(value).__name__
+            columns = ", ".join(value) if isinstance(value, Mapping) else type(value).__name__
             if number == 1:
                 raise ValueError(
-                    f"{path}: expected captions, found annotations with {found}; write JSON lines such as "
+                    f"{path}: expected captions, found annotations with {columns}; write JSON lines such as "
                     '{"image": "1.jpg", "question": "Which objects are there?", "answer": "a cat"}'
                 )
-            yield location, ValueError(f"expected a caption, found {found}")
+            yield location, ValueError(f"expected a caption, found {columns}")
         elif (name := names.get(value.get("image_id"))) is None:
             yield location, ValueError(f"expected an image {value.get('image_id')}, found none")
         else:
@@ -117,20 +117,20 @@ def questions(
             f"{Path(candidates[-1]).name or f'train_{theirs}.json'}, found none"
         )
     check_listed(path.rpartition("/")[0] or ".", other, allowed)
-    asked, answered = (path, other) if ours == "questions" else (other, path)
+    question_file, answer_file = (path, other) if ours == "questions" else (other, path)
     texts = {
         value.get("question_id"): value
-        for key, value in files.lists(asked, encoding)
+        for key, value in files.lists(question_file, encoding)
         if key == "questions" and isinstance(value, Mapping)
     }
     split = SPLIT.search(Path(path).name)
-    rows = (value for key, value in files.lists(answered, encoding) if key == "annotations")
+    rows = (value for key, value in files.lists(answer_file, encoding) if key == "annotations")
     first = next(rows, None)
     if first is None:
         return
     image = _images_of(path, root, split[0] if split else "", first)
     for number, value in enumerate(itertools.chain([first], rows), 1):
-        location = f"{answered}, annotation {number}"
+        location = f"{answer_file}, annotation {number}"
         try:
             question = texts[value["question_id"]]["question"]
             yield location, {"image": image(value), "question": question, "answer": _answer(value)}

@@ -183,8 +183,8 @@ class _JsonText:
 
     def expect(self, mark: str) -> None:
         """Go on after a character. Raises ValueError for another one."""
-        if (found := self.peek()) != mark:
-            raise ValueError(f"{self._file}: expected JSON with {mark!r}, found {found!r}")
+        if (character := self.peek()) != mark:
+            raise ValueError(f"{self._file}: expected JSON with {mark!r}, found {character!r}")
         self._at += 1
 
     def items(self) -> Iterator[Any]:

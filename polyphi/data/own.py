@@ -53,7 +53,8 @@ def build(
         find, allowed_media_path=allowed_media_path, encoding=encoding, media_dir=media_dir
     )
     path = folder / split / "manifest.json"
-    pipeline = _fingerprint(sources, files_of, columns, *filter(None, (encoding, media_dir)))
+    options = [*filter(None, (encoding, media_dir)), *allowed_media_path]
+    pipeline = _fingerprint(sources, files_of, columns, options)
     if path.exists():
         manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline and "parts" in manifest:
@@ -173,7 +174,7 @@ def _fingerprint(
     sources: Sequence[str],
     files_of: Callable[[str], Sequence[SourceFile]],
     columns: Mapping[str, str],
-    *options: str,
+    options: Sequence[str],
 ) -> str:
     """Return a hash of the options, and of the names, sizes and times of the files; their media and the hub are not
     included."""

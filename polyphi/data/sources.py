@@ -371,8 +371,8 @@ def _csv(file: SourceFile) -> Iterator[Row]:
                 row = dict(zip(names, values, strict=True))
                 yield location, {k: v for k, v in row.items() if v != ""}
             elif values:
-                found = f"expected {quantity(len(names), 'column')}, found {len(values)}"
-                yield location, ValueError(found)
+                reason = f"expected {quantity(len(names), 'column')}, found {len(values)}"
+                yield location, ValueError(reason)
 
 
 def delimiter_of(header: str, preferred: str) -> str:
@@ -401,8 +401,8 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
                 raise ValueError(f"expected an object, found {type(row).__name__}")
             name = row.get("file_name")
             if not isinstance(name, str) or not folders.is_medium(name):
-                found = ", ".join(row) if name is None else repr(name)
-                raise ValueError(f"expected an image or audio as `file_name`, found {found}")
+                value_text = ", ".join(row) if name is None else repr(name)
+                raise ValueError(f"expected an image or audio as `file_name`, found {value_text}")
         except ValueError as error:
             yield location, error
             continue

@@ -26,6 +26,8 @@ WORDS = re.compile(
     r"image|audio|video|vision|speech|picture|clip|crop|mel|frame|siglip|conformer", re.IGNORECASE
 )
 ALLOWED = {
+    "polyphi/data/coco.py": "annotations of images",
+    "polyphi/data/folders.py": "folders of images and audio as others lay them out",
     "polyphi/data/formats.py": "formats of others have columns of images and audio, and their endings",
     "polyphi/data/manifests.py": "manifests of speech data",
     "polyphi/data/other_formats.py": "formats of others have images and audio",

@@ -57,10 +57,10 @@ def test_captions_of_coco(tmp_path: Path) -> None:
     bad: list[str] = []
     assert read(file, bad=bad.append) == expected
     assert len(bad) == 1 and "annotation 4" in bad[0]
-    [found] = sources.find(str(tmp_path))
-    assert (found.format, found.path) == ("coco", str(file))
+    [source] = sources.find(str(tmp_path))
+    assert (source.format, source.path) == ("coco", str(file))
     assert read(tmp_path, bad=bad.append) == expected
-    assert estimated_rows(found) == 4
+    assert estimated_rows(source) == 4
 
 
 def test_boxes_and_missing_images_of_coco(tmp_path: Path) -> None:
@@ -87,27 +87,27 @@ def test_the_lists_of_coco_in_any_order(order: str, tmp_path: Path) -> None:
 
 def vqa(folder: Path, split: str, form: str = "OpenEnded_") -> tuple[Path, Path]:
     picture(folder / split / f"COCO_{split}_000000000009.jpg")
-    asked = [
+    questions = [
         {"image_id": 9, "question": f"What is it in {split}?", "question_id": n} for n in (90, 91)
     ]
-    given = [{"answer": text, "answer_id": k} for k, text in enumerate(("dog", "cat", "cat"))]
-    answered = [
-        {"question_id": 90, "image_id": 9, "multiple_choice_answer": "a cat", "answers": given},
-        {"question_id": 91, "image_id": 9, "answers": given},
-        {"question_id": 92, "image_id": 9, "answers": given},
+    answers = [{"answer": text, "answer_id": k} for k, text in enumerate(("dog", "cat", "cat"))]
+    annotations = [
+        {"question_id": 90, "image_id": 9, "multiple_choice_answer": "a cat", "answers": answers},
+        {"question_id": 91, "image_id": 9, "answers": answers},
+        {"question_id": 92, "image_id": 9, "answers": answers},
     ]
     info = {**INFO, "data_subtype": split}
     return (
-        write(folder / f"v2_{form}mscoco_{split}_questions.json", {**info, "questions": asked}),
-        write(folder / f"v2_mscoco_{split}_annotations.json", {**info, "annotations": answered}),
+        write(folder / f"v2_{form}mscoco_{split}_questions.json", {**info, "questions": questions}),
+        write(folder / f"v2_mscoco_{split}_annotations.json", {**info, "annotations": annotations}),
     )
 
 
 def test_questions_and_annotations_of_vqa(tmp_path: Path) -> None:
-    asked, answered = vqa(tmp_path, "train2014")
+    questions, annotations = vqa(tmp_path, "train2014")
     vqa(tmp_path, "val2014")
     expected = [("What is it in train2014?", "a cat"), ("What is it in train2014?", "cat")]
-    for path in (asked, answered, tmp_path):
+    for path in (questions, annotations, tmp_path):
         assert {file.format for file in sources.find(str(path))} == {"vqa"}
         bad: list[str] = []
         assert read(path, bad=bad.append) == expected
@@ -115,10 +115,10 @@ def test_questions_and_annotations_of_vqa(tmp_path: Path) -> None:
 
 
 def test_questions_of_vqa_without_answers(tmp_path: Path) -> None:
-    asked, answered = vqa(tmp_path, "train2014")
-    answered.unlink()
+    questions, annotations = vqa(tmp_path, "train2014")
+    annotations.unlink()
     with pytest.raises(ValueError, match="v2_mscoco_train2014_annotations"):
-        read(asked)
+        read(questions)
 
 
 @pytest.mark.parametrize("names", [{"image": "documents/a.png"}, {"image_id": "a"}])
