@@ -139,9 +139,8 @@ def _list(file: str, encoding: str = "") -> Iterator[Any]:
     with _open(file, encoding) as stream:
         text = _JsonText(file, stream)
         if (start := text.peek()) != "[":
-            raise ValueError(
-                f"{file}: expected a list of rows in JSON, found {'an object' if start == '{' else repr(start)}"
-            )
+            content = "dict" if start == "{" else repr(start)
+            raise ValueError(f"{file}: expected a list of rows, found {content}")
         yield from text.items()
         if rest := text.peek():
             raise ValueError(f"{file}: expected JSON, found {rest!r} after the list")
