@@ -37,7 +37,7 @@ async def prepare(
                 most_pixels = await server.in_steps(True, ticket.caller, check)
             steps = _row(server, ticket, expanded.messages, adapter, sampling, end)
             if most_pixels > LARGE_IMAGE:
-                return await server.image_threads.run_steps(ticket.caller.client, steps)
+                return await server.large_media_threads.run_steps(ticket.caller.client, steps)
             return await server.in_steps(is_large(messages), ticket.caller, steps)
     except MediaError as error:
         server.metrics.media_rejected(error.reason)

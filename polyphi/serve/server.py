@@ -173,7 +173,7 @@ class Server:
         self._large = Threads(self.shares.large, "prepare large")
         self._grammars = Threads(self.shares.grammars, "compile grammars")
         self.expansion_threads = Threads(self.shares.expansions, "decode videos and documents")
-        self.image_threads = Threads(self.shares.large_images, "decode large images")
+        self.large_media_threads = Threads(self.shares.large_media, "decode large media")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
@@ -198,7 +198,7 @@ class Server:
         self._stop.set()
         self.engine.wake()
         self._thread.join()
-        for threads in (self._small, self._large, self.expansion_threads, self.image_threads):
+        for threads in (self._small, self._large, self.expansion_threads, self.large_media_threads):
             threads.close()
         self._grammars.close(wait=False)
         self._abort_pool.shutdown()

@@ -353,7 +353,7 @@ class Shares:
                 "waits for a turn; after each image and audio clip it is another client's",
             )
         )
-        self.large_images = FairSlots(
+        self.large_media = FairSlots(
             Share(
                 f"prompts with an image of more than {LARGE_IMAGE:,} pixels that is being decoded",
                 "prompts",

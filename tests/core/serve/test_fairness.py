@@ -324,7 +324,7 @@ def test_large_pictures_do_not_delay_another_clients(
                 for client in (one, other):
                     picture = client.post(CHAT, json=images(small, 1), timeout=20)
                     assert picture.status_code == 200
-                assert server.shares.large_images.running == 1 and not responses
+                assert server.shares.large_media.running == 1 and not responses
             finally:
                 go.set()
         assert [r.status_code for r in responses] == [200] * 5
