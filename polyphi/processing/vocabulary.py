@@ -5,6 +5,7 @@ The published 200,064-token vocabulary and small ones trained here have the same
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,8 @@ def _steps(step: Any) -> Iterator[Any]:
         step = remaining.pop()
         if not isinstance(step, dict):
             continue
-        members = next((step[name] for name in SEQUENCES if isinstance(step.get(name), list)), [])
-        remaining += members
+        lists = (step[name] for name in SEQUENCES if isinstance(step.get(name), list))
+        remaining += chain.from_iterable(lists)
         if step.get("type") != "Sequence":
             yield step.get("type")
 
