@@ -358,11 +358,13 @@ def _csv(file: SourceFile) -> Iterator[Row]:
         head = text.readline(HEAD)
         is_sep = head.startswith("sep=")  # Excel's line before the names
         header = text.readline(HEAD) if is_sep else head
-        preferred = "\t" if ending(file.path) == ".tsv" else ","
-        delimiter = delimiter_of(header, preferred)
-        quoting = csv.QUOTE_NONE if ending(file.path) == ".tsv" else csv.QUOTE_MINIMAL
+        tabs = ending(file.path) == ".tsv"
         lines = RowLines(text, file.path, 2 if is_sep else 1)
-        rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting)
+        rows = csv.reader(
+            itertools.chain([header], lines),
+            delimiter=delimiter_of(header, "\t" if tabs else ","),
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        )
         names = next(rows, [])
         for number, values in enumerate(rows, 3 if is_sep else 2):
             lines.row_ends()
