@@ -34,7 +34,6 @@ ALLOWED = {
     "polyphi/data/preferences.py": "a row's limit on crops is passed on",
     "polyphi/data/shards.py": "a video is refused: its frames are images",
     "polyphi/data/source_report.py": "columns of others have images and audio, and rows are shown with their sizes",
-    "polyphi/data/sources.py": "folders of images and manifests of speech are formats",
     "polyphi/data/webdataset.py": "names of members in tars of others",
     "polyphi/engine/media.py": "types of files that a server fetches",
     "polyphi/engine/rows.py": "images= and audios= of prompts of ids are public arguments",
