@@ -114,7 +114,7 @@ def nano_page(manifest: Mapping[str, Any], date: str) -> str:
     """The page of the nano model, from the manifest of its package."""
     from polyphi.train.report.page import duration
     from polyphi_eval.report import heldout
-    from polyphi_recipe.report.sections import ABOUT_BEYOND, ABOUT_CORE, memory
+    from polyphi_recipe.report.sections import BUILT_IN, memory
 
     machine, summary = manifest["environment"], manifest["summary"]
     precision = (manifest["precision"] or {}).get("precision", "unknown precision")
@@ -130,8 +130,8 @@ def nano_page(manifest: Mapping[str, Any], date: str) -> str:
         "`python benchmarks/tables.py nano` writes this page from the package's `manifest.json`. The run took "
         f"{duration(summary['seconds'])} and {memory(summary['peak_bytes'])}. {summary['core_beats']} of "
         f"{summary['core']} core tasks beat their baselines.",
-        *("## Core tasks", ABOUT_CORE, heldout.markdown(core).strip()),
-        *("## Other tasks", ABOUT_BEYOND, heldout.markdown(others).strip()),
+        *("## Core tasks", BUILT_IN["about_core"], heldout.markdown(core).strip()),
+        *("## Other tasks", BUILT_IN["about_beyond"], heldout.markdown(others).strip()),
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -102,17 +102,13 @@ def excluded(folder: str) -> frozenset[str]:
 def _yaml(path: str) -> Mapping[str, Any]:
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """YAML without aliases, of which a few lines stand for gigabytes."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                mark = self.peek_event().start_mark
-                raise yaml.YAMLError(f"line {mark.line + 1}: expected no alias, found one")
-            return super().compose_node(parent, index)
-
     try:
-        content = yaml.load(read_bytes(path, MAX_YAML), Loader)
+        data = read_bytes(path, MAX_YAML)
+        for event in yaml.parse(data, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # of which a few lines stand for gigabytes
+                line = event.start_mark.line + 1
+                raise ValueError(f"line {line}: expected no alias, found one")
+        content = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected YAML, {error}") from None
     if not isinstance(content, dict):

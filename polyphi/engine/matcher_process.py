@@ -32,7 +32,7 @@ from polyphi.engine.grammars import (
     TOKEN_SECONDS,
 )
 from polyphi.messages import Grammar
-from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.tokenizer import SLICE, Tokenizer
 from polyphi.runtime import fork_server, syscall_filter
 from polyphi.tools import CALL, CALL_END
 
@@ -49,7 +49,9 @@ SLOW = 0.05
 def main() -> None:
     """Load the tokenizer, then fork a process for each grammar (polyphi/runtime/fork_server.py)."""
     data = fork_server.read(LENGTH.unpack(fork_server.read(LENGTH.size))[0])
-    vocabulary = GrammarVocabulary(Tokenizer.from_json(data.decode()))
+    tokenizer = Tokenizer.from_json(data.decode())
+    tokenizer.encode("a" * 2 * SLICE)  # loads what long texts need: later there are no files
+    vocabulary = GrammarVocabulary(tokenizer)
     del data
     fork_server.fork_on_request(
         lambda _, descriptors: follow(socket.socket(fileno=descriptors[0]), vocabulary)

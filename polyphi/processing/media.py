@@ -172,10 +172,10 @@ def decode_image(
             raise ValueError("the pixels have another size than the header")
         if image.mode.startswith("I"):
             image = pil.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        if file.format == "WEBP" and image.mode == "RGB":
-            return image.copy()  # without the decoder, whose two canvases take twice as much
-        # Converting RGB to RGB would be a second copy.
-        image = image if image.mode == "RGB" else image.convert("RGB")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        elif file.format == "WEBP" and method is None:
+            image = image.copy()  # without the decoder, whose two canvases take twice as much
         return image if method is None else image.transpose(method)
     except _PILLOW_ERRORS:
         raise MediaError(

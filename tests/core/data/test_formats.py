@@ -507,5 +507,5 @@ def test_bad_rows_of_a_file_stop_it_or_are_reported(root: Path) -> None:
     assert len(list(own.read(file, bad=messages.append))) == 1
     assert [text.partition(":")[0] for text in messages] == [f"{file}, line {n}" for n in (3, 4, 5)]
     (root / "b.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="expected a list of rows in JSON, found an object"):
+    with pytest.raises(ValueError, match="expected a list of rows, found dict"):
         list(own.read(root / "b.json"))

@@ -95,7 +95,7 @@ def test_rows_are_estimated_beside_unreadable_ones_and_times(tmp_path: Path) -> 
         stream.write_table(table)
     for name in ("a.tar", "a.arrow"):
         (source,) = sources.find(str(tmp_path / name))
-        assert 5 < sources.estimated_rows(source) < 80
+        assert 5 < estimated_rows(source) < 80
 
 
 def test_columns_and_a_question_of_a_source(root: Path) -> None:

@@ -311,7 +311,7 @@ def dangers(code: str) -> list[str]:
             calls.append(name)
         if name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False":
             calls.append(name)
-        unsafe = name.startswith(("yaml.", "pickle.")) and name != "yaml.safe_load"
+        unsafe = name.startswith(("yaml.load", "yaml.unsafe", "yaml.full", "pickle."))
         if name in ("eval", "exec", "__import__") or unsafe:
             calls.append(name)
     return calls

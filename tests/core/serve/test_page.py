@@ -325,9 +325,9 @@ def test_documents_and_pictures_that_the_server_decodes(
     page.open(server.url).ready()
     source = "BM = 1  # <b>not a bitmap</b> é\n"
     page.drop("report.txt", PDF)
-    (tmp_path / "code.bmp").write_text(source)
+    (tmp_path / "code.md").write_text(source)
     page.attached(1)
-    page.find("#files").send_keys(str(tmp_path / "code.bmp"))
+    page.find("#files").send_keys(str(tmp_path / "code.md"))
     page.attached(2)
     page.paste("photo.jpg", HEIC)
     page.attached(3)
@@ -335,7 +335,7 @@ def test_documents_and_pictures_that_the_server_decodes(
     page.attached(4)
     page.until(lambda: page.of("#attachments img", "naturalWidth") == 30, "the AVIF picture")
     page.until(lambda: len(page.all("#attachments .chip")) == 3, "the chips of the others")
-    assert page.texts("#attachments .chip") == ["report.txt1 KB", "code.bmp1 KB", "photo.jpg1 KB"]
+    assert page.texts("#attachments .chip") == ["report.txt1 KB", "code.md1 KB", "photo.jpg1 KB"]
     page.write("what are these?")
     page.until(lambda: "tokens" in page.find("#count").text, "the count before sending")
     page.send()
@@ -347,14 +347,14 @@ def test_documents_and_pictures_that_the_server_decodes(
     url = data("application/pdf", PDF)
     assert pdf == {"type": "file", "file": {"filename": "report.txt", "file_data": url}}
     url = data("text/plain", source.encode())
-    assert code == {"type": "file", "file": {"filename": "code.bmp", "file_data": url}}
+    assert code == {"type": "file", "file": {"filename": "code.md", "file_data": url}}
     assert heic == {"type": "image_url", "image_url": {"url": data("image/heic", HEIC)}}
     assert sky == {"type": "image_url", "image_url": {"url": data("image/avif", avif())}}
     assert text == {"type": "text", "text": "what are these?"}
 
     page.open(server.url).ready()
     page.until(lambda: len(page.all(".message .chip")) == 3, "the chips of the sent files")
-    assert page.texts(".message .chip .name") == ["report.txt", "code.bmp", "photo.jpg"]
+    assert page.texts(".message .chip .name") == ["report.txt", "code.md", "photo.jpg"]
     page.click(".message button.chip")
     page.until(lambda: page.texts("#text-large") == [source], "the text")
     assert not page.find("#picture-large").is_displayed() and not page.all("#text-large *")
