@@ -38,7 +38,8 @@ FORMS = [
 
 def processes(tokenizer: Tokenizer) -> list[psutil.Process]:
     """Those of grammars, without the one that starts them."""
-    first = psutil.Process(structured._cached_starter(tokenizer).process.pid)
+    with structured._starters_lock:  # two threads would start two
+        first = psutil.Process(structured._cached_starter(tokenizer).process.pid)
     running = []
     for child in first.children():
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
