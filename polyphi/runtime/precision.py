@@ -116,7 +116,7 @@ def pinned() -> Precision | None:
 
 def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a device computes the products of inference in a 16-bit dtype at about the speed of float32, or faster. A
-    CPU that converts the numbers counts: half of the memory is worth more than the 1.3 to 1.4 times of the time that it
+    CPU that converts the numbers counts: half of the memory is worth more than the 1.3 to 1.5 times of the time that it
     takes (docs/numbers.md, "Precision by shape")."""
     if device.type == "cpu":
         return missing(dtype) is None
