@@ -12,6 +12,8 @@ LONGEST_PAGE = 20 << 20
 """Maximum bytes of a page or file; longer ones are an error."""
 MAX_HEADERS, PIECE = 4 << 20, 1 << 20
 """[ours] Maximum bytes of the headers of an archive's record, and bytes of its content that are read at once."""
+GZIP = b"\x1f"
+"""The first byte of a gzip file, and of no WARC archive."""
 Rows = Iterator[dict[str, Any]]
 
 
@@ -91,7 +93,7 @@ def warc(file: BinaryIO) -> Rows:
                     yield {"title": title, "text": body, "url": url, "date": date}
             for _ in _pieces(record.raw_stream, source):
                 pass  # of what isn't read
-    except ArchiveLoadFailed as error:
+    except (ArchiveLoadFailed, AttributeError) as error:  # of a response without an address, too
         raise ValueError(f"expected a WARC archive ({error})") from None
     if source.error is not None:
         raise ValueError(f"expected a whole WARC archive ({source.error})")
@@ -105,11 +107,24 @@ def _page(record: Any, source: "_Watched") -> bytes | None:
     if not content_type.startswith(("text/html", "application/xhtml")):
         return None
     page = bytearray()
-    for piece in _pieces(record.content_stream(), source):
+    for piece in _pieces(_content_stream(record), source):
         page += piece
         if len(page) >= LONGEST_PAGE:
             break
     return bytes(page[:LONGEST_PAGE])
+
+
+def _content_stream(record: Any) -> Any:
+    """The unpacked content of a record. `record.content_stream` unpacks a chunk at once, which may have megabytes."""
+    from warcio.bufferedreaders import BufferedReader, ChunkedDataReader
+
+    stream, headers = record.raw_stream, record.http_headers
+    if headers.get_header("Transfer-Encoding") == "chunked":
+        stream = ChunkedDataReader(stream)
+    encoding = (headers.get_header("Content-Encoding") or "").lower()
+    if encoding in BufferedReader.get_supported_decompressors():
+        stream = BufferedReader(stream, decomp_type=encoding)
+    return stream
 
 
 def _pieces(stream: Any, source: "_Watched") -> Iterator[bytes]:
@@ -122,11 +137,11 @@ def _pieces(stream: Any, source: "_Watched") -> Iterator[bytes]:
 
 class _Watched:
     """A file that keeps the error of its last read: warcio takes one for the end of the archive. Raises ValueError for
-    headers of more than `MAX_HEADERS` bytes."""
+    headers of more than `MAX_HEADERS` bytes, and for a compressed file, which warcio would unpack without a limit."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._size = 0
+        self._size, self._is_start = 0, True
         self.error: Exception | None = None
 
     def begin(self) -> None:
@@ -137,7 +152,11 @@ class _Watched:
         """The next bytes."""
         try:
             data = self._file.read(size)
-            self._size += len(data)
+            if self._is_start and data.startswith(GZIP):
+                raise ValueError(
+                    "expected a WARC archive, found a gzip file; unpack it, or name it .warc.gz if it isn't yet"
+                )
+            self._size, self._is_start = self._size + len(data), False
             if self._size > MAX_HEADERS:
                 raise ValueError(f"expected headers of at most {MAX_HEADERS:,} bytes, found more")
             return data
