@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ PROTOCOLS = (
     *("hdfs", "webhdfs", "sftp", "ftp", "smb", "memory"),
 )
 """[ours] Those of fsspec that lead to other machines. Its others read files of this one, or chain protocols."""
-MAX_PATHS, MAX_DIGITS = 1 << 20, 100
-"""Paths that a pattern may stand for, and digits of its bounds."""
+MAX_PATHS, MAX_CHARACTERS, MAX_DIGITS = 1 << 20, 1 << 28, 100
+"""[ours] Paths that a pattern may stand for, about the characters of all of them, and digits of its bounds."""
 
 
 def is_remote(path: str) -> bool:
@@ -46,19 +47,18 @@ def ending(path: str) -> str:
 
 def without_braces(pattern: str) -> list[str]:
     """The texts that a pattern with {000..122} stands for; itself without braces. Raises ValueError for too many."""
-    match = BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last = match[1], match[2]
-    after = without_braces(pattern[match.end() :])
-    count = (int(last) - int(first) + 1) if len(first + last) < MAX_DIGITS else MAX_PATHS
-    if count * len(after) >= MAX_PATHS:
-        raise ValueError(
-            f"expected braces that stand for fewer than {MAX_PATHS:,} paths, found {pattern[:80]}"
-        )
-    each = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-    before = pattern[: match.start()]
-    return [before + number + rest for number in each for rest in after]
+    before, *parts = BRACES.split(pattern)
+    choices, count = [[before]], 1
+    for first, last, after in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        is_short = len(first + last) < MAX_DIGITS
+        count *= max(1, int(last) - int(first) + 1) if is_short else MAX_PATHS
+        if count >= MAX_PATHS or count * len(pattern) >= MAX_CHARACTERS:
+            raise ValueError(
+                f"expected braces that stand for fewer than {MAX_PATHS:,} paths, found {pattern[:80]}"
+            )
+        numbers = range(int(first), int(last) + 1)
+        choices += [[f"{n:0{len(first)}d}" for n in numbers], [after]]
+    return list(map("".join, itertools.product(*choices)))
 
 
 def exists(path: str) -> bool:

@@ -180,6 +180,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "deep YAML": (energon("[" * 20_000), r"split\.yaml: "),
     "braces": (energon("split_parts: {train: ['{0..99999999999}.tar']}"), r"split\.yaml: .*braces"),
     "many braces": (energon(f"split_parts: {{train: ['{'{0..99}' * 9}']}}"), "braces"),
+    "long braces": (energon(f"split_parts: {{train: ['{{0..9999}}{'a' * 99_000}']}}"), "braces"),
     "exclude": (energon("split_parts: {train: ['0.tar']}\nexclude: 5"), r"split\.yaml: .*exclude"),
     "tar": (energon("split_parts: {train: [5]}"), r"split\.yaml: .*found 5"),
 }
@@ -230,6 +231,10 @@ def test_braces_of_a_path() -> None:
         sources.find("a/{0..99999999999}.tar")
     with pytest.raises(ValueError, match="braces"):
         sources.find("a/{0..%s}.tar" % ("9" * 10_000))
+    with pytest.raises(ValueError, match="no file"):
+        sources.find("a/" + "{0..0}" * 3000)
+    with pytest.raises(ValueError, match="braces"):
+        sources.find("a/{3..1}{0..99999999999}.tar")
 
 
 def test_long_fields_of_csv_are_read(tmp_path: Path) -> None:
