@@ -1,9 +1,10 @@
 """About how many rows a file has, without reading all of it.
 
-    shards, parquet, Arrow, folders of images    counted
-    text and tars, up to the budget              counted
+    shards, parquet, folders of images           counted
+    JSON lists in another encoding than UTF-8    counted
+    text, Arrow and tars, up to the budget       counted
     larger ones                                  rows per byte in pieces that lie apart
-    larger compressed ones                       rows per compressed byte in the first part
+    larger compressed ones, and Arrow            rows per stored byte in the first part
 
 >>> sum(estimated_rows(file) for file in find("captions.jsonl"))
 """
@@ -81,8 +82,8 @@ def _text(file: SourceFile, budget: int) -> int:
     """The rows of a file of lines, of records of a .csv, or of a JSON list."""
     is_list = file.format in ("rows", "imagefolder") and ending(file.path) == ".json"
     is_packed, size = file.path.endswith(PACKED), _size(file.path)
-    if is_list and not is_packed and size <= budget:
-        return files.count(file.path)
+    if is_list and (file.encoding or (not is_packed and size <= budget)):
+        return files.count(file.path, file.encoding)
     with _unpacked(file.path) as (stream, position):
         piece = _read(stream, HEAD)
         count = _list_counter(piece) if is_list else _counter(file, piece)
@@ -104,7 +105,7 @@ def _text(file: SourceFile, budget: int) -> int:
         if piece:
             return round(total * size / at)
         has_names = ending(file.path) in TABLES and file.format != "fleurs"
-        return round(total) + is_list - has_names
+        return max(0, round(total) + is_list - has_names)
 
 
 def _counter(file: SourceFile, head: bytes) -> Count:
@@ -180,8 +181,12 @@ def _tar(path: str, budget: int) -> int:
     with _unpacked(path) as (stream, position):
         size = _size(path)
         if path.endswith(PACKED):
-            starts, end = _row_starts(stream, 0, until=UNPACKED * budget)
-            return len(starts) if end is None else round(len(starts) * size / position())
+            ahead, limit = _Ahead(stream), UNPACKED * budget
+            starts, end = _row_starts(ahead, 0, until=limit)
+            if end is None:
+                return len(starts)
+            ahead.seek(min(end, limit))  # the last member may be longer than the others
+            return round(len(starts) * min(1, limit / end) * size / position())
         starts, end = _row_starts(stream, 0, most)
         if end is None:
             return len(starts)
@@ -196,6 +201,24 @@ def _tar(path: str, budget: int) -> int:
                 count += len(starts) - 1 + share if starts else 0.0
             length += piece if end is None else min(piece, end - start)
         return round(count * size / length)
+
+
+class _Ahead:
+    """A compressed file that is read up to an offset, which isn't before the last one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._at = stream, 0
+
+    def seek(self, offset: int) -> None:
+        """Read up to an offset, or to the end."""
+        while self._at < offset and self.read(min(HEAD, offset - self._at)):
+            pass
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        data = _read(self._stream, size)
+        self._at += len(data)
+        return data
 
 
 def _row_starts(

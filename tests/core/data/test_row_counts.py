@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,19 +92,53 @@ FILES: dict[str, tuple[Callable[[], bytes], int]] = {
 }
 
 
+def compressed(content: bytes, ending: str) -> bytes:
+    if ending == ".zst":
+        return bytes(pa.Codec("zstd").compress(content, asbytes=True))
+    return gzip.compress(content, 1) if ending else content
+
+
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_the_number_of_rows_is_close(name: str, packed: str, tmp_path: Path) -> None:
     make, count = FILES[name]
     content = make()
     path = tmp_path / f"{name}{packed}"
-    path.write_bytes(gzip.compress(content, 1) if packed else content)
+    path.write_bytes(compressed(content, packed))
     [file] = find(str(path))
     exact = name.startswith("small") or (packed and len(content) < 4 * BUDGET)
     estimate = estimated_rows(file, BUDGET)
     assert estimate == pytest.approx(count, rel=0.004 if exact else 0.05)
     assert exact or len(content) > 1.5 * BUDGET  # else it would be counted
     assert estimated_rows(file) == pytest.approx(count, rel=0.001)  # within the default
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_members_that_are_longer_than_the_budget(packed: str, tmp_path: Path) -> None:
+    """Only the header of the first one was read, as if the rest were as short."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for n in range(6):
+            member = tarfile.TarInfo(f"{n}.flac")
+            member.size = 1 << 20
+            archive.addfile(member, io.BytesIO(random.Random(n).randbytes(member.size)))
+    (tmp_path / f"a.tar{packed}").write_bytes(compressed(out.getvalue(), packed))
+    [file] = find(str(tmp_path / f"a.tar{packed}"))
+    for budget in (1 << 16, 1 << 19, 1 << 20):
+        assert estimated_rows(file, budget) == pytest.approx(6, rel=0.2)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_a_list_in_another_encoding_is_counted(packed: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.json{packed}"
+    path.write_bytes(compressed(json.dumps([row(n) for n in range(30)]).encode("utf-16"), packed))
+    for budget in (10, BUDGET):
+        assert estimated_rows(*find(str(path)), budget) == 30
+
+
+def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    assert estimated_rows(*find(str(tmp_path / "a.csv"))) == 0
 
 
 def test_arrow_is_counted(tmp_path: Path) -> None:
