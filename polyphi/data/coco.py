@@ -12,6 +12,7 @@ names of the images are in memory, of VQA the questions.
 
 import itertools
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from polyphi.data.addresses import exists, join
 from polyphi.data.confinement import check_listed
 
 LISTS = re.compile(r'"(images|annotations|questions|data)"\s*:\s*\[')
-SPLIT = re.compile(r"(train|val|test|minival|trainval)[-_]?(\d{4})?")
+SPLIT = re.compile(r"(trainval|train|minival|val|test)[-_]?(\d{4})?")
 FORMATS = ("coco", "vqa")
+MAX_TEXTS, ENTRY = 1 << 30, 128
+"""[ours] Bytes of the names or questions of a file, which are in memory, and about those of each beside its texts."""
 Row = tuple[str, Any]
 
 
@@ -69,11 +72,8 @@ def root_of(path: str) -> str:
 def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
     """The rows of a file of captions, whose images are below `root`. Raises ValueError for other annotations, and where
     the images aren't there."""
-    names = {}
-    for key, image in files.lists(path, encoding):
-        if key == "images" and isinstance(image, Mapping):
-            names[image.get("id")] = str(image.get("file_name"))
-    place = _folder(path, root, itertools.islice(names.values(), 1))
+    names = _texts(path, encoding, "images", "id", "file_name")
+    folder = _image_folder(path, root, itertools.islice(names.values(), 1))
     number = 0
     for key, value in files.lists(path, encoding):
         if key != "annotations":
@@ -88,10 +88,10 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
                     '{"image": "1.jpg", "question": "Which objects are there?", "answer": "a cat"}'
                 )
             yield location, ValueError(f"expected a caption, found {columns}")
-        elif (name := names.get(value.get("image_id"))) is None:
+        elif (name := names.get(_number(value.get("image_id")))) is None:
             yield location, ValueError(f"expected an image {value.get('image_id')}, found none")
         else:
-            yield location, {"image": place + name, "answer": value["caption"]}
+            yield location, {"image": folder + name, "answer": value["caption"]}
 
 
 def questions(
@@ -118,11 +118,7 @@ def questions(
         )
     check_listed(path.rpartition("/")[0] or ".", other, allowed)
     question_file, answer_file = (path, other) if ours == "questions" else (other, path)
-    texts = {
-        value.get("question_id"): value
-        for key, value in files.lists(question_file, encoding)
-        if key == "questions" and isinstance(value, Mapping)
-    }
+    texts = _texts(question_file, encoding, "questions", "question_id", "question")
     split = SPLIT.search(Path(path).name)
     rows = (value for key, value in files.lists(answer_file, encoding) if key == "annotations")
     first = next(rows, None)
@@ -130,12 +126,10 @@ def questions(
         return
     image = _images_of(path, root, split[0] if split else "", first)
     for number, value in enumerate(itertools.chain([first], rows), 1):
-        location = f"{answer_file}, annotation {number}"
-        try:
-            question = texts[value["question_id"]]["question"]
-            yield location, {"image": image(value), "question": question, "answer": _answer(value)}
-        except (KeyError, TypeError, AttributeError) as error:
-            yield location, ValueError(f"expected a question with answers, found no {error}")
+        yield (
+            f"{answer_file}, annotation {number}",
+            _question(value, image, lambda row: texts[_number(row["question_id"])]),
+        )
 
 
 def _of_data(path: str, root: str, encoding: str) -> Iterator[Row]:
@@ -145,22 +139,51 @@ def _of_data(path: str, root: str, encoding: str) -> Iterator[Row]:
         return
     image = _images_of(path, root, "", first)
     for number, value in enumerate(itertools.chain([first], rows), 1):
-        try:
-            yield (
-                f"{path}, row {number}",
-                {"image": image(value), "question": value["question"], "answer": _answer(value)},
+        yield f"{path}, row {number}", _question(value, image, lambda row: row["question"])
+
+
+def _question(
+    value: Any, image: Callable[[Any], str], question: Callable[[Any], Any]
+) -> dict[str, Any] | ValueError:
+    """A row, or the ValueError that says what it lacks."""
+    try:
+        return {"image": image(value), "question": question(value), "answer": _answer(value)}
+    except KeyError as error:
+        return ValueError(f"expected an image, a question and answers, found no {error}")
+    except (TypeError, AttributeError, ValueError) as error:
+        return ValueError(f"expected an image, a question and answers ({error})")
+
+
+def _texts(path: str, encoding: str, key: str, id: str, text: str) -> dict[Any, str]:
+    """The texts of the objects in the list `key`, by their numbers. Raises ValueError if they take too much memory."""
+    texts: dict[Any, str] = {}
+    size = 0
+    for name, value in files.lists(path, encoding):
+        if name != key or not isinstance(value, Mapping):
+            continue
+        number, content = _number(value.get(id)), value.get(text)
+        if number is None or not isinstance(content, str):
+            continue
+        texts[number] = content
+        size += ENTRY + sys.getsizeof(number) + sys.getsizeof(content)
+        if size > MAX_TEXTS:
+            raise ValueError(
+                f"{path}: expected at most {MAX_TEXTS:,} bytes of {key}, found more; cut the file in parts"
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            yield (
-                f"{path}, row {number}",
-                ValueError(f"expected a question with answers, found no {error}"),
-            )
+    return texts
+
+
+def _number(value: Any) -> Any:
+    """The number or name of an object; None for another value."""
+    return value if isinstance(value, int | float | str) else None
 
 
 def _answer(value: Mapping[str, Any]) -> str:
     """The answer that most people gave."""
     if "multiple_choice_answer" in value:
         return str(value["multiple_choice_answer"])
+    if isinstance(value["answers"], str):
+        return str(value["answers"])
     answers = [str(a["answer"] if isinstance(a, Mapping) else a) for a in value["answers"]]
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
@@ -171,8 +194,8 @@ def _images_of(path: str, root: str, split: str, first: Any) -> Callable[[Mappin
         raise ValueError(f"{path}: expected objects, found {type(first).__name__}")
     if "image" in first or "image_path" in first:
         key = "image" if "image" in first else "image_path"
-        place = _folder(path, root, [str(first[key])])
-        return lambda row: place + str(row[key])
+        folder = _image_folder(path, root, [str(first[key])])
+        return lambda row: folder + str(row[key])
     if "image_id" not in first:
         raise ValueError(f"{path}: expected image or image_id, found {', '.join(first)}")
     forms: list[Callable[[Any], str]] = [
@@ -182,12 +205,12 @@ def _images_of(path: str, root: str, split: str, first: Any) -> Callable[[Mappin
     ]
     id = first["image_id"]
     forms = forms if isinstance(id, int) else forms[:2]
-    place = _folder(path, root, [form(id) for form in forms], split)
-    form = next(form for form in forms if exists(join(root, place + form(id))))
-    return lambda row: place + form(row["image_id"])
+    folder = _image_folder(path, root, [form(id) for form in forms], split)
+    form = next(form for form in forms if exists(join(root, folder + form(id))))
+    return lambda row: folder + form(row["image_id"])
 
 
-def _folder(path: str, root: str, names: Any, split: str = "") -> str:
+def _image_folder(path: str, root: str, names: Any, split: str = "") -> str:
     """The folder of the images below the root, with / at its end, by the first image, which has one of `names`."""
     names = list(names)
     match = SPLIT.search(Path(path).name)

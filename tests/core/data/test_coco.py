@@ -85,6 +85,22 @@ def test_the_lists_of_coco_in_any_order(order: str, tmp_path: Path) -> None:
     assert len(read(file, bad=lambda _: None)) == 3
 
 
+def test_images_and_captions_without_numbers_of_coco(tmp_path: Path) -> None:
+    file = captions(tmp_path, "trainval2017")
+    content = json.loads(file.read_text())
+    content["images"] += [{"id": [9], "file_name": "a.jpg"}, {"file_name": "b.jpg"}, {"id": 7}, 5]
+    content["annotations"] += [{"image_id": {}, "caption": "a"}, {"caption": "a"}]
+    bad: list[str] = []
+    assert len(read(write(file, content), bad=bad.append)) == 3
+    assert ["annotation 4" in bad[0], *("expected an image" in b for b in bad)] == [True] * 4
+
+
+def test_the_names_of_a_file_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyphi.data.coco.MAX_TEXTS", 300)
+    with pytest.raises(ValueError, match=r"captions_train2017\.json: .* images"):
+        read(captions(tmp_path, "train2017"))
+
+
 def vqa(folder: Path, split: str, form: str = "OpenEnded_") -> tuple[Path, Path]:
     picture(folder / split / f"COCO_{split}_000000000009.jpg")
     questions = [
@@ -131,3 +147,17 @@ def test_the_data_of_docvqa_and_textvqa(names: dict[str, str], tmp_path: Path) -
     bad: list[str] = []
     assert read(file, bad=bad.append) == [("Which word?", "yes")]
     assert len(bad) == 1
+
+
+def test_rows_of_vqa_with_other_values(tmp_path: Path) -> None:
+    picture(tmp_path / "000000000009.jpg")
+    row = {"question": "Which word?", "image_id": 9}
+    rows = [
+        {**row, "answers": "yes"},
+        {**row, "answers": 5},
+        {**row, "answers": [], "image_id": "9"},
+    ]
+    bad: list[str] = []
+    file = write(tmp_path / "train.json", {"data": [*rows, 5, {**row, "answers": ["no"]}]})
+    assert [answer for _, answer in read(file, bad=bad.append)] == ["yes", "no"]
+    assert [f"row {n}" in text for n, text in enumerate(bad, 2)] == [True] * 3
