@@ -56,7 +56,7 @@ class RowLines:
 
     def __init__(self, stream: io.TextIOBase, path: str, before: int = 0) -> None:
         self._stream, self._path = stream, path
-        self._used, self._line = 0, before
+        self._used, self._columns, self._line = 0, 0, before
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -64,7 +64,8 @@ class RowLines:
     def __next__(self) -> str:
         line = self._stream.readline(MAX_TEXT - self._used + 1)
         self._used, self._line = self._used + len(line), self._line + 1
-        if self._used > MAX_TEXT or sum(map(line.count, ",;|\t")) > MAX_VALUES:
+        self._columns += sum(map(line.count, ",;|\t"))
+        if self._used > MAX_TEXT or self._columns > MAX_VALUES:
             raise ValueError(
                 f"{self._path}, line {self._line}: expected at most {MAX_TEXT:,} characters and {MAX_VALUES:,} columns "
                 "in a row, found more; is a quotation mark missing?"
@@ -75,7 +76,7 @@ class RowLines:
 
     def row_ends(self) -> None:
         """Begin to count again."""
-        self._used = 0
+        self._used = self._columns = 0
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -102,9 +103,11 @@ def check_values(text: bytes | str) -> None:
         raise ValueError(f"expected at most {MAX_VALUES:,} values in a row, found more")
 
 
-def encoding_error(error: UnicodeDecodeError) -> str:
+def encoding_error(error: UnicodeError) -> str:
     """What to do about a text that isn't in its encoding."""
+    reason = str(error)  # of UTF-16 without its mark
+    if isinstance(error, UnicodeDecodeError):
+        reason = f"expected {error.encoding}, found the byte 0x{error.object[error.start]:02x}"
     return (
-        f"expected {error.encoding}, found the byte 0x{error.object[error.start]:02x}; --encoding NAME (encoding in a "
-        "recipe file) reads another one, such as cp1252"
+        f"{reason}; --encoding NAME (encoding in a recipe file) reads another one, such as cp1252"
     )

@@ -15,7 +15,7 @@ from polyphi.data import files, shards
 from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, sample
 from polyphi.data.sample import Sample
-from polyphi.data.sources import SourceFile, find, rows
+from polyphi.data.sources import ERRORS, SourceFile, find, rows
 from polyphi.messages import PUBLISHED, Text
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
@@ -164,10 +164,14 @@ def origin(file: SourceFile) -> dict[str, Any]:
 
 
 def _count(every: Sequence[SourceFile]) -> int | None:
-    """The number of rows of files, None where counting them would mean to parse them."""
-    if all(file.format == "rows" for file in every):
+    """The number of rows of files; None where counting them would mean to parse them, or a file is damaged, which
+    `rows` reports."""
+    if any(file.format != "rows" for file in every):
+        return None
+    try:
         return sum(files.count(file.path, file.encoding) for file in every)
-    return None
+    except (ValueError, *ERRORS):
+        return None
 
 
 def _fingerprint(

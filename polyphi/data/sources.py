@@ -231,8 +231,11 @@ def _has_rows(name: str) -> bool:
 def _names_files(table: str) -> bool:
     """Whether a table has the column `file_name`."""
     if table.endswith(".parquet"):
-        with open_file(table) as stream:
-            return "file_name" in pq.ParquetFile(stream).schema_arrow.names
+        try:
+            with open_file(table) as stream:
+                return "file_name" in pq.ParquetFile(stream).schema_arrow.names
+        except ERRORS as error:
+            raise ValueError(f"{table}: {error}") from None
     return b"file_name" in _head(table, "")[0]
 
 
@@ -241,7 +244,7 @@ def _head(path: str, encoding: str) -> tuple[bytes, str]:
     try:
         with open_file(path, encoding=encoding) as stream:
             head = stream.read(HEAD)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ValueError(f"{path}: {encoding_error(error)}") from None
     except ERRORS as error:
         raise ValueError(f"{path}: {error}") from None

@@ -92,6 +92,12 @@ def test_a_folder_with_metadata_is_an_imagefolder(split: str, kind: str, tmp_pat
     assert estimated_rows(file) == 2
 
 
+def test_damaged_metadata_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"metadata.parquet": b"PAR1" * 4, "1.png": picture()})
+    with pytest.raises(ValueError, match=r"metadata\.parquet: "):
+        sources.find(str(tmp_path))
+
+
 def test_metadata_above_the_splits(tmp_path: Path) -> None:
     rows = [
         {"file_name": f"{s}/{n}.png", "text": f"{s} {n}"} for s in ("train", "test") for n in "ab"

@@ -133,6 +133,12 @@ def many_values(folder: Path) -> Path:
     return folder / "a.jsonl"
 
 
+def many_fields(folder: Path) -> Path:
+    """A row that a quoted line end continues."""
+    (folder / "a.csv").write_text('text\n"\n' + f'"{"," * (3 << 20)}"\n' * 3)
+    return folder / "a.csv"
+
+
 def deep(name: str, head: bytes = b"") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(head + b"[" * 200_000)
@@ -162,6 +168,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "archive": (packed("a.warc.gz", b"WARC/1.0\r\nWARC-Type: response\r\nX: "), "headers"),
     "packed archive": (packed_archive, r"a\.warc: .*gzip"),
     "lines": (packed("a.csv.gz", b"text\n" + b'"\n' * 100), r"a\.csv\.gz, line \d+: "),
+    "fields": (many_fields, r"a\.csv, line \d: .* columns"),
     "values": (many_values, r"a\.jsonl, line 1: .* values"),
     "nulls": (nulls, r"row 1: expected `messages`"),
     "list of nulls": (list_of_nulls, r"row 1: expected at most"),

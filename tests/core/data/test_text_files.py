@@ -90,11 +90,16 @@ def test_texts_in_another_encoding(name: str, tmp_path: Path) -> None:
     path.write_bytes(content.encode("cp1252"))
     with pytest.raises(ValueError, match=r"0xf6.*--encoding"):
         read(path)
+    with pytest.raises(ValueError, match=rf"{path}.*0xf6"):
+        own.build(tmp_path / "corpus", [str(path)])
     [file] = sources.find(str(path), encoding="cp1252")
     assert str(file).endswith(", cp1252)")
     assert read(path, encoding="cp1252") == ROWS
     path.write_bytes(content.encode("utf-16"))
     assert read(path) == ROWS
+    path.write_bytes(content.encode())
+    with pytest.raises(ValueError, match=rf"{path}.*--encoding"):
+        read(path, encoding="utf-16")
     with pytest.raises(ValueError, match="cp-1252x"):
         read(path, encoding="cp-1252x")
 
