@@ -10,7 +10,7 @@ Rows are held out by a hash of their content, so that equal rows are on one side
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -312,16 +312,15 @@ def _parse(
     decode: bool = True,
 ) -> Sample:
     try:
-        one, _ = sample(
-            row,
-            location,
-            columns=source.columns,
+        row_origin = replace(
+            origin(file),
+            source=source.path,
             licence=source.licence,
             language=source.language,
             question=source.question,
-            readers=readers,
-            decode=decode,
-            **{**origin(file), "source": source.path},
+        )
+        one, _ = sample(
+            row, location, row_origin, columns=source.columns, readers=readers, decode=decode
         )
         return one
     except (ValueError, OSError) as error:

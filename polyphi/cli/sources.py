@@ -51,6 +51,13 @@ def sources(
             help="Folder or address whose files rows may name, beside those in the folder of the rows; repeatable.",
         ),
     ] = (),
+    media_dir: Annotated[
+        str | None,
+        Parameter(help="Folder that paths in rows are relative to; default: that of their file."),
+    ] = None,
+    encoding: Annotated[
+        str, Parameter(help="Encoding of texts that aren't UTF-8, such as cp1252.")
+    ] = "",
     rows: Annotated[PositiveInt, Parameter(help="Most rows of a source that are read.")] = 200,
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list.")] = False,
 ) -> None:
@@ -66,20 +73,16 @@ def sources(
         polyphi sources "clips/*.tar" cv/de/train.tsv --rows 1000 --json
     """
     from polyphi.data.source_report import SourceReport, inspect
+    from polyphi.data.sources import find
 
     if not paths:
         raise ValueError("expected files or folders, found none; write: polyphi sources data.jsonl")
     reports = []
     for path in paths:
         try:
+            files = find(path, format, allowed_media_path, encoding, media_dir)
             report = inspect(
-                path,
-                format=format,
-                columns=columns,
-                language=language,
-                question=question,
-                allowed_media_path=allowed_media_path,
-                rows=rows,
+                path, files, columns=columns, language=language, question=question, rows=rows
             )
         except (ValueError, OSError) as error:
             report = SourceReport(path, error=str(error))

@@ -104,26 +104,37 @@ Conversation = tuple[Message, ...]
 # ------------------------------------------------------------------------------ a row
 
 
+@dataclass(frozen=True)
+class RowOrigin:
+    """Where rows come from, and what holds for those that don't say it. Paths in them are relative to `root`, a folder
+    or an address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and
+    addresses. `licence` and `language` are those of a row that has none, `question` that of one about an image or
+    audio."""
+
+    source: str = ""
+    root: Path | str | None = None
+    allowed_media_path: Sequence[str] = ()
+    licence: str = ""
+    language: str | None = None
+    question: str | None = None
+
+
+NOWHERE = RowOrigin()
+
+
 def sample(
     row: Any,
     location: str,
+    origin: RowOrigin = NOWHERE,
     *,
-    root: Path | str | None = None,
-    allowed_media_path: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
-    source: str = "",
-    licence: str = "",
-    language: str | None = None,
-    question: str | None = None,
     readers: Mapping[str, "Reader"] = {},
     decode: bool = True,
 ) -> tuple[Sample, set[str]]:
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
-    not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
-    address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and addresses.
-    `columns` maps names of `COLUMNS` to those of the row. `licence` and `language` are those of a row that has none,
-    `question` that of one about an image or audio. `readers` are those of users' modalities, which are columns too.
-    Without `decode` media are read for the row's hash, but not decoded. Raises ValueError."""
+    not read. `location` names it in errors and is its id if it has none. `columns` maps names of `COLUMNS` to those of
+    the row. `readers` are those of users' modalities, which are columns too. Without `decode` media are read for the
+    row's hash, but not decoded. Raises ValueError."""
     try:
         if isinstance(row, ValueError):
             raise row
@@ -134,9 +145,10 @@ def sample(
         if set(SCHEMA.names) - OPTIONAL <= set(row):
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, None, (), readers, decode)
+                _with_media(message, NOWHERE, readers, decode)
             _check(parsed.messages)
-            meta = parsed.meta if language is None else {"language": language, **parsed.meta}
+            language = {} if origin.language is None else {"language": origin.language}
+            meta = {**language, **parsed.meta}
             return replace(parsed, meta=meta), set()
         row, form, unread = _recognized(row, columns or {}, readers)
         if form == "answer" and not row.get("question"):
@@ -144,16 +156,14 @@ def sample(
                 raise ValueError(
                     "expected a question, an image or audio beside the answer, found none"
                 )
-            row |= {} if question is None else {"question": question}
+            row |= {} if origin.question is None else {"question": origin.question}
         messages, meta = _READERS[form](row)
         messages = _with_items(messages, row, readers)
-        if spoken := row.get("language") or language:
+        if spoken := row.get("language") or origin.language:
             meta = {**meta, "language": str(spoken)}
         if "rejected" in row:
             meta = {**meta, "rejected": _answer_text(row["rejected"])}
-        messages = tuple(
-            _with_media(message, root, allowed_media_path, readers, decode) for message in messages
-        )
+        messages = tuple(_with_media(message, origin, readers, decode) for message in messages)
         _check(messages)
     except UnicodeDecodeError as error:
         raise ValueError(f"{location}: {encoding_error(error)}") from None
@@ -164,7 +174,8 @@ def sample(
         raise ValueError(f"{location}: {reason}") from None
     file, comma, line = location.rpartition(", ")
     id = str(row["id"]) if row.get("id", "") != "" else f"{Path(file).name}{comma}{line}"
-    return Sample(id, messages, source, str(row.get("licence") or licence), meta), unread
+    licence = str(row.get("licence") or origin.licence)
+    return Sample(id, messages, origin.source, licence, meta), unread
 
 
 def _recognized(
@@ -563,24 +574,16 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _with_media(
-    message: Message,
-    root: Path | str | None,
-    allowed: Sequence[str],
-    readers: Mapping[str, "Reader"],
-    decode: bool,
+    message: Message, origin: RowOrigin, readers: Mapping[str, "Reader"], decode: bool
 ) -> Message:
     """Return the message with its media as bytes, with `decode` after a test decoding. Raises ValueError if that fails,
     and for paths that aren't allowed."""
-    parts = tuple(_decodable(part, root, allowed, readers, decode) for part in message.parts)
+    parts = tuple(_decodable(part, origin, readers, decode) for part in message.parts)
     return Message(message.role, parts, message.tools)
 
 
 def _decodable(
-    part: Part,
-    root: Path | str | None,
-    allowed: Sequence[str],
-    readers: Mapping[str, "Reader"],
-    decode: bool,
+    part: Part, origin: RowOrigin, readers: Mapping[str, "Reader"], decode: bool
 ) -> Part:
     if isinstance(part, Text):
         # A plain text also of calls, whose marks the template reads in an assistant's text.
@@ -588,11 +591,11 @@ def _decodable(
     data = part.source
     assert not isinstance(data, tuple)
     if not isinstance(data, bytes):
-        if root is None:
+        if origin.root is None:
             raise ValueError(f"expected bytes, found the path {data}")
-        path = medium(root, str(data), allowed)
+        path = medium(origin.root, str(data), origin.allowed_media_path)
         if isinstance(path, Path):
-            inputs.note(Path(root) / data)
+            inputs.note(Path(origin.root) / data)
         data = path if isinstance(path, Path) else read_bytes(path, redirects=False)
     if isinstance(part, _Segment):
         return Audio(_cut(data, part.start, part.seconds))

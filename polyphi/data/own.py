@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyphi.data import files, shards
 from polyphi.data.addresses import is_remote
-from polyphi.data.formats import COLUMNS, sample
+from polyphi.data.formats import COLUMNS, RowOrigin, sample
 from polyphi.data.sample import Sample
 from polyphi.data.sources import ERRORS, SourceFile, find, rows
 from polyphi.messages import PUBLISHED, Text
@@ -79,7 +80,7 @@ def build(
                     advance(count, "")
                     try:
                         parsed, unread = sample(
-                            row, location, columns=columns, readers=readers, **origin(file)
+                            row, location, origin(file), columns=columns, readers=readers
                         )
                         try:
                             check(parsed)
@@ -139,11 +140,7 @@ def read(
         for location, row in rows(file):
             try:
                 yield sample(
-                    row,
-                    location,
-                    columns=columns,
-                    licence=licence,
-                    **origin(file),
+                    row, location, replace(origin(file), licence=licence), columns=columns
                 )[0]
             except ValueError as error:
                 if bad is None:
@@ -151,16 +148,11 @@ def read(
                 bad(str(error))
 
 
-def origin(file: SourceFile) -> dict[str, Any]:
-    """The source of a file's rows, the folder of their paths (none for a file of the hub), and others that they may
-    lead to."""
+def origin(file: SourceFile) -> RowOrigin:
+    """The origin of a file's rows; paths in those of the hub are forbidden."""
     if file.path.startswith(files.HUB):
-        return {"source": file.path, "root": None}
-    return {
-        "source": Path(file.path).name,
-        "root": file.root,
-        "allowed_media_path": file.allowed_media_path,
-    }
+        return RowOrigin(file.path)
+    return RowOrigin(Path(file.path).name, file.root, file.allowed_media_path)
 
 
 def _count(every: Sequence[SourceFile]) -> int | None:

@@ -1,7 +1,7 @@
 """What a source of rows has, by its first rows: formats, kinds of rows, rows as a model reads them, unreadable rows,
 and the columns to name where some aren't read. `polyphi sources` prints it.
 
->>> report = inspect("captions.csv", rows=200)
+>>> report = inspect("captions.csv", find("captions.csv"), rows=200)
 >>> report.columns                       # the `columns` with which more rows can be read
 {'image': 'picture', 'answer': 'words'}
 """
@@ -10,15 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil
 from typing import Any
 
-from polyphi.data.formats import COLUMNS, FORMS, MEDIA, modality, sample
+from polyphi.data.formats import COLUMNS, FORMS, MEDIA, RowOrigin, modality, sample
 from polyphi.data.own import origin
 from polyphi.data.sample import Sample
-from polyphi.data.sources import FORMATS, SourceFile, find, rows
+from polyphi.data.sources import SourceFile, rows
 from polyphi.messages import Audio, Image, Part, Text, modalities_of
 from polyphi.processing.media import audio_size, image_size
 
@@ -36,6 +36,7 @@ ANSWERS = (
 )
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "problem")
 """Names of columns in the data sets of others, the more certain ones first."""
+LocatedRow = tuple[Any, str, RowOrigin]
 TURNS = {"messages": "role", "conversations": "from"}
 """Column of a conversation -> the key of a turn that says who speaks."""
 
@@ -64,34 +65,30 @@ class SourceReport:
 
 def inspect(
     source: str,
+    files: Sequence[SourceFile],
     *,
-    format: str | None = None,
     columns: Mapping[str, str] | None = None,
     language: str | None = None,
     question: str | None = None,
-    allowed_media_path: Sequence[str] = (),
     rows: int = 200,
 ) -> SourceReport:
-    """Read at most `rows` rows of a source, of files that lie apart; other options are those of a source in a recipe
-    file. Raises ValueError for an unknown format or column, and for a source without files."""
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
+    """Read at most `rows` rows of a source, of those of its files that lie apart; other options are those of a source
+    in a recipe file. Raises ValueError for an unknown column."""
     if unknown := sorted(set(columns or ()) - set(COLUMNS)):
         raise ValueError(f"unknown column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
-    files = find(source, format, allowed_media_path)
     report = SourceReport(source, dict(Counter(file.format for file in files)))
-    options: dict[str, Any] = {"language": language, "question": question}
     unread: set[str] = set()
-    incomplete: list[tuple[SourceFile, str, Any]] = []  # rows that may need columns
+    incomplete: list[LocatedRow] = []  # that may need columns
     for file, location, row in _first_rows(files, rows, report):
         report.rows += 1
+        row_origin = replace(origin(file), language=language, question=question)
         try:
-            one, others = sample(row, location, columns=columns, **options, **origin(file))
+            one, others = sample(row, location, row_origin, columns=columns)
         except (ValueError, OSError) as error:
             reason = str(error).removeprefix(f"{location}: ")
             count, first = report.unreadable.get(reason, (0, location))
             report.unreadable[reason] = (count + 1, first)
-            incomplete.append((file, location, row))
+            incomplete.append((row, location, row_origin))
         else:
             report.kinds[kind(one)] = report.kinds.get(kind(one), 0) + 1
             unread |= others
@@ -99,10 +96,10 @@ def inspect(
                 report.examples.append((location, _turns(one)))
             parsed = _mapping(row) or {}
             if not modalities_of(one.messages) and any(modality(parsed.get(n)) for n in others):
-                incomplete.append((file, location, row))
+                incomplete.append((row, location, row_origin))
         del incomplete[TRIED:]
     report.unread = sorted(unread)
-    _propose(report, incomplete, columns or {}, options)
+    _propose(report, incomplete, columns or {})
     return report
 
 
@@ -169,30 +166,24 @@ def _shortened(text: str) -> str:
 
 
 def _propose(
-    report: SourceReport,
-    incomplete: Sequence[tuple[SourceFile, str, Any]],
-    columns: Mapping[str, str],
-    options: Mapping[str, Any],
+    report: SourceReport, incomplete: Sequence[LocatedRow], columns: Mapping[str, str]
 ) -> None:
     """Set the report's `columns` to those with which most of the incomplete rows can be read, and more than half of
     them, with media where they have some."""
     proposals = Counter[str]()
-    for _, _, row in incomplete:
+    for row, _, _ in incomplete:
         if (parsed := _mapping(row)) is not None:
             proposals[json.dumps(proposal(parsed, columns))] += 1
     for text, _ in proposals.most_common():
         named = json.loads(text)
-        readable = sum(_is_readable(one, named, options) for one in incomplete)
+        readable = sum(_is_readable(one, named) for one in incomplete)
         if readable > max(report.readable, len(incomplete) / 2) and named != columns:
             report.columns, report.readable, report.tried = named, readable, len(incomplete)
 
 
-def _is_readable(
-    incomplete: tuple[SourceFile, str, Any], columns: Mapping[str, str], options: Mapping[str, Any]
-) -> bool:
-    file, location, row = incomplete
+def _is_readable(row: LocatedRow, columns: Mapping[str, str]) -> bool:
     try:
-        one, _ = sample(row, location, columns=columns, **options, **origin(file))
+        one, _ = sample(*row, columns=columns)
     except (ValueError, OSError):
         return False
     return bool(modalities_of(one.messages)) or not {"image", "audio"} & set(columns)

@@ -124,7 +124,10 @@ def find(
     """The files of a source, each with its format: `format`, or the detected one. A source is a file, a folder, a
     pattern with * or {000..122}, an address, or hf:OWNER/NAME. Links in a folder and paths in rows may lead into
     `allowed_media_path`; paths in rows are relative to `media_dir`, by default to their file's folder. `encoding` is
-    that of texts other than UTF-8. Raises ValueError where there are no files, naming what was expected."""
+    that of texts other than UTF-8. Raises ValueError where there are no files, naming what was expected, and for an
+    unknown format or encoding."""
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"expected a format of {', '.join(FORMATS)}, found {format!r}")
     try:
         "".encode(encoding or "utf-8")
     except LookupError:

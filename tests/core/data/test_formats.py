@@ -16,7 +16,7 @@ from pieces import render
 from PIL import Image as PIL
 
 from polyphi.data import formats, other_formats, own
-from polyphi.data.formats import sample
+from polyphi.data.formats import RowOrigin, sample
 from polyphi.data.shards import Sample, Shards, write
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.processing import template
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def messages_of(row: dict[str, Any], root: Path | None = None) -> tuple[Message, ...]:
-    return sample(row, "row 1", root=root)[0].messages
+    return sample(row, "row 1", RowOrigin(root=root))[0].messages
 
 
 def test_reasoning_beside_an_answer() -> None:
@@ -448,7 +448,7 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
 )  # fmt: skip
 def test_bad_rows_are_named_with_the_reason(row: Any, reason: str, root: Path) -> None:
     with pytest.raises(ValueError) as error:
-        sample(row, "mine.jsonl, line 7", root=root)
+        sample(row, "mine.jsonl, line 7", RowOrigin(root=root))
     assert str(error.value).startswith("mine.jsonl, line 7: ") and reason in str(error.value)
 
 

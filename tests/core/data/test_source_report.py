@@ -14,7 +14,9 @@ import soundfile
 from command_line import RunCommand
 from PIL import Image as Pillow
 
-from polyphi.data.source_report import inspect, proposal
+from polyphi.data import source_report
+from polyphi.data.source_report import SourceReport, proposal
+from polyphi.data.sources import find
 
 
 @pytest.fixture
@@ -23,6 +25,10 @@ def media(tmp_path: Path) -> Path:
     Pillow.new("RGB", (64, 48)).save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", [0.1] * 24_000, 16_000)
     return tmp_path
+
+
+def inspect(path: str, **options: Any) -> SourceReport:
+    return source_report.inspect(path, find(path), **options)
 
 
 def write(path: Path, rows: Iterable[Any]) -> str:
@@ -130,6 +136,17 @@ def test_a_damaged_file_is_one_line_after_what_was_read(
     code, out, error = run_command("sources", str(tmp_path / "a.tar"))
     assert code == 1 and len(error.splitlines()) == 1 and "a.tar" in error
     assert "webdataset, 1 file" in out
+
+
+def test_text_and_media_elsewhere(media: Path, run_command: RunCommand) -> None:
+    (media / "rows").mkdir()
+    path = media / "rows/a.csv"
+    path.write_bytes("image,answer\na.png,größer\n".encode("cp1252"))
+    code, _, error = run_command("sources", str(path))
+    assert code == 1 and "--encoding" in error
+    options = ("--encoding", "cp1252", "--media-dir", str(media))
+    code, out, _ = run_command("sources", str(path), *options)
+    assert code == 0 and "größer" in out
 
 
 @pytest.mark.parametrize(

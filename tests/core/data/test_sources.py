@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from polyphi.data import files, own, sources
-from polyphi.data.formats import sample
+from polyphi.data.formats import RowOrigin, sample
 from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image, Text
@@ -246,7 +246,7 @@ def test_a_row_of_a_tar_without_its_image_is_one_bad_row(root: Path, tmp_path: P
     read, bad = [], []
     for location, row in sources.rows(file):
         try:
-            read.append(sample(row, location, question="Describe the picture.")[0])
+            read.append(sample(row, location, RowOrigin(question="Describe the picture."))[0])
         except ValueError as error:
             bad.append(str(error))
     assert [one.answer for one in read] == ["a circle", "Hi."]
@@ -256,7 +256,7 @@ def test_a_row_of_a_tar_without_its_image_is_one_bad_row(root: Path, tmp_path: P
 def test_a_question_of_a_source_is_for_images_and_audio(root: Path) -> None:
     """Rows without one of their own; text alone would be a conversation about nothing."""
     image = (root / "llava/images/0.png").read_bytes()
-    ask = partial(sample, location="row 1", question="Describe it.")
+    ask = partial(sample, location="row 1", origin=RowOrigin(question="Describe it."))
     assert ask({"image": image, "answer": "a circle"})[0].messages[0].text == "Describe it."
     assert ask({"question": "1+1?", "answer": "2"})[0].messages[0].text == "1+1?"
     for row in ({"answer": "a circle"}, {"answer": "a circle", "images": [], "question": ""}):
