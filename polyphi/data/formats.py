@@ -40,7 +40,7 @@ import soundfile
 
 from polyphi.data.addresses import read_bytes
 from polyphi.data.confinement import medium
-from polyphi.data.limits import MAX_CHARACTERS, encoding_error, parse_json
+from polyphi.data.limits import MAX_CHARACTERS, check_values, encoding_error, parse_json
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
@@ -143,6 +143,7 @@ def sample(
             raise ValueError(f"expected an object, found {type(row).__name__}")
         row = {name: value for name, value in row.items() if value is not None}
         if set(SCHEMA.names) - OPTIONAL <= set(row):
+            check_values(str(row["meta"]))
             parsed = Shards.parse(row)
             for message in parsed.messages:
                 _with_media(message, NOWHERE, readers, decode)
@@ -157,6 +158,8 @@ def sample(
                     "expected a question, an image or audio beside the answer, found none"
                 )
             row |= {} if origin.question is None else {"question": origin.question}
+        if isinstance(tools := row.get("tools"), str):
+            check_values(tools)
         messages, meta = _READERS[form](row)
         messages = _with_items(messages, row, readers)
         if spoken := row.get("language") or origin.language:
@@ -532,7 +535,7 @@ def _from_turns(
             raise ValueError(f"unknown speaker {speaker!r}; expected one of {', '.join(SPEAKERS)}")
         role = SPEAKERS[speaker]
         if speaker == "function_call":
-            calls = json.loads(text)
+            calls = parse_json(text)
             call_list = calls if isinstance(calls, list) else [calls]
             parts: tuple[Part, ...] = (Text(call_text(call_list)),)
         else:
@@ -567,7 +570,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Conversation, dict[str, 
 
 
 def _list(value: Any, name: str) -> list[Any]:
-    value = json.loads(value) if isinstance(value, str) else value
+    value = parse_json(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise ValueError(f"expected a list of {name}, found {type(value).__name__}")
     return value
@@ -660,7 +663,7 @@ def check_call_marks(number: int, text: str) -> None:
     try:
         _, calls = text.split(CALL)
         assert calls.endswith(CALL_END) and calls.count(CALL_END) == 1
-        parsed = [tool_call(call) for call in json.loads(calls.removesuffix(CALL_END))]
+        parsed = [tool_call(call) for call in parse_json(calls.removesuffix(CALL_END))]
         assert parsed
     except (ValueError, TypeError, AssertionError):
         raise ValueError(

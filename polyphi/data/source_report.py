@@ -16,6 +16,7 @@ from math import ceil
 from typing import Any
 
 from polyphi.data.formats import COLUMNS, FORMS, MEDIA, RowOrigin, modality, sample
+from polyphi.data.limits import parse_json
 from polyphi.data.own import origin
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, rows
@@ -192,8 +193,8 @@ def _is_readable(row: LocatedRow, columns: Mapping[str, str]) -> bool:
 def _mapping(row: Any) -> dict[str, Any] | None:
     if isinstance(row, bytes | str):
         try:
-            row = json.loads(row)
-        except (ValueError, RecursionError):
+            row = parse_json(row)
+        except ValueError:
             return None
     return dict(row) if isinstance(row, Mapping) else None
 

@@ -139,6 +139,19 @@ def many_fields(folder: Path) -> Path:
     return folder / "a.csv"
 
 
+def json_texts(*columns: str) -> Callable[[Path], Path]:
+    """A row whose columns are JSON, and its last column many lists."""
+
+    def write(folder: Path) -> Path:
+        row = {name: ["[]"] for name in columns} | {columns[-1]: ["[[]" + ",[]" * (40 << 20) + "]"]}
+        pq.write_table(
+            pa.table(row), folder / "a.parquet", compression="zstd", use_dictionary=False
+        )
+        return folder / "a.parquet"
+
+    return write
+
+
 def deep(name: str, head: bytes = b"") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(head + b"[" * 200_000)
@@ -170,6 +183,8 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "lines": (packed("a.csv.gz", b"text\n" + b'"\n' * 100), r"a\.csv\.gz, line \d+: "),
     "fields": (many_fields, r"a\.csv, line \d: .* columns"),
     "values": (many_values, r"a\.jsonl, line 1: .* values"),
+    "messages": (json_texts("messages"), r"a\.parquet, row 1: .* values"),
+    "tools": (json_texts("messages", "tools"), r"a\.parquet, row 1: .* values"),
     "nulls": (nulls, r"row 1: expected `messages`"),
     "list of nulls": (list_of_nulls, r"row 1: expected at most"),
     "packed batch": (packed_batch, r"a\.arrow: .*compression"),
