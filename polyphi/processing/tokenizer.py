@@ -439,8 +439,10 @@ class Tokenizer:
     def with_ends(self, ids: Iterable[int]) -> "Tokenizer":
         """This tokenizer, whose answers also end at these ids; ids that it doesn't have are left out."""
         extended = copy.copy(self)
-        ends = dict.fromkeys(id for id in ids if id < self.vocab_size)
-        extended._further_ends = tuple(id for id in ends if id not in self.eos_ids)
+        extended._further_ends = ()  # those of another model, if there are any
+        own = extended.eos_ids
+        ends = (id for id in dict.fromkeys(ids) if id < self.vocab_size and id not in own)
+        extended._further_ends = tuple(ends)
         return extended
 
     @property

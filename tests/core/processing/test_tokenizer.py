@@ -188,6 +188,14 @@ def test_steps_that_grow_texts_or_panic_are_refused(
         respelt(tokenizer, **{part: value})
 
 
+def test_further_ends_are_those_of_the_last_call(tokenizer: Tokenizer) -> None:
+    """`load` may get a tokenizer that another model has."""
+    end, end_of_text = tokenizer.eos_ids
+    once = tokenizer.with_ends([end_of_text, 7, tokenizer.vocab_size])
+    assert once.eos_ids == once.with_ends([7]).eos_ids == (end, 7, end_of_text)
+    assert once.with_ends([8, end]).eos_ids == (end, 8, end_of_text)
+
+
 def test_a_panic_of_the_library_is_an_error() -> None:
     with (
         pytest.raises(ValueError, match=r"can't decode \(index out of bounds"),
