@@ -24,14 +24,14 @@ steps of 2, or one tab, for each level that the schema describes. No whitespace 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from polyphi.engine.json_schemas import depth, for_grammar, refuse_explosive
 from polyphi.engine.tools import FUNCTOOLS
 from polyphi.messages import Grammar
 from polyphi.runtime.installation import from_checkout
+from polyphi.runtime.rust import panics_are_errors
 from polyphi.tools import CALL, CALL_END, functions
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
@@ -52,6 +52,7 @@ ANSWER_SECONDS, TOKEN_SECONDS = 5.0, 0.01
 """CPU time of all masks of a grammar, and more for each token."""
 PROCESS_MEMORY = 128 << 20
 """Bytes of a grammar's process beyond the tokenizer's."""
+PANIC = "this grammar can't be followed"
 
 # Type names in the models' own form of tools, {"city": {"type": "str", ...}}; other names allow any value.
 TYPES = {
@@ -70,18 +71,7 @@ TYPES = {
 }
 
 
-@contextmanager
-def panics_as_errors() -> Iterator[None]:
-    """Raise ValueError for a panic in Rust, which is no Exception and would end the thread."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError("this grammar can't be followed") from None
-
-
-@panics_as_errors()
+@panics_are_errors(PANIC)
 def compiled(grammar: Grammar, marks: bool = True) -> str:
     """A grammar in llguidance's format. `marks`: whether the tokenizer has the two marks of a tool call.
 

@@ -34,6 +34,7 @@ from polyphi.engine.grammars import (
 from polyphi.messages import Grammar
 from polyphi.processing.tokenizer import SLICE, Tokenizer
 from polyphi.runtime import fork_server, syscall_filter
+from polyphi.runtime.rust import panics_are_errors
 from polyphi.tools import CALL, CALL_END
 
 LENGTH, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<II", "<cI?I"))
@@ -149,14 +150,17 @@ def follow(connection: socket.socket, vocabulary: GrammarVocabulary) -> None:
     syscall_filter.seal(dict.fromkeys(CALLS, ()), memory_bytes=PROCESS_MEMORY)
     try:
         grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, LENGTH.size))[0]))
-        with Timer(COMPILE_SECONDS) as timer, grammars.panics_as_errors():
+        with Timer(COMPILE_SECONDS) as timer, panics_are_errors(grammars.PANIC):
             matchers = Matchers(grammar, vocabulary)
         send(connection, MASK, ALL, matchers.first_mask)
         budget = ANSWER_SECONDS
         while True:
             answer, token = TOKEN.unpack(_read(connection, TOKEN.size))
             budget += TOKEN_SECONDS - timer.seconds
-            with Timer(min(MASK_SECONDS, max(budget, 0.001))) as timer, grammars.panics_as_errors():
+            with (
+                Timer(min(MASK_SECONDS, max(budget, 0.001))) as timer,
+                panics_are_errors(grammars.PANIC),
+            ):
                 is_complete = matchers.accept(answer, token)
                 send(connection, STATUS, answer, complete=is_complete)
                 mask = matchers.mask(answer)

@@ -17,4 +17,4 @@ def panics_are_errors(message: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__module__ != "pyo3_runtime":
             raise
-        raise ValueError(f"{message} ({error})") from None
+        raise ValueError(f"{message} ({error!s:.200})") from None
