@@ -165,7 +165,7 @@ def _precision(facts: Facts) -> Facts:
     if precision.pinned() is not None:
         reason = f"set by {precision.VARIABLE}"
     else:
-        reason = precision.missing(torch.bfloat16) or "as they are stored"
+        reason = precision.missing(torch.bfloat16) if chosen else "as they are stored"
     return {
         "inference": str(chosen or published.STORED).removeprefix("torch."),
         "reason": reason,

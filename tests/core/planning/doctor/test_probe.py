@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyphi.engine import placement
 from polyphi.planning.doctor import probe, published
 from polyphi.planning.doctor.published import Fit
+from polyphi.runtime import precision
 
 
 def test_a_crash_leaves_the_facts_before_it(
@@ -49,3 +51,17 @@ def test_tokens_per_second_are_estimated_from_undisturbed_rates(
     rows = probe._models(facts)
     assert [row["tokens_per_second"] for row in rows] == [*speeds, None, None]
     assert [row["free"] for row in rows] == [10, 10, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"), [(None, "as they are stored"), (torch.float32, "this CPU is old")]
+)
+def test_the_reason_for_a_dtype_is_that_of_the_choice(
+    chosen: torch.dtype | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our kernels multiply bfloat16 weights also on a CPU without instructions for them."""
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
+    monkeypatch.setattr(placement, "choose_dtype", lambda *_: chosen)
+    facts = probe._precision({})
+    assert facts["reason"] == reason and facts["training_reason"] == "this CPU is old"
