@@ -87,11 +87,8 @@ def test_other_work_on_the_machine_does_not_change_the_choice(
         assert precision.is_fast(torch.bfloat16, CPU)
 
 
-def test_a_cpu_that_converts_bfloat16_trains_in_float32(
-    instructions: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_that_converts_bfloat16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights stored in 16 bits stay: half of the memory."""
-    monkeypatch.undo()
     monkeypatch.setattr(precision, "missing", lambda dtype: None)
     monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
