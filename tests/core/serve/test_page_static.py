@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from polyphi.processing.file_types import MIME_ARCHIVES, PROMISES
 from polyphi.serve import page
 
 TEXT = page.PAGE.decode()
@@ -111,6 +112,13 @@ def test_s26_text_is_never_parsed_as_html() -> None:
     sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|srcdoc"
     runs = r"\beval\(|new Function|setTimeout\(\s*[\"'`]|createElement\(.script|javascript:"
     assert not re.search(f"{sinks}|{runs}|setHTML|importScripts", SCRIPT)
+
+
+def test_the_page_refuses_the_names_that_the_server_refuses() -> None:
+    (pattern,) = re.findall(r"(?s)BINARY_NAME =\s*/(.*?)/i;", SCRIPT)
+    suffixes = PROMISES.keys() - set(MIME_ARCHIVES)
+    assert all(re.search(pattern, f"name{suffix}") for suffix in suffixes)
+    assert not re.search(pattern, "name.svg") and not re.search(pattern, "name.txt")
 
 
 def test_every_file_is_served() -> None:
