@@ -23,7 +23,7 @@ from torch import Tensor
 from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, describe, is_alpha
 from polyphi.checkpoints.files import check_headers
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
-from polyphi.model.lora import Factors
+from polyphi.model.lora import Factors, is_adapter_name
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
 
@@ -82,7 +82,7 @@ def adapter_folder(folder: str | Path) -> Path:
         return folder
     globs = list(read_object(manifest).get("learning_rates", ()))
     names = {part.partition(".lora.")[2].partition(".")[0] for part in globs}
-    if len(names) != 1 or not all(names):
+    if len(names) != 1 or not all(map(is_adapter_name, names)):
         raise PeftError(
             folder,
             "expected a run that trained one adapter of the language model and no other weights, found "

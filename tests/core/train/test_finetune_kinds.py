@@ -201,10 +201,11 @@ def test_a_run_is_an_adapter_of_its_base(
     code, _, error = run_command(*chat)
     assert code == 0, error
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["learning_rates"]["vision.projector.*"] = 1e-5
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    code, _, error = run_command(*chat)
-    assert code == 2 and "vision.projector.*" in error and str(out / "model") in error
+    for globs in (["decoder.*.lora.text.*", "vision.projector.*"], ["decoder.*.lora.*"]):
+        manifest["learning_rates"] = dict.fromkeys(globs, 1e-5)
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        code, _, error = run_command(*chat)
+        assert code == 2 and globs[-1] in error and str(out / "model") in error
 
 
 def test_pairs_are_evaluated(run: Callable[..., Path], source: Path) -> None:
