@@ -147,8 +147,8 @@ def weights_fault(file: Path) -> str | None:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if length > min(size, LONGEST_HEADER):
-                return f"{file} is not a complete safetensors file (a header of {length:,} bytes)"
+            if length > (most := min(size, LONGEST_HEADER)):
+                return f"{file} has a header of {length:,} bytes, expected at most {most:,}"
             header = json.loads(opened.read(length))
             ends = [value["data_offsets"][1] for name, value in header.items() if name[:2] != "__"]
     except FileNotFoundError:

@@ -34,6 +34,7 @@ from polyphi.model.multimodal import PhiModel, initial_tower, tower_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
+from polyphi.runtime.rust import panics_are_errors
 from polyphi.text.quantity import quantity
 
 SUFFIX = "-modality"
@@ -115,7 +116,8 @@ def load(
         expected = {k: list(t.shape) for k, t in tower_of(own, width).state_dict().items()}
     try:
         check_headers([folder / WEIGHTS])
-        stored = load_file(folder / WEIGHTS)
+        with panics_are_errors(f"{folder / WEIGHTS} is damaged"):
+            stored = load_file(folder / WEIGHTS)
     except (SafetensorError, TypeError, OSError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} is not a complete safetensors file ({error}); copy it again"
