@@ -14,18 +14,18 @@ def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint; for a run's folder that of its `model`. What is no local folder: `nano` is the
     model in the package polyphi-nano; `owner/name` or `owner/name@revision` (or `hf:owner/name`) is downloaded from the
     hub, once."""
-    place = _local_or_hub(source)
-    return place if isinstance(place, Path) else download.locate(*place)
+    location = _local_or_hub(source)
+    return location if isinstance(location, Path) else download.locate(*location)
 
 
 def check_exists(source: str | Path) -> None:
     """Raise ValueError for a checkpoint that isn't there or lacks files. Only headers are read. The Hub is asked about
     a model that was never downloaded, unless there is no connection."""
-    place = _local_or_hub(source)
-    if not isinstance(place, Path):
-        if cache.commit_of(*place) is None:
-            download.current_commit(*place)
-    elif fault := files.fault(place):
+    location = _local_or_hub(source)
+    if not isinstance(location, Path):
+        if cache.commit_of(*location) is None:
+            download.current_commit(*location)
+    elif fault := files.fault(location):
         raise ValueError(f"{fault}; expected a checkpoint folder with config.json and safetensors")
 
 

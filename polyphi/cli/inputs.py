@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from polyphi.messages import ROUTES, Audio, Image, MediaSource, Part, Text, Video
-from polyphi.processing.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES
+from polyphi.processing.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES, sniff
 
 if TYPE_CHECKING:
     from polyphi.processing.media import Caps
@@ -127,8 +127,6 @@ def piped_text(seconds: float | None = None) -> str | None:
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        from polyphi.processing.file_types import sniff
-
         raise ValueError(
             f"standard input: expected text in UTF-8, found {sniff(data)}; pass files by --image or --audio"
         ) from None

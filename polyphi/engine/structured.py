@@ -49,7 +49,7 @@ WAIT = 60.0
 TICK = 0.05
 """Seconds between two looks whether a grammar is still needed."""
 STATUS_WAIT = 1.0
-"""The same for the exit status of a process whose connection has ended."""
+"""Seconds to wait for the exit status of a process whose connection has ended."""
 TOO_COMPLEX = "this grammar is too complex to follow: {} takes too much time or memory; simplify it"
 PROGRAM = "import sys; sys.path += {!r}; from polyphi.engine.matcher_process import main; main()"
 
@@ -133,7 +133,7 @@ class MatcherProcess:
 
     @property
     def is_compiled(self) -> bool:
-        """Raises ValueError for an invalid grammar."""
+        """Whether the first mask has arrived. Raises ValueError for an invalid grammar, and `GrammarProcessEnded`."""
         self.receive()
         if self.error is not None:
             raise self.error
@@ -270,7 +270,7 @@ class Matcher:
 
     def mask(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
         """The logits with minus infinity for every token that the grammar forbids. Once finished it allows only the end
-        token. Waits for the process; raises ValueError where it exceeded its limits."""
+        token. Waits for the process; raises ValueError where it exceeded its limits, and `GrammarProcessEnded`."""
         allowed = self._allowed().to(logits.device)
         size = min(len(allowed), len(logits))
         masked = torch.full_like(logits, -torch.inf)

@@ -111,8 +111,9 @@ class ItemReader(Reader):
             )
         if errors:
             (error,) = errors
-            text = f"its reader failed ({type(error).__name__}: {error})"
-            text = str(error) if isinstance(error, ValueError) else text
+            text = str(error)
+            if not isinstance(error, ValueError):
+                text = f"its reader failed ({type(error).__name__}: {text})"
             raise MediaError(
                 f"{self.modality}: {text}", public=f"{self.modality}: its reader can't read this"
             ) from error
