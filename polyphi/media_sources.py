@@ -8,6 +8,7 @@ keys, shards, servers and evaluation see bytes. This module imports Pillow only 
 """
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -102,7 +103,7 @@ def png(image: Any) -> bytes:
         image = ImageOps.exif_transpose(image)
         stored = image if image.mode in MODES else image.convert("RGB")
         stored.save(out, "PNG", compress_level=1)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # the last: of EXIF
         raise ValueError(
             f"source: the PIL image of {image.width} x {image.height} pixels can't be read: {error}"
         ) from None

@@ -69,6 +69,16 @@ def test_a_pil_image_of_a_photo_is_turned() -> None:
     assert photo.size == (10, 20), "the user's image stays as it is"
 
 
+def test_a_pil_image_with_damaged_exif_is_refused() -> None:
+    out, exif = io.BytesIO(), pil.Exif()
+    exif[0x010F], exif[0x0112] = "the camera", 6
+    pil.fromarray(pixels(20, 10, 3)).save(out, "JPEG", exif=exif)
+    data = out.getvalue().replace(b"\x01\x0f\0\2", b"\x01\0\0\2")  # a width that is a text
+    assert data != out.getvalue()
+    with pytest.raises(ValueError, match="the PIL image of"):
+        Image(pil.open(io.BytesIO(data)))
+
+
 def test_a_png_file_in_memory_is_reproducible(tmp_path: Path) -> None:
     """Caches and fingerprints by bytes see the same image twice, also after a change of the array."""
     array = pixels(9, 12, 3)
