@@ -162,10 +162,11 @@ def _precision(facts: Facts) -> Facts:
     cpu = torch.device("cpu")
     chosen = placement.choose_dtype({published.STORED: 1}, cpu, 1 << 62)
     training = precision.choose("auto", cpu, placement.products(published.MINI))
+    reason: str | None = "as they are stored"
     if precision.pinned() is not None:
         reason = f"set by {precision.VARIABLE}"
-    else:
-        reason = precision.missing(torch.bfloat16) if chosen else "as they are stored"
+    elif chosen is not None:
+        reason = precision.missing(torch.bfloat16)
     return {
         "inference": str(chosen or published.STORED).removeprefix("torch."),
         "reason": reason,
