@@ -31,14 +31,13 @@ async def prepare(
     try:
         expanded = await with_expansion(server, ticket, messages)
         with expanded.errors():
-            most_pixels = 0
-            if is_large(messages):
+            large, threads = is_large(messages), None
+            if large:
                 check = _reserve(server, ticket, expanded.messages)
-                most_pixels = await server.in_steps(True, ticket.caller, check)
+                if await server.in_steps(True, ticket.caller, check) > LARGE_IMAGE:
+                    threads = server.large_media_threads
             steps = _row(server, ticket, expanded.messages, adapter, sampling, end)
-            if most_pixels > LARGE_IMAGE:
-                return await server.large_media_threads.run_steps(ticket.caller.client, steps)
-            return await server.in_steps(is_large(messages), ticket.caller, steps)
+            return await server.in_steps(large, ticket.caller, steps, threads)
     except MediaError as error:
         server.metrics.media_rejected(error.reason)
         raise
@@ -54,7 +53,7 @@ async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Mess
     steps = expand(server.engine, server.settings, messages, ticket.reserve, stop)
     documents = [document.source for document in media(messages, Document)]
     if media(messages, Video) or any(is_pdf(source) for source in documents):
-        return await server.expansion_threads.run_steps(ticket.caller.client, steps)
+        return await server.in_steps(True, ticket.caller, steps, server.expansion_threads)
     return await server.in_steps(True, ticket.caller, steps) if documents else result_of(steps)
 
 

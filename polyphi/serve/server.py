@@ -420,13 +420,15 @@ class Server:
         finally:
             self._heap_used = True
 
-    async def in_steps(self, large: bool, caller: Caller, steps: Steps[T]) -> T:
+    async def in_steps(
+        self, large: bool, caller: Caller, steps: Steps[T], threads: Threads | None = None
+    ) -> T:
         """The same of work in steps: between two steps of `large` work other clients take their turns, and the work
-        stops when cancelled."""
+        stops when cancelled. `threads`: dedicated ones for the large work."""
         if not large:
             return await self.in_turn(False, caller, result_of, steps)
         try:
-            return await self._large.run_steps(caller.client, steps)
+            return await (threads or self._large).run_steps(caller.client, steps)
         finally:
             self._heap_used = True
 
