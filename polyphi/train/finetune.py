@@ -420,17 +420,15 @@ def usage(
         return f"polyphi transcribe {options} FILE"
     files = {m.name: str(m.file or f"{m.name}.py") for m in modalities}
     for name in content:
-        is_further = name in files
-        options += (
-            f" --modality {quote(files[name])} --part {name}=FILE"
-            if is_further
-            else f" --{name} FILE"
-        )
+        if name in files:
+            options += f" --modality {quote(files[name])} --part {name}=FILE"
+        else:
+            options += f" --{name} FILE"
     return f"polyphi chat {options}" + (' "QUESTION"' if content else "")
 
 
 def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:
-    """The measured choice, or bf16 where the weights don't fit into memory in float32."""
+    """The choice, or bf16 where the weights don't fit into memory in float32."""
     if choice.precision == "bf16" or needed <= free or pinned() is not None:
         return choice
     return Choice(
