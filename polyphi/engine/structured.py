@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ from polyphi.engine.matcher_process import (
 )
 from polyphi.messages import Grammar
 from polyphi.processing.tokenizer import NO_TOKENIZER, Tokenizer
-from polyphi.runtime.fork_server import ForkedProcess, ForkServer
+from polyphi.runtime.fork_server import ForkedProcess, ForkServer, package_folders
 
 WAIT = 60.0
 """Seconds in which a process must answer; its limits of CPU time are lower, but the machine may be busy."""
@@ -332,12 +331,8 @@ def _started(tokenizer: Tokenizer) -> tuple[ForkedProcess, socket.socket]:
 def _cached_starter(tokenizer: Tokenizer) -> ForkServer:
     """The first process of a tokenizer, which starts those of grammars."""
     data = tokenizer.to_json().encode()
-    packages = [
-        str(Path(__file__).parents[2]),
-        *(path for path in sys.path if Path(path).is_absolute()),
-    ]
     return ForkServer(
-        [sys.executable, "-I", "-S", "-B", "-c", PROGRAM.format(packages)],
+        [sys.executable, "-I", "-S", "-B", "-c", PROGRAM.format(package_folders())],
         # Only a process without other threads may fork.
         environment={
             "OMP_NUM_THREADS": "1",

@@ -42,7 +42,7 @@ from PIL import Image as pil
 from PIL.Image import Image as Picture
 
 from polyphi.processing.file_types import sniff
-from polyphi.runtime.fork_server import ForkServer
+from polyphi.runtime.fork_server import ForkServer, package_folders
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop, is_stopped
 
@@ -244,11 +244,7 @@ def _started(job: dict[str, Any], stdin: int, stdout: int) -> "subprocess.Popen[
 def start_decoders() -> ForkServer:
     """Start the process that forks others for the functions of this module. Raises `DecoderError` if they don't work
     on this system."""
-    packages = [
-        str(Path(__file__).parents[2]),
-        *(path for path in sys.path if Path(path).is_absolute()),
-    ]
-    job = json.dumps({"task": "fork", "packages": packages})
+    job = json.dumps({"task": "fork", "packages": package_folders()})
     decoders = ForkServer(
         [sys.executable, "-I", "-S", "-B", str(CHILD), job],
         # Only one thread forks. A further arena of memory would count as 64 MiB.

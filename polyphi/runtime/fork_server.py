@@ -21,17 +21,26 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 RECORD, STATUS = struct.Struct("<cQI"), struct.Struct("<i")
 START, KILL = b"S", b"K"
 CONTROL = 0
 """The descriptor on which the first process receives requests: its standard input."""
 MAX_DESCRIPTORS = 4
+
+
+def package_folders() -> list[str]:
+    """The folders that this process imports from, for the `sys.path` of a first process that starts without it (-I
+    -S)."""
+    own = str(Path(__file__).parents[2])
+    return [own, *(path for path in sys.path if Path(path).is_absolute())]
 
 
 class ForkServer:
