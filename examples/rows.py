@@ -65,7 +65,7 @@ def scans(folder: Path, rng: random.Random) -> Iterator[Row]:
 
 def pairs(folder: Path, rng: random.Random) -> Iterator[Row]:
     """The scans, with another colour's name as the rejected answer."""
-    for row in scans(folder, rng):
+    for row in list(scans(folder, rng)):  # all are drawn first, as those of scans.jsonl
         other = rng.choice([name for name in NAMES.values() if name != row["answer"]])
         yield {**row, "rejected": other}
 
