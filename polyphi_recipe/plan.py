@@ -320,8 +320,10 @@ def available(recipe: Recipe, corpus: str) -> tuple[int, float]:
 def repeated(recipe: Recipe) -> Iterator[str]:
     """A warning for each corpus with sources whose rows the stages read too often."""
     for name, needed in recipe.tokens_needed().items():
+        if recipe.imported(name) is None:
+            continue
         rows, tokens = available(recipe, name)
-        if recipe.imported(name) is not None and needed > MOST_EPOCHS * tokens:
+        if needed > MOST_EPOCHS * tokens:
             often = f"{short(needed / tokens)} times" if tokens else "without end"
             yield (
                 f"warning: corpora.{name} has about {quantity(rows, 'row')} of {short(tokens)} tokens, and the stages "

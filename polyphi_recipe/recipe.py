@@ -194,6 +194,7 @@ REAL_SIZES = ("lab", "full")
 
 def short(n: float) -> str:
     """A number as text: 4.57M."""
+    n = float(f"{n:.3g}")  # 999,999 is 1M
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if n >= size:
             return f"{n / size:.3g}{unit}"

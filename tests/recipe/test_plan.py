@@ -13,6 +13,7 @@ from polyphi.planning import fit
 from polyphi.planning.cost import Switches
 from polyphi.planning.options import Hardware
 from polyphi_recipe import find_recipe, plan
+from polyphi_recipe.recipe import short
 
 FULL = find_recipe.of("full")
 
@@ -34,6 +35,11 @@ def test_times_have_a_unit_of_their_magnitude(
         cli.main(["plan", *stages, "--size", size, "--devices", devices])
         out = capsys.readouterr().out
         assert f" {unit}" in out and not re.search(r"\b0(\.0)? (days|h|min|device hours)", out)
+
+
+def test_short_numbers_have_no_exponent() -> None:
+    numbers = (0.5, 12, 999.6, 999_999, 4_567_000)
+    assert [short(n) for n in numbers] == ["0.5", "12", "1k", "1M", "4.57M"]
 
 
 def test_advice_holds() -> None:
