@@ -87,7 +87,7 @@ class TextIndex:
             if not item_words or (media and n < NGRAM_WORDS * unit):
                 n, own = 0, []
             elif n < MIN_WORDS * unit:
-                n = 0
+                n, own = 0, item_words
             runs.append(np.unique(ngrams(hashes(own), n or len(own)))[: len(own)])
             words.append(n)
             stems = content(item_words)[0] if len(item_words) >= NGRAM_WORDS * unit else []

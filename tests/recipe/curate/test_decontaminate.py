@@ -181,6 +181,12 @@ def test_a_conversation_is_known_by_its_answers() -> None:
     alone = sample_of("alone", questions["river"], answer=answers["river"])
     assert matching_items(known, alone) == ["river"]
 
+    greeting = Message.user("Hi."), Message.assistant("Hello!")
+    short = (*greeting, Message.user("Thanks!"), Message.assistant("Bye."))
+    known = index(Sample("short", short, "test", "MIT"))
+    assert not matching_items(known, Sample("other", greeting, "test", "MIT"))
+    assert matching_items(known, Sample("same", short, "test", "MIT")) == ["short"]
+
     describe = "Describe the picture in detail, and name all objects that you can see in it."
     pictures = [Image(png(Picture.effect_noise((64, 64), sigma))) for sigma in (60, 70)]
     known = index(sample_of("seen", pictures[0], describe, answer=answers["river"]))
