@@ -134,8 +134,6 @@ def _unused_corpora(table: RecipeFile, every: Mapping[str, Stage]) -> Iterator[s
     unused = [name for name in table.corpora if name not in used]
     if not unused:
         return
-    from polyphi_recipe.corpora.lookup import find_corpus
-
     generated = [name for name in used if name in sizes.CORPORA and name not in table.corpora]
     parents = {parent for name in generated for parent in find_corpus(name).corpora}
     for name in unused:
@@ -177,7 +175,7 @@ def _recogniser_mistakes(table: RecipeFile, folder: Path) -> Iterator[str]:
                 files = source.files(folder)
             except ValueError:
                 continue  # `Run.check_corpora` says it
-            if path := next((_place(f) for f in files if _is_below(_place(f), known)), None):
+            if path := next((p for p in map(_path, files) if _is_below(p, known)), None):
                 yield (
                     f"corpora.{name}.filters.wer: expected rows that the recogniser hasn't learned, found {path} of "
                     f"sources[{number}], from which {run} learned; name another recogniser, or leave wer out"
@@ -194,7 +192,7 @@ def _learned(run: Path) -> set[str]:
         for c in stage.data.weights
     ]
     own = [path for name in corpora for path in (run / "data").glob(f"{name}*")]
-    places = {str(p.resolve()) for p in own if re.sub(r"-\d+$", "", p.name) in corpora}
+    paths = {str(p.resolve()) for p in own if re.sub(r"-\d+$", "", p.name) in corpora}
     if (run / RECORD).exists():
         table, file = _recorded(run)
         sources = [
@@ -202,18 +200,20 @@ def _learned(run: Path) -> set[str]:
         ]
         for source in sources:
             try:
-                places |= {_place(f) for f in source.files(file.parent)}
+                paths |= {_path(f) for f in source.files(file.parent)}
             except ValueError:
                 continue  # it isn't there any more
-    return places
+    return paths
 
 
-def _place(file: SourceFile) -> str:
+def _path(file: SourceFile) -> str:
+    """The address of a file, or its absolute path with links followed."""
     return file.path if is_remote(file.path) else str(Path(file.path).resolve())
 
 
-def _is_below(place: str, known: set[str]) -> bool:
-    return place in known or any(str(parent) in known for parent in Path(place).parents)
+def _is_below(path: str, known: set[str]) -> bool:
+    """Whether a path, or a folder that it is in, is known."""
+    return path in known or any(str(parent) in known for parent in Path(path).parents)
 
 
 def _part_of_run(name: str, source: str, folder: Path) -> Part | None:

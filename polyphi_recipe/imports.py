@@ -157,11 +157,9 @@ class Imported:
             across=(drop_duplicates,) if self.table.filters.duplicates else (),
             tasks=min(MAX_TASKS, len(self.files)),
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
-            files=tuple(
-                [
-                    *(self.folder / name for name in self.benchmarks),
-                    *([self.recogniser / "model.safetensors"] if self.recogniser else ()),
-                ]
+            files=(
+                *(self.folder / name for name in self.benchmarks),
+                *((self.recogniser / "model.safetensors",) if self.recogniser else ()),
             ),
             settings=json.dumps(
                 [
@@ -255,7 +253,6 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
     if (table := recipe.imported(name)) is None:
         return None
     others = tuple(other for other in recipe.imported_names if other != name)
-    languages = recipe.size.languages
     modalities = tuple(own.modality for own in recipe.size.model.further.values())
     recogniser = None
     if table.filters.wer is not None:
@@ -265,13 +262,13 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
         name,
         table,
         recipe.folder,
-        languages,
+        recipe.size.languages,
         others,
         recipe.benchmarks,
         modalities,
-        recogniser,
-        base,
-        parts[: parts.index(name)],
+        recogniser=recogniser,
+        base=base,
+        earlier=parts[: parts.index(name)],
     )
 
 
