@@ -212,10 +212,12 @@ def headline(report: Report) -> list[tuple[str, str]]:
         numbers.append((proof, "stages with bit-identical frozen text logits"))
     if s["tasks"] and not report["recipe"]:
         numbers.append((f"{s['core_beats']} of {s['core']}", "core tasks beat their baselines"))
-    elif s["tasks"]:
+    elif s["own"]:
         numbers.append(
             (f"{s['own_beats']} of {s['own']}", "tasks of the file's corpora beat their baselines")
         )
+    elif s["tasks"]:
+        numbers.append((f"{s['beats']} of {s['tasks']}", "tasks beat their baselines"))
     if s["seconds"]:
         numbers.append((duration(s["seconds"]), f"on {report['environment']['cores']} cores"))
     if report["precision"]:

@@ -172,6 +172,13 @@ def test_the_page_of_a_recipe_file_is_about_its_run(tmp_path: Path) -> None:
     assert "**0 of 1** tasks" in text and "**1 of 1** stages" in text
 
 
+def test_a_recipe_file_without_sources_has_the_tasks_of_generated_rows(run: Path) -> None:
+    report = page.collect(run)[0] | {"recipe": "lab"}
+    summary = report["summary"]
+    beats = f"{summary['beats']} of {summary['tasks']}"
+    assert summary["tasks"] and (beats, "tasks beat their baselines") in sections.headline(report)
+
+
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
     for text in (page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()):
