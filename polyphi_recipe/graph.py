@@ -218,7 +218,7 @@ class Run:
     def _with_parents(self, names: Iterable[str]) -> Iterator[str]:
         for name in names:
             yield name
-            if self.recipe.imported(name) is None and name not in self.recipe.shares:
+            if self.recipe.imported(name) is None:
                 yield from self._with_parents(find_corpus(name).corpora)
 
     def _train_branches(self) -> None:

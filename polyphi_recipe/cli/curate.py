@@ -65,7 +65,8 @@ def curate(
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)
     }
-    names = tuple(corpora) or (*run.recipe.imported_names, *corpora_of(run.recipe))
+    chosen = corpora or (*run.recipe.imported_names, *corpora_of(run.recipe))
+    names = [part for name in chosen for part in run.recipe.shares.get(name, (name,))]
     run.check_corpora(name for name in names if not name.endswith(".py"))
     for name in names:
         if not run.build(name, replace(machines, slurm=options)):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command_line import RunCommand
 from PIL import Image as Pillow
 from rich.console import Console
 from variants import few
@@ -172,6 +173,21 @@ def test_a_row_is_in_one_of_the_sources_with_shares(tmp_path: Path) -> None:
     own = run(tmp_path, table)
     own.build("x-2")
     assert [len(answers(own, f"x-{n}")) for n in (1, 2)] == [20, 41]
+
+
+def test_a_corpus_with_shares_is_curated_by_its_name(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    """One that is built in was generated instead."""
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", map(dialogue, range(30)))
+    file = tmp_path / "lab.toml"
+    sources = f'[{{ path = "a.jsonl", share = 3 }}, "b.jsonl"]\nfilters = {{ {ALL_OFF} }}'
+    file.write_text(f'size = "micro"\n[corpora.sums]\nsources = {sources}\n')
+    code, _, error = run_command("curate", str(file), "sums", "--out", str(tmp_path / "run"))
+    assert code == 0, error
+    corpora = {path.parents[1].name for path in (tmp_path / "run/data").glob("*/train/*.json")}
+    assert corpora == {"sums-1", "sums-2"}
 
 
 def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
