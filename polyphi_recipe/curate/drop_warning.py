@@ -42,10 +42,11 @@ def warning(split: Path, excerpt: Excerpt = _text) -> str:
     total = sum(dropped.values())
     lines = []
     if total > MAX_DROP_SHARE * read:
+        step = _worst(dropped)
         lines += [
             f"warning: {name} has {_losses(rows, '', read, dropped)}"
-            f"{_reason(split, manifest['pipeline'], max(dropped, key=lambda key: dropped[key]))}. The first:",
-            *examples(split, manifest, dropped, excerpt=excerpt),
+            f"{_reason(split, manifest['pipeline'], step)}. The first:",
+            *(f"  {line}" for line in examples(split, manifest, step, excerpt=excerpt)),
         ]
     elif not rows:
         lines.append(f"warning: {name} has no rows: its `build` yielded none")
@@ -66,32 +67,36 @@ def _of_sources(split: Path, manifest: Mapping[str, Any], excerpt: Excerpt) -> I
     name = f"{split.parent.name}/{split.name}"
     for source in lost[:MAX_SOURCES] if len(read) > 1 else ():
         rows = manifest["sources"].get(source, 0)
-        losses = _losses(rows, f" of {printable(source)}", read[source], dropped[source])
+        losses = _losses(rows, f" of {_printable(source)}", read[source], dropped[source])
         yield f"warning: {name} has {losses}. The first:"
-        yield from examples(split, manifest, dropped[source], source, excerpt)
+        of_source = examples(split, manifest, _worst(dropped[source]), source, excerpt)
+        yield from (f"  {line}" for line in of_source)
     if len(lost) > MAX_SOURCES and len(read) > 1:
         more = quantity(len(lost) - MAX_SOURCES, "other source")
         yield f"warning: {name} lost more than half of the samples of {more}"
 
 
 def _losses(rows: int, origin: str, read: int, dropped: Mapping[str, int]) -> str:
-    step = max(dropped, key=lambda key: dropped[key])
+    step = _worst(dropped)
     return (
         f"{quantity(rows, 'row')}{origin}: of {quantity(read, 'sample')} {sum(dropped.values()):,} were dropped, "
         f"most of them, {dropped[step]:,}, by {step}"
     )
 
 
+def _worst(dropped: Mapping[str, int]) -> str:
+    """The step that dropped most."""
+    return max(dropped, key=lambda key: dropped[key])
+
+
 def examples(
     split: Path,
     manifest: Mapping[str, Any],
-    dropped: Mapping[str, int],
+    step: str,
     source: str | None = None,
     excerpt: Excerpt = _text,
 ) -> list[str]:
-    """A line each for the first samples that were dropped (of `source`, if given) by that step of `dropped` which
-    dropped most."""
-    step = max(dropped, key=lambda key: dropped[key])
+    """A line each for the first samples that a step dropped, of `source` if given."""
     rows = (
         row
         for row in pipeline.dropped(split, manifest["pipeline"], step)
@@ -101,7 +106,7 @@ def examples(
     for row in islice(rows, EXAMPLES):
         reason = f"{row['reason']}: " if row["reason"] else ""
         text = excerpt(row)[:EXCERPT_CHARACTERS]
-        lines.append(f"  {printable(row['id'] + ': ' + reason + text)}")
+        lines.append(_printable(f"{row['id']}: {reason}{text}"))
     return lines
 
 
@@ -117,9 +122,9 @@ def _reason(split: Path, hashed: str, step: str) -> str:
     if not reasons:
         return ""
     first = max(reasons, key=lambda key: reasons[key])
-    return f" ({reasons[first]:,} for {printable(first)})"
+    return f" ({reasons[first]:,} for {_printable(first)})"
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Return the text in one line, without characters that control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
