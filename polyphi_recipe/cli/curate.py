@@ -65,9 +65,9 @@ def curate(
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)
     }
-    chosen = corpora or (*run.recipe.imported_names, *corpora_of(run.recipe))
-    names = [part for name in chosen for part in run.recipe.shares.get(name, (name,))]
-    run.check_corpora(name for name in names if not name.endswith(".py"))
-    for name in names:
+    every = corpora or (*run.recipe.imported_names, *corpora_of(run.recipe))
+    chosen = [part for name in every for part in run.recipe.shares.get(name, (name,))]
+    run.check_corpora(name for name in chosen if not name.endswith(".py"))
+    for name in chosen:
         if not run.build(name, replace(machines, slurm=options)):
             report_kept(run.data / run.corpus(name).name, run.report_plain)
