@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from polyphi.finetuning.run import finetune
 from polyphi.model.config import AdapterConfig
 from polyphi.train.evaluation import EVALUATIONS
-from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage

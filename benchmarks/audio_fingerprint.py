@@ -1,4 +1,4 @@
-"""False and missed matches of the audio fingerprint (`polyphi_recipe/curate/audio_index.py`) on pairs of clips.
+"""False and missed matches of the audio fingerprint (`polyphi_recipe/dedup/audio_index.py`) on pairs of clips.
 
     python benchmarks/audio_fingerprint.py [--pairs 1000]                      # rates on the second half of the pairs
     python benchmarks/audio_fingerprint.py --half 0 --least -1 0.8 0.84 0.88   # on the first half: to choose a limit
@@ -26,12 +26,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from polyphi.processing.media import decode_audio
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi_recipe.curate.audio_index import MIN_AGREEMENT, AudioFingerprintIndex
-from polyphi_recipe.curate.dedup import AUDIO
-from polyphi_recipe.curate.landmarks import keys, landmarks
-from polyphi_recipe.curate.waves import RATE, resample
+from polyphi.media.media import decode_audio
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.dedup.audio_index import MIN_AGREEMENT, AudioFingerprintIndex
+from polyphi_recipe.dedup.dedup import AUDIO
+from polyphi_recipe.dedup.landmarks import keys, landmarks
+from polyphi_recipe.synthetic.waves import RATE, resample
 
 TEMPLATES: tuple[dict[str, tuple[str, ...]], ...] = (
     {

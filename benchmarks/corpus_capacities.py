@@ -17,20 +17,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Audio, Image, media
-from polyphi.planning import sizes
+from polyphi.media.media import audio_size, image_size
 from polyphi.processing import image
-from polyphi.processing.media import audio_size, image_size
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.options import TrainOptions
+from polyphi.types.messages import media
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.corpora.lookup import find_corpus
-from polyphi_recipe.curate.corpus import build
-from polyphi_recipe.curate.sources import o200k_base
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.pipeline.corpus import build
+from polyphi_recipe.raw.packages import o200k_base
+from polyphi_recipe.stages import sizes
 
 SAMPLES = 200
 FINITE = ("documents", "code", "long_documents", "summaries")

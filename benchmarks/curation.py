@@ -17,15 +17,15 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate import labels
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.language import identify
-from polyphi_recipe.curate.pii import ENTITY_TYPES, find
-from polyphi_recipe.curate.quality import Classifier, measure, table, train
-from polyphi_recipe.curate.rules import judge
-from polyphi_recipe.curate.text import documents, help_pages, shuffled
+from polyphi_recipe.filters.language import identify
+from polyphi_recipe.filters.pii import ENTITY_TYPES, find
+from polyphi_recipe.filters.quality import Classifier, measure, table, train
+from polyphi_recipe.filters.rules import judge
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw import labels
+from polyphi_recipe.raw.real_text import documents, help_pages, shuffled
 from polyphi_recipe.synthetic import planted
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 WORK = Work({"train": 1}, 0, Path.home() / ".cache/polyphi", Path("."))
 LENGTHS = ((10, 20), (20, 50), (50, 100), (100, 300), (300, 10_000))

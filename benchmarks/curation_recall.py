@@ -21,21 +21,22 @@ import curation
 import leaked_items
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, Image, Message
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
-from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.language import LanguageFilter
-from polyphi_recipe.curate.readable import ReadableMediaFilter
-from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
-from polyphi_recipe.curate.waves import encode, resample
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.dedup.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
+from polyphi_recipe.filters.language import LanguageFilter
+from polyphi_recipe.filters.readable import ReadableMediaFilter
+from polyphi_recipe.filters.transcripts import WordErrorRateFilter, pocketsphinx
+from polyphi_recipe.pipeline.documents import document
 from polyphi_recipe.synthetic import planted
 from polyphi_recipe.synthetic.images import png
 from polyphi_recipe.synthetic.speech import speakable
+from polyphi_recipe.synthetic.waves import encode, resample
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 
 def row(name: str, planted: int, matched: int, innocents: int = 0, flagged: int = 0) -> str:

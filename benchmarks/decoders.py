@@ -25,8 +25,8 @@ import psutil
 import soundfile
 from PIL import Image
 
-from polyphi.processing.media import AudioStream, decode_audio, decode_image, image_size
-from polyphi.processing.media_decoder import start_decoders
+from polyphi.media.isolated import start_decoders
+from polyphi.media.media import AudioStream, decode_audio, decode_image, image_size
 from polyphi.runtime.fork_server import ForkServer
 
 RATE = 16_000

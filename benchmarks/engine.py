@@ -48,20 +48,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image as Picture
+from polyphi.prepared.memory import model_bytes
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.api import Phi
-from polyphi.audio_input import AudioLayout
-from polyphi.batch import row
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.processor import make_processor
-from polyphi.engine import placement
+from polyphi.devices import placement
+from polyphi.devices.memory import free_memory, other_tensors, tensor_bytes
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import Engine
-from polyphi.engine.memory import free_memory, model_bytes, other_tensors, tensor_bytes
-from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -69,6 +69,9 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization import quantize as quantized
 from polyphi.quantization.integer_weights import EightBit
 from polyphi.quantization.quantize import quantize
+from polyphi.types.batch import row
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi.types.messages import Message
 
 HERE = Path(__file__).parent
 PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")

@@ -34,8 +34,6 @@ from sidebyside import (
     show,
 )
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
@@ -43,21 +41,22 @@ from polyphi.data import shards
 from polyphi.data.draws import Unfit
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
-from polyphi.encoder_input import Inputs
-from polyphi.engine import placement
-from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.devices import placement, precision
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
-from polyphi.runtime import precision
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
 from polyphi.train.trainer import Caller, train
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 ADAPTER = "own"
 BASES = ("int8", "int4")

@@ -31,15 +31,13 @@ import psutil
 import soundfile
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image, Text
 from random_checkpoint import make
 
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.engine.request import GREEDY
-from polyphi.image_input import ImageInput
-from polyphi.messages import Audio, Image, Message, Text
+from polyphi.finetuning.run import load_stage
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -52,9 +50,12 @@ from polyphi.planning import cost
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
 from polyphi.runtime.rendering import table
-from polyphi.train.finetune import load_stage
 from polyphi.train.optimizer import groups
 from polyphi.train.stage import Budget
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.messages import Message
 
 HERE = Path(__file__).parent
 SENTENCES = (

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from polyphi.finetuning.stages import STAGES
 from polyphi.planning.cost import Switches
 from polyphi.planning.devices import DEVICES
 from polyphi.planning.fit import fitting, flags
@@ -18,8 +19,7 @@ from polyphi.planning.load import Load
 from polyphi.planning.options import UTILISATION, OwnRows
 from polyphi.runtime.progress import duration
 from polyphi.runtime.rendering import table as markdown_table
-from polyphi.train.finetune_stages import STAGES
-from polyphi_recipe.finetune_plan import typical_load
+from polyphi_recipe.graph.finetune_plan import typical_load
 
 PAGE = Path(__file__).parents[1] / "docs" / "finetune_reference.md"
 BASES: tuple[Literal["bf16", "int8", "int4"], ...] = ("bf16", "int8", "int4")

@@ -13,18 +13,19 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image
 from torch import Tensor
 
-from polyphi.batch import Batch, pack, row
 from polyphi.checkpoints.processor import make_processor
-from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, parts
+from polyphi.types.batch import Batch, pack, row
+from polyphi.types.messages import Message
+from polyphi_recipe.stages import sizes
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_models import Line, conversations, difference, multimodal, whole_float32
+from polyphi.types.sampling import SamplingParams
 from torch import Tensor
 
-from polyphi.batch import Batch, pack
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
-from polyphi.messages import Message, SamplingParams
 from polyphi.model.attention import explicit_attention
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.attention import packed_attention, ragged_attention, varlen_supported
@@ -25,6 +24,8 @@ from polyphi.prepared.prepare import prepare
 from polyphi.quantization.integer_weights import Quantized
 from polyphi.quantization.quantize import BASES, head_of, quantize_frozen
 from polyphi.train.loss import NextToken
+from polyphi.types.batch import Batch, pack
+from polyphi.types.messages import Message
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = {"float32": 4.0, "bf16": 2.0}

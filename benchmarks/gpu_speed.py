@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from gpu_models import Line, language, median_seconds, random_packed, text_rows, wait
+from polyphi.types.sampling import SamplingParams
 from torch import Tensor
 
 from polyphi.checkpoints.processor import make_processor
 from polyphi.data.packing import Pack
 from polyphi.engine.engine import Engine
-from polyphi.messages import SamplingParams
 from polyphi.model.decoder import DecoderLayer, ForwardContext
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.planning.devices import peak_flops
 from polyphi.planning.options import UTILISATION
 from polyphi.prepared.prepare import prepare
@@ -29,6 +28,7 @@ from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe import stages
+from polyphi_recipe.stages import sizes
 
 READS = 0.6
 """[ours] Least share of the rate of reading memory that decoding one sequence reaches: a step is a recorded graph of

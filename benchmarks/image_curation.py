@@ -17,17 +17,17 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from PIL import Image
+from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Image as Picture
-from polyphi.messages import Message
-from polyphi.processing.media import decode_image
+from polyphi.media.media import decode_image
 from polyphi.processing.video import decode_video
-from polyphi_recipe.curate import pdf_pages
-from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.image_filters import DownscaleImages, ImageSizeFilter, captions, encoded
-from polyphi_recipe.curate.photos import photo
-from polyphi_recipe.graph import Run
+from polyphi.types.messages import Message
+from polyphi_recipe.filters.images import DownscaleImages, ImageSizeFilter, captions, encoded
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.pipeline.documents import document
+from polyphi_recipe.raw import pdf_pages
+from polyphi_recipe.raw.photos import photo
 from polyphi_recipe.synthetic import cartoons
 from polyphi_recipe.synthetic.pages import set_page
 from polyphi_recipe.synthetic.scenes import Scene

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sidebyside import ENVIRONMENTS, install
@@ -35,7 +37,6 @@ import polyphi
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data.shards import Shards
-from polyphi.messages import Audio, Image, Message, SamplingParams, Text, media
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import (
     AdapterConfig,
@@ -48,6 +49,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, specification
 from polyphi.runtime.rendering import table as markdown_table
+from polyphi.types.messages import Message, media
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "interchange.md"

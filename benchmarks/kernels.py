@@ -64,8 +64,8 @@ from sidebyside import (
 )
 
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.engine import placement
-from polyphi.engine.memory import free_memory
+from polyphi.devices import placement
+from polyphi.devices.memory import free_memory
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.files import cache_folder

@@ -21,19 +21,20 @@ from typing import Any
 import numpy as np
 import soundfile
 from PIL import Image, ImageEnhance
+from polyphi.types.parts import Audio
+from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, Message
-from polyphi.messages import Image as Picture
-from polyphi.services.speech_synthesis import Voice, speak, unavailable
-from polyphi.text import lexicon
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import Voice, speak, unavailable
 from polyphi_recipe.corpora.image_qa import draw_digits, draw_text
-from polyphi_recipe.curate.decontaminate import Index
-from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity
-from polyphi_recipe.curate.documents import document
+from polyphi_recipe.dedup.decontaminate import Index
+from polyphi_recipe.dedup.dedup import AUDIO, IMAGES, TEXTS, Similarity
+from polyphi_recipe.pipeline.documents import document
 from polyphi_recipe.synthetic import charts
 from polyphi_recipe.synthetic.images import SIDE, png, sheet
 from polyphi_recipe.synthetic.scenes import Scene
+from polyphi_recipe.text import lexicon
 
 RATE = 16_000
 Change = Callable[[Any, random.Random], Any]

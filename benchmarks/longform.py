@@ -26,30 +26,32 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from polyphi.types.parts import Audio
+from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from rich.table import Table
 from sidebyside import peak_bytes
 
 import polyphi
 from polyphi.api import Phi
-from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.checkpoints.processor import make_processor
-from polyphi.messages import Audio, Message, SamplingParams
+from polyphi.media.media import AudioStream, MediaError, decode_audio
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import Audio as AudioTower
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.audio import log_mel_of, resample
-from polyphi.processing.media import AudioStream, MediaError, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import cache_folder
-from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.transcription import vad
 from polyphi.transcription.align import align
 from polyphi.transcription.transcript import Piece, estimated
 from polyphi.transcription.words import token_spans, word_spans
-from polyphi_recipe.curate.sources import unpack
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import Voice, speak, unavailable
+from polyphi_recipe.raw.packages import unpack
+from polyphi_recipe.stages import sizes
 from polyphi_recipe.synthetic.stamps import STAMP_FOLDER, STAMPS
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}

@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from sidebyside import peak_bytes
 
@@ -32,10 +34,10 @@ from polyphi.checkpoints.names import QUANTIZED, tensor_names
 from polyphi.checkpoints.read import files_beside, load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint, write_checkpoint
 from polyphi.engine.cache import token_bytes
-from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.rendering import table
+from polyphi.types.messages import Message
 
 LIMITS = {"int4": 6.2, "int4-all": 4.6, "int8": 7.8, "int8-all": None}
 """GB, without keys and values."""

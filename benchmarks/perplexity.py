@@ -26,7 +26,6 @@ from torch import Tensor
 
 import polyphi
 from polyphi.api import Phi
-from polyphi.batch import Batch
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.model.lora import LoraLinear
@@ -35,6 +34,7 @@ from polyphi.prepared.prepare import prepare
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.quantize import quantize
 from polyphi.quantization.rounding import four_bits, nearest
+from polyphi.types.batch import Batch
 
 
 def eight_bits(weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     python benchmarks/precision_shapes.py
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python benchmarks/precision_shapes.py     # as a CPU that converts bfloat16
 
-The rule of polyphi/runtime/precision.py comes from this table. Training has float32 weights, forward and backward;
+The rule of polyphi/devices/precision.py comes from this table. Training has float32 weights, forward and backward;
 inference has weights in either dtype and the forward alone. Both sides run in turn, and the least time of each counts.
 """
 

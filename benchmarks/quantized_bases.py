@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import polyphi
-from polyphi.batch import Batch, pack
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint, read_config
 from polyphi.data.shards import Shards
@@ -37,6 +36,7 @@ from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 from polyphi.train.trainer import Caller, train
+from polyphi.types.batch import Batch, pack
 
 BASES = ("bf16", "int8", "int4")
 NAME = "sibling"

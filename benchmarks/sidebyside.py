@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from polyphi.runtime import precision
+from polyphi.devices import precision
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venv" / ".peers"

@@ -20,16 +20,16 @@ import torch
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
+from polyphi.finetuning.run import finetune
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions
 from polyphi.train.stage import Mix, Schedule, Stage
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import documents, interleave, origin
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import documents, interleave, origin
 
 LANGUAGES = ("en", "de")
 HELD_OUT = 200

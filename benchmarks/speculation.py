@@ -32,10 +32,11 @@ from types import ModuleType
 
 import torch
 from engine import random_model
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 from sidebyside import console
 
 import polyphi
-from polyphi.batch import row
 from polyphi.checkpoints.processor import make_processor
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
@@ -43,13 +44,14 @@ from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
-from polyphi.messages import Message, SamplingParams, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import SCHEMES, quantize
 from polyphi.runtime.rendering import table as markdown_table
+from polyphi.types.batch import row
+from polyphi.types.messages import Message
 from polyphi_eval.baselines import select
 from polyphi_eval.heldout import find
 

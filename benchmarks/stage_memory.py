@@ -19,10 +19,9 @@ from pathlib import Path
 
 import torch
 
-from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import cost, sizes
+from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches
 from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows, longest_row
@@ -33,9 +32,11 @@ from polyphi.train.freeze import freeze
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.stage_loss import StageLoss
+from polyphi.types.batch import Batch, pack
 from polyphi_recipe import stages
-from polyphi_recipe.plan import stage_model
-from polyphi_recipe.recipe import of_size
+from polyphi_recipe.graph.plan import stage_model
+from polyphi_recipe.recipe.recipe import of_size
+from polyphi_recipe.stages import sizes
 
 
 def small() -> sizes.Size:

@@ -40,13 +40,14 @@ def measured(rows: int | None) -> dict[str, float]:
     from dataclasses import replace
 
     import torch
+    from polyphi.types.sampling import Grammar, SamplingParams
 
     from polyphi.checkpoints.processor import make_processor
     from polyphi.engine.engine import Engine
-    from polyphi.messages import Grammar, Message, SamplingParams
     from polyphi.model.multimodal import PhiModel
-    from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
+    from polyphi.types.messages import Message
+    from polyphi_recipe.stages import sizes
 
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     tokenizer = Tokenizer.train(texts, vocab_size=4096)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from polyphi.services.response_cache import whole_lines
+from polyphi_eval.services.response_cache import whole_lines
 
 ROLES = ("text", "vision", "speech", "judge")
 KILLED_AFTER = 8
@@ -23,10 +23,10 @@ KILLED_AFTER = 8
 
 
 def build(file: Path, out: Path, corpus: str, rows: int) -> None:
-    from polyphi_recipe import find_recipe
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph import find
+    from polyphi_recipe.graph.graph import Run
 
-    recipe = find_recipe.of(file)
+    recipe = find.of(file)
     size = replace(recipe.size, rows=dict.fromkeys(recipe.size.rows, (rows, 4)))
     Run(replace(recipe, size=size), out).build(corpus)
 
@@ -58,8 +58,8 @@ def build_killed_once(file: Path, out: Path, corpus: str, rows: int) -> tuple[fl
 def main() -> None:
     # Not above: datatrove's processes import this file, too. Runs are forked with these modules.
     from polyphi.runtime.rendering import table
-    from polyphi_recipe import find_recipe, graph, teacher_report, teacher_rows  # noqa: F401
     from polyphi_recipe.corpora.lookup import find_corpus
+    from polyphi_recipe.graph import find, graph, teacher_report, teacher_rows  # noqa: F401
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
@@ -76,7 +76,7 @@ def main() -> None:
     lines += [f"requests = {options.requests}"] if options.requests else []
     file.write_text("\n".join(lines) + "\n")
     rows = []
-    names = options.corpora or teacher_rows.corpora_of(find_recipe.of(file))
+    names = options.corpora or teacher_rows.corpora_of(find.of(file))
     parents = {name: {*find_corpus(name).corpora} & {*names} for name in names}
     for corpus in TopologicalSorter(parents).static_order():
         seconds, before = build_killed_once(file, options.out, corpus, options.rows)

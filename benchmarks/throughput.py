@@ -26,21 +26,23 @@ import leaked_items
 import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
+from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Audio, Message
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate import corpus, pages
-from polyphi_recipe.curate.corpus import Corpus, Machines, Work
-from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.language import LanguageFilter
-from polyphi_recipe.curate.pii import PiiFilter
-from polyphi_recipe.curate.quality import BUCKETS, Classifier, QualityClassifierFilter, save
-from polyphi_recipe.curate.rules import QualityRulesFilter
-from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
-from polyphi_recipe.curate.waves import RATE, encode, resample
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.dedup.decontaminate import held_out
+from polyphi_recipe.dedup.dedup import TEXTS, deduplicate
+from polyphi_recipe.filters.language import LanguageFilter
+from polyphi_recipe.filters.pii import PiiFilter
+from polyphi_recipe.filters.quality import BUCKETS, Classifier, QualityClassifierFilter, save
+from polyphi_recipe.filters.rules import QualityRulesFilter
+from polyphi_recipe.filters.transcripts import WordErrorRateFilter, pocketsphinx
+from polyphi_recipe.pipeline import corpus
+from polyphi_recipe.pipeline.corpus import Corpus, Machines, Work
+from polyphi_recipe.raw import pages
+from polyphi_recipe.synthetic.waves import RATE, encode, resample
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 TASKS = 8
 ASPECTS = ("educational", "scientific", "toxicity", "obscurity")

@@ -15,7 +15,7 @@ Ours is the trainer of polyphi/train/trainer.py as a stage runs it, its end with
 of memory.
 Speed is supervised tokens per second after the first step, memory the peak of a process; both sides have the
 same threads and AdamW. Ours trains in the precision that `polyphi train` chooses on this machine
-(polyphi/runtime/precision.py), the peer in the one that is faster in a short run. [ours] The lengths of
+(polyphi/devices/precision.py), the peer in the one that is faster in a short run. [ours] The lengths of
 questions, answers, pictures and clips: about 6 % and 13 % of the padded positions are supervised, as in instruction
 data of these kinds.
 """
@@ -50,13 +50,9 @@ from step_profile import ProfiledTrainer, show_profiles
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
 from polyphi.data import shards
 from polyphi.data.loader import Loader
-from polyphi.encoder_input import Inputs
-from polyphi.engine import placement
-from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.devices import placement, precision
 from polyphi.kernels import training_attention
 from polyphi.model.config import (
     AdapterConfig,
@@ -66,21 +62,24 @@ from polyphi.model.config import (
     VisionConfig,
 )
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
-from polyphi.runtime import precision
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 from polyphi.train.trainer import Caller, Trainer
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import code, copying, fim, instructions
-from polyphi_recipe.curate import corpus as corpora
+from polyphi_recipe.pipeline import corpus as corpora
+from polyphi_recipe.stages import sizes
 
 HERE = Path(__file__).parent
 QUARTER = ModelConfig(

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from polyphi.audio_input import AudioLayout
 from polyphi.kernels import blocks, training_attention
 from polyphi.model import attention, conformer, decoder, rope
-from polyphi.planning import sizes
 from polyphi.prepared.prepare import prepare
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi_recipe.stages import sizes
 
 Side = Callable[[], Tensor]
 PACKS = {

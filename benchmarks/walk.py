@@ -282,8 +282,8 @@ def write_model(folder: Path) -> None:
     """A random model of the micro size with all modalities, and a tokenizer of a few words."""
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
-    from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
+    from polyphi_recipe.stages import sizes
     from polyphi_recipe.stages.lineage import BUILT_IN
 
     tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)

@@ -39,7 +39,7 @@ from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi_recipe.stages.lineage import BUILT_IN
-from polyphi.planning import sizes
+from polyphi_recipe.stages import sizes
 
 out = Path(sys.argv[1])
 tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)

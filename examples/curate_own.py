@@ -17,11 +17,11 @@ from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data import own
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import Decontaminate, Index
-from polyphi_recipe.curate.dedup import AUDIO, EXACT, IMAGES, deduplicate
-from polyphi_recipe.curate.pii import Fakes, PiiFilter
-from polyphi_recipe.curate.text import held_out
+from polyphi_recipe.dedup.decontaminate import Decontaminate, Index
+from polyphi_recipe.dedup.dedup import AUDIO, EXACT, IMAGES, deduplicate
+from polyphi_recipe.filters.pii import Fakes, PiiFilter
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import held_out
 
 ROWS = ("receipts.jsonl", "calls.jsonl")
 MEASURED = ("desk_test.jsonl",)  # rows that the model will be measured on

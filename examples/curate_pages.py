@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate import pages
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.language import LanguageFilter
-from polyphi_recipe.curate.pii import Fakes, PiiFilter
-from polyphi_recipe.curate.rules import QualityRulesFilter
+from polyphi_recipe.filters.language import LanguageFilter
+from polyphi_recipe.filters.pii import Fakes, PiiFilter
+from polyphi_recipe.filters.rules import QualityRulesFilter
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import pages
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

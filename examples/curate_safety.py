@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from polyphi.data.shards import Sample, Shards
-from polyphi.services.endpoint import Endpoint
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate import feedback
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.text import in_split
-from polyphi_recipe.curate.translations import in_languages
+from polyphi_eval.services.endpoint import Endpoint
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import feedback
+from polyphi_recipe.raw.real_text import in_split
+from polyphi_recipe.syntheses.translations import in_languages
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
 AT_LEAST = 50.0  # chrF of each text translated back; inspect the rejected ones, then choose

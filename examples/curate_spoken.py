@@ -13,11 +13,11 @@ from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data import own
 from polyphi.data.shards import Sample
-from polyphi.services.speech_synthesis import Voice
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.read_aloud import ReadAloud, split_voices
-from polyphi_recipe.curate.text import in_split
-from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
+from polyphi_eval.services.speech_synthesis import Voice
+from polyphi_recipe.filters.transcripts import WordErrorRateFilter, pocketsphinx
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import in_split
+from polyphi_recipe.synthetic.read_aloud import ReadAloud, split_voices
 
 QUERIES = Path("queries.jsonl")
 # Voice("espeak-ng", "fr", "f2"), Voice("endpoint", "en", "ann", where="http://127.0.0.1:8000/v1"), and

@@ -16,8 +16,8 @@ from ray import serve
 from ray.serve import Application
 
 from polyphi import load
+from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
-from polyphi.serve.settings import Settings
 
 MAX_NUM_SEQS = 32
 

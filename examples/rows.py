@@ -15,7 +15,7 @@ from typing import Any
 import soundfile
 from PIL import Image, ImageDraw, ImageFont
 
-from polyphi.services.speech_synthesis import Voice, speak
+from polyphi_eval.services.speech_synthesis import Voice, speak
 
 ROWS = 48
 NAMES = {"red": "a zib", "green": "a wug", "blue": "a dax"}

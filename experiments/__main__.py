@@ -12,7 +12,7 @@ from polyphi.cli.options import NANO, RunOption, SizeOption, application, consol
 from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 if TYPE_CHECKING:
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
 app = application("python -m experiments", __doc__)
 
@@ -28,9 +28,9 @@ class RunOptions:
     precision: PrecisionOption = "auto"
 
     def run(self) -> "Run":
-        from polyphi_recipe.from_file import of_run
-        from polyphi_recipe.graph import Run
-        from polyphi_recipe.recipe import RECORD
+        from polyphi_recipe.graph.from_file import of_run
+        from polyphi_recipe.graph.graph import Run
+        from polyphi_recipe.recipe.recipe import RECORD
 
         options = TrainOptions(seed=self.seed, precision=self.precision)
         of_file = (self.out / RECORD).exists()
@@ -123,8 +123,8 @@ def ablate(
         python -m experiments ablate text_3_post --leave-one-out --task arithmetic
     """
     from experiments import ablation
-    from polyphi.planning import sizes
     from polyphi_recipe import stages
+    from polyphi_recipe.stages import sizes
 
     arms = ablation.mixes(stages.at_size(stage, sizes.load(options.size)), mix, leave_one_out)
     run = options.run()

@@ -28,7 +28,6 @@ from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.processing.processor import TooLong
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
@@ -40,7 +39,8 @@ from polyphi.train.trainer import row_maker
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.stages import sizes
 
 OWN = "own mix"
 """The arm that the others are compared with: the stage with its own mix."""

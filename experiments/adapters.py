@@ -22,8 +22,7 @@ import numpy as np
 from experiments.claims.claim import Effect, contrast, paired
 from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
-from polyphi.engine import placement
-from polyphi.planning.sizes import NANO
+from polyphi.devices import placement
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
@@ -35,7 +34,8 @@ from polyphi_eval.heldout import TASKS
 from polyphi_eval.report.heldout import MODALITIES, number
 from polyphi_eval.statistics import rates
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.stages.sizes import NANO
 
 LAST = "joint_1_vision_speech"
 Vectors = dict[str, list[float]]

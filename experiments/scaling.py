@@ -26,11 +26,11 @@ from jaxtyping import Float
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Capacity, Pack, pack_step
+from polyphi.devices.precision import Choice, Requested, products
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import write_json
 from polyphi.runtime.plots import subplots
-from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
 from polyphi.train.options import TrainOptions
@@ -45,7 +45,7 @@ from polyphi.train.state import (
 )
 from polyphi.train.trainer import Caller, Report, row_maker, train
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
 
 EXPONENT = -0.32
 """The report's exponent (2.1)."""

@@ -14,7 +14,7 @@ from polyphi.train.trainer import Caller, train
 from polyphi_eval.baselines import Result, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
 
 
 def trial(

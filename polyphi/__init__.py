@@ -11,20 +11,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from polyphi.messages import (
-    Audio,
-    Completion,
-    Document,
-    Image,
-    Item,
-    Message,
-    SamplingParams,
-    Text,
-    Transcript,
-    Video,
-)
-from polyphi.modality import Cost, Modality
 from polyphi.processing.placeholders import TokensPrompt, parts
+from polyphi.types.completion import Completion
+from polyphi.types.messages import Message
+from polyphi.types.modality import Cost, Modality
+from polyphi.types.parts import Audio, Document, Image, Item, Text, Video
+from polyphi.types.sampling import SamplingParams
+from polyphi.types.transcript import Transcript
 
 if TYPE_CHECKING:
     from polyphi.api import Phi, load

@@ -19,11 +19,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.arguments import checked
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
-from polyphi.checkpoints import hashes, pull
-from polyphi.checkpoints.fingerprint import fingerprint
 from polyphi.checkpoints.modalities import load as load_weights
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import adapter_folder, read_peft
@@ -38,44 +33,40 @@ from polyphi.checkpoints.read import (
     stored_types,
 )
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.engine import memory, placement, scores
+from polyphi.decoding.forms import CallRules, response_grammar, with_rules
+from polyphi.decoding.output import Output
+from polyphi.devices import memory, placement
+from polyphi.engine import scores
+from polyphi.engine.capacity import MemoryReport
 from polyphi.engine.engine import MAX_NUM_SEQS, Engine
-from polyphi.engine.forms import CallRules, response_grammar, with_rules
-from polyphi.engine.output import Output
-from polyphi.engine.placement import MemoryReport
 from polyphi.engine.request import GREEDY
 from polyphi.engine.rows import Conversation, Prompt, parse_prompt
-from polyphi.media_sources import AnyAudio, ImageSource, audio_source
-from polyphi.messages import (
-    Audio,
-    Completion,
-    Delta,
-    FunctionCall,
-    Grammar,
-    Image,
-    Item,
-    Message,
-    SamplingOptions,
-    SamplingParams,
-    Tokens,
-    Transcript,
-    as_media,
-    with_tools,
-)
-from polyphi.modality import Modality
+from polyphi.hub import hashes, pull
+from polyphi.hub.fingerprint import fingerprint
+from polyphi.media.media import Caps
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import Caps
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
-from polyphi.tools import functions
+from polyphi.runtime.arguments import checked
 from polyphi.transcription import longform
 from polyphi.transcription.options import LONGEST_RECORDING
+from polyphi.types.batch import Batch
+from polyphi.types.completion import Completion, Delta, Tokens
+from polyphi.types.dialects import as_media
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.media_sources import AnyAudio, ImageSource, audio_source
+from polyphi.types.messages import FunctionCall, Message, with_tools
+from polyphi.types.modality import Modality
+from polyphi.types.parts import Audio, Image, Item
+from polyphi.types.sampling import Grammar, SamplingOptions, SamplingParams
+from polyphi.types.tools import functions
+from polyphi.types.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +104,7 @@ class Phi:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that differs between checkpoints (checkpoints/fingerprint.py). Raises ValueError for a model that
+        """A hash that differs between checkpoints (hub/fingerprint.py). Raises ValueError for a model that
         wasn't loaded from one."""
         if self.source is None:
             raise ValueError("only a model that `load` read from a checkpoint has a fingerprint")
@@ -572,7 +563,7 @@ def load(
 
     `nano` is the model in the package polyphi-nano, unless a folder has that name. A hub id is `owner/name` or
     `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16" quantized once; later calls load
-    what is stored (`checkpoints/pull.py`).
+    what is stored (`hub/pull.py`).
 
     `device`: "auto" selects CUDA if available, else Apple's MPS, else the CPU. `dtype`: "auto" keeps the stored type if
     the device is fast in it, else float32 (placement.py); or a name such as "float32" or "bfloat16". `quant`: None

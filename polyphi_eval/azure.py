@@ -10,8 +10,11 @@ by azure-identity (`az login`, or its environment variables). Requests of other 
 import json
 from collections.abc import Mapping, Sequence
 
-from polyphi.messages import Completion, Message, SamplingParams
-from polyphi.services.endpoint import RequestRejected
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
+
+from polyphi.types.messages import Message
+from polyphi_eval.services.endpoint import RequestRejected
 
 EVALUATORS = {
     "violence": ("ViolenceEvaluator", "violence"),

@@ -22,16 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from polyphi.types.completion import Generate
+from polyphi.types.parts import PUBLISHED, Part, Text
+from polyphi.types.routing import modalities_of, route
 
 from polyphi.data.sample import Sample
-from polyphi.messages import PUBLISHED, Generate, Message, Part, Text, modalities_of, route
-from polyphi.services.response_cache import media_sha256, whole_lines
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi_eval.cache import Cache
 from polyphi_eval.heldout import CORE_NAMES, GOALS, find
 from polyphi_eval.run import Line, SamplePrompt, answer, constant_line, file_name, write
 from polyphi_eval.score import score
 from polyphi_eval.scorers import references
+from polyphi_eval.services.response_cache import media_sha256, whole_lines
 from polyphi_eval.statistics import MIN_SAMPLES, direction, measure, rates, resampled, vector
 
 CONDITIONS = ("with", "without", "shuffled", "no_adapter")

@@ -24,8 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from polyphi.types.sampling import SamplingParams
+
 from polyphi.data.sample import Sample
-from polyphi.messages import Message, SamplingParams
+from polyphi.types.messages import Message
 from polyphi_eval.cache import Cache
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.sources import Data, Source

@@ -18,9 +18,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polyphi.messages import Answers, Completion, Message, SamplingParams, Text
-from polyphi.services.endpoint import RequestRejected
-from polyphi.services.response_cache import ResponseCache, media_settings, media_sha256
+from polyphi.types.completion import Answers, Completion
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
+
+from polyphi.types.messages import Message
+from polyphi_eval.services.endpoint import RequestRejected
+from polyphi_eval.services.response_cache import ResponseCache, media_settings, media_sha256
 
 GREEDY = SamplingParams()
 BATCH = 128

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polyphi.types.completion import Answers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import polyphi
-from polyphi.messages import Answers
 from polyphi.runtime.files import write_json
-from polyphi.services.endpoint import Endpoint
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded
@@ -38,6 +37,7 @@ from polyphi_eval.score import (
     rescore,
     rows_of,
 )
+from polyphi_eval.services.endpoint import Endpoint
 from polyphi_eval.severity import AZURE
 from polyphi_eval.sources import Data, check, contents
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 
 FOLDER = Path(__file__).parent / "prompts"
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")

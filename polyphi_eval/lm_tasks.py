@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
 from polyphi.runtime.installation import pip_install
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.sources import Source
 

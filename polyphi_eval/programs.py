@@ -26,11 +26,11 @@ from textwrap import indent
 from typing import Any, TypeVar
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
-from polyphi.runtime import cpu
-from polyphi.services import sandbox
+from polyphi.devices import cpu
+from polyphi.types.messages import Message
 from polyphi_eval import trial
 from polyphi_eval.benchmark import LENIENT, Score
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data
 
 T = TypeVar("T")

@@ -17,19 +17,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from polyphi.types.parts import Image
+from polyphi.types.transcript import LANGUAGES
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from polyphi.messages import LANGUAGES, Image
 from polyphi.runtime.files import write_whole
-from polyphi.services.endpoint import Endpoint
-from polyphi.services.response_cache import ResponseCache, request_key
-from polyphi.services.speech_synthesis import ENGINES, Voice
-from polyphi.text.normalization import errors, words
 from polyphi.text.quantity import quantity
 from polyphi_eval.benchmark import benchmarks, suite
+from polyphi_eval.services.endpoint import Endpoint
+from polyphi_eval.services.response_cache import ResponseCache, request_key
+from polyphi_eval.services.speech_synthesis import ENGINES, Voice
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import synthesize
+from polyphi_eval.text.normalization import errors, words
 
 Transcribe = Callable[[bytes, str], str]
 """Returns the transcript of audio in a language. Transcripts are cached by its `name`, if it has one."""

@@ -20,7 +20,8 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
-from polyphi.text.normalization import (
+from polyphi_eval.benchmark import Score
+from polyphi_eval.text.normalization import (
     UNSPACED,
     Errors,
     characters,
@@ -30,7 +31,6 @@ from polyphi.text.normalization import (
     numbers,
     words,
 )
-from polyphi_eval.benchmark import Score
 
 SEPARATOR = "<sep>"  # between transcript and translation in chain-of-thought translation (report, section 4.1.2)
 BLEU_ORDERS = 4

@@ -12,10 +12,11 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+from polyphi.types.parts import Audio, Part, Text
 
-from polyphi.messages import Audio, Message, Part, Text
 from polyphi.runtime.installation import pip_install
-from polyphi.services.speech_synthesis import TTSPool, Voice
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice
 
 RATE = 16_000
 LETTERS = "ABCDEFGHIJ"

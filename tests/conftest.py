@@ -72,8 +72,8 @@ def micro_run(shared_folder: Path) -> Path:
     import fcntl
 
     from polyphi.train.options import TrainOptions
-    from polyphi_recipe import processes
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph import processes
+    from polyphi_recipe.graph.graph import Run
 
     out, done = shared_folder / "micro_run" / "micro", shared_folder / "micro_run.done"
     with done.with_suffix(".lock").open("w") as lock:

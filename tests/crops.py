@@ -3,8 +3,8 @@
 import torch
 from PIL import Image
 
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.processing import image
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 
 def cut(picture: Image.Image, **sizes: int) -> tuple[torch.Tensor, torch.Tensor, ImageLayout]:

@@ -1,4 +1,4 @@
-"""Attacks on the sandbox (polyphi/services/sandbox.py), and what each gets with and without namespaces.
+"""Attacks on the sandbox (polyphi_eval/services/sandbox.py), and what each gets with and without namespaces.
 
 `python tests/escapes.py` prints them as the table of docs/sandbox.md.
 """

@@ -12,8 +12,8 @@ from pathlib import Path
 
 PRELOAD = [
     "polyphi_recipe.corpora.tools",
-    "polyphi_recipe.curate.decontaminate",
-    "polyphi_recipe.curate.pipeline",
+    "polyphi_recipe.dedup.decontaminate",
+    "polyphi_recipe.pipeline.pipeline",
     "polyphi.train.trainer",
 ]
 

@@ -1,4 +1,4 @@
-"""Writes docs/limits.md from polyphi/serve/shares.py and the server's settings: `python tests/limits_page.py`."""
+"""Writes docs/limits.md from polyphi/serve/admission/shares.py and the server's settings: `python tests/limits_page.py`."""
 
 import ast
 import importlib.util
@@ -13,8 +13,8 @@ from unittest import mock
 import jinja2
 
 from polyphi.engine.engine import MAX_NUM_SEQS
-from polyphi.serve import shares
-from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.admission import shares
+from polyphi.serve.admission.settings import MIB, Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 SETTINGS = Settings("phi")
@@ -98,7 +98,7 @@ def share_rows() -> Iterator[Row]:
 
 def all_shares(cores: int) -> dict[str, shares.Share]:
     """The shares of a server on a machine with so many cores, by the name of their attribute."""
-    with mock.patch("polyphi.runtime.cpu.usable", lambda: cores):
+    with mock.patch("polyphi.devices.cpu.usable", lambda: cores):
         module = loaded_again(shares)
     attributes = vars(module.Shares(SETTINGS, MAX_NUM_SEQS))
     return {name: getattr(one, "share", one) for name, one in attributes.items()}

@@ -8,12 +8,12 @@ from unittest import mock
 
 import torch
 
+from polyphi.devices import precision
+from polyphi.doctor import published
+from polyphi.doctor.hardware import MIN_CONTEXT
 from polyphi.engine.cache import BLOCK, TYPICAL_LENGTH, default_blocks
 from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.doctor import published
-from polyphi.planning.doctor.hardware import MIN_CONTEXT
-from polyphi.runtime import precision
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 MEMORY = (8, 16, 24, 48, 80)

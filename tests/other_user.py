@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.runtime import syscall_filter
-from polyphi.services import sandbox
+from polyphi_eval.services import sandbox
 
 NOBODY = 65534
 ALONE = """

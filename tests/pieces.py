@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from polyphi.messages import Message
 from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 
 def render(

@@ -16,7 +16,7 @@ from typing import Any
 
 from replay import Replay, _parts, seen
 
-from polyphi.services.verifiers import equations
+from polyphi_eval.services.verifiers import equations
 
 SENTENCES = {
     "Chinese": "请告诉我怎样在花园里种植番茄，数字",

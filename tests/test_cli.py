@@ -51,8 +51,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with its own tokenizer."""
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
-    from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
+    from polyphi_recipe.stages import sizes
     from polyphi_recipe.stages.lineage import BUILT_IN
 
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -241,8 +241,9 @@ def test_a_pipe_that_nobody_writes_to_does_not_stop_a_prompt(
 def test_ctrl_c_ends_one_answer_quietly(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from polyphi.types.completion import Delta
+
     from polyphi.engine.engine import Engine
-    from polyphi.messages import Delta
 
     def stream(self: Engine, messages: list, **options: object) -> Iterator[Delta]:
         yield Delta("Once upon")
@@ -258,9 +259,11 @@ def test_ctrl_c_ends_one_answer_quietly(
 def test_a_quantized_export_is_loaded_without_being_asked_for(
     checkpoint: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
+    from polyphi.types.sampling import SamplingParams
+
     import polyphi
     from polyphi.data import shards
-    from polyphi.messages import Message, SamplingParams
+    from polyphi.types.messages import Message
 
     out = tmp_path / "int4"
     cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])

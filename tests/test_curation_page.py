@@ -12,14 +12,15 @@ import pytest
 import soundfile
 from matplotlib.figure import Figure
 from PIL import Image, ImageStat
+from polyphi.types.parts import Image as Picture
 
 from polyphi import cli
 from polyphi.data.shards import Sample, Shards, document
-from polyphi.messages import Image as Picture
-from polyphi.messages import media
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi_recipe.curate import corpus, quality
-from polyphi_recipe.curate.corpus import Work
+from polyphi.types.messages import media
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.filters import quality
+from polyphi_recipe.pipeline import corpus
+from polyphi_recipe.pipeline.corpus import Work
 
 PAGE = Path(__file__).parents[1] / "docs" / "curation.md"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "curate_pages.py"

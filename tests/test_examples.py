@@ -20,11 +20,11 @@ import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.data import own
-from polyphi.modality import load_modality, run_file
+from polyphi.finetuning.run import finetune, load_stage
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.preference import DPO
+from polyphi.types.modality import load_modality, run_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPEECH = ("audio.projector.speech.", ".lora.speech.")

@@ -19,10 +19,10 @@ from PIL import Image as PIL
 from polyphi import cli
 from polyphi.checkpoints.read import read_config, read_layout
 from polyphi.data.shards import Shards
-from polyphi.planning.finetune import EPOCHS
-from polyphi.train.finetune_stages import STAGES
+from polyphi.finetuning.monitor import EVALUATIONS
+from polyphi.finetuning.plan import EPOCHS
+from polyphi.finetuning.stages import STAGES
 from polyphi.train.loss import NextToken
-from polyphi.train.monitor import EVALUATIONS
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Stage
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 
 import polyphi
-from polyphi.engine.grammars import (
+from polyphi.decoding.grammars import (
     MAX_CALLS,
     MAX_CHARACTERS,
     MAX_DEPTH,
@@ -17,10 +19,9 @@ from polyphi.engine.grammars import (
     MAX_REGEX,
     PROCESS_MEMORY,
 )
+from polyphi.decoding.structured import compile_grammar
+from polyphi.decoding.tool_calls import CallDelta
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_DRAFT, MAX_LOGPROBS, MAX_STOPS, Sampler
-from polyphi.engine.structured import compile_grammar
-from polyphi.engine.tools import CallDelta
-from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "generation.md").read_text()

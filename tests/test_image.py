@@ -28,7 +28,7 @@ from commands import ROOT, completed
 from PIL import Image
 
 from polyphi.cli.serve import serve
-from polyphi.serve.guard import LOOPBACK_NAMES, PUBLIC
+from polyphi.serve.http.guard import LOOPBACK_NAMES, PUBLIC
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = os.environ.get("POLYPHI_IMAGE")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
-from polyphi.messages import Completion, Message
+from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.cache import as_text

@@ -19,7 +19,7 @@ from serve.conftest import Running, serving, tiny_engine
 import polyphi
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 START, HOWTO = ((DOCS / name).read_text(encoding="utf-8") for name in ("start.md", "howto.md"))

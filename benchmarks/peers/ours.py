@@ -12,15 +12,17 @@ from typing import Any
 import engine
 import numpy as np
 import torch
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch, pack, row
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import CHUNK
-from polyphi.image_input import ImageInput
-from polyphi.messages import Audio, Image, Message, SamplingParams, Text
+from polyphi.types.batch import Batch, pack, row
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.messages import Message
 
 
 class Language:

@@ -23,12 +23,13 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image, Text
 from turns import take_turns
 
 from polyphi.checkpoints.processor import make_processor
-from polyphi.messages import Audio, Image, Message, Text
+from polyphi.devices.precision import DTYPES
 from polyphi.model.multimodal import PhiModel
-from polyphi.runtime.precision import DTYPES
+from polyphi.types.messages import Message
 
 ADAPTED = r"model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj)"
 

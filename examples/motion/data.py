@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from polyphi.runtime.files import cache_folder
-from polyphi_recipe.curate.sources import unpack
+from polyphi_recipe.raw.packages import unpack
 
 CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
 RATE = 10.0  # Hz

@@ -1,8 +1,8 @@
 """The baseline: an adapter of the same rank reads the series as digits, without encoder (OpenTSLM's own baseline)."""
 
-from polyphi.modality import AdapterConfig
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Schedule, Stage
+from polyphi.types.modality import AdapterConfig
 
 stage = Stage(
     name="digits",

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyphi.item_input import ItemInput
-from polyphi.modality import AdapterConfig, Cost, Modality
+from polyphi.types.inputs.item import ItemInput
+from polyphi.types.modality import AdapterConfig, Cost, Modality
 
 CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
 """m/s² and rad/s."""

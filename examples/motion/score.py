@@ -8,8 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from polyphi.types.parts import Item
+from polyphi.types.sampling import SamplingParams
+
 import polyphi
-from polyphi.messages import Item, Message, SamplingParams
+from polyphi.types.messages import Message
 
 FILE = Path(__file__).with_name("motion.py")
 

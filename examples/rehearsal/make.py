@@ -24,17 +24,17 @@ import pyarrow as pa
 import soundfile
 import torch
 from PIL import Image, ImageDraw
+from polyphi.types.transcript import LANGUAGES
 from safetensors.torch import save_file
 
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.messages import LANGUAGES
 from polyphi.model.config import ModelConfig
 from polyphi.model.initialise import initialise
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
-from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.stages import sizes
 
 HERE = Path(__file__).parent
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange", "purple", "brown")

@@ -13,7 +13,7 @@ from statistics import mean
 from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import ClaimRunner
 from polyphi.data import shards
-from polyphi.text.normalization import wer
+from polyphi_eval.text.normalization import wer
 from polyphi_recipe.corpora import vision_speech
 from polyphi_recipe.corpora.vision_speech import SpokenQuestion
 from polyphi_recipe.synthetic.speech import TTSSampler, numbered

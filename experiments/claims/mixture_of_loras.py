@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from experiments.claims.claim import Claim, Effect, Vectors, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
-from polyphi.batch import Batch, row
 from polyphi.data.sample import Sample
-from polyphi.image_input import ImageInput
 from polyphi.model.attention import KVCache, working_dtype
 from polyphi.model.config import ModelConfig
 from polyphi.model.decoder import ForwardContext, RMSNorm
@@ -24,6 +22,8 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import NextToken, owners
 from polyphi.train.stage import Stage
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.image import ImageInput
 
 STAGE = "vision_3_generative"
 STEP_SHARE = 0.2  # of the stage's steps

@@ -11,6 +11,7 @@ from random import Random
 
 import numpy as np
 from PIL import Image as Picture
+from polyphi.types.parts import Image
 
 from experiments.claims.claim import (
     DRAWS,
@@ -24,7 +25,6 @@ from experiments.claims.runner import Arm, ClaimRunner
 from polyphi.data import shards
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
-from polyphi.messages import Image
 from polyphi.processing import image
 from polyphi.processing.image import ImageReader
 from polyphi.processing.processor import Processor

@@ -21,7 +21,6 @@ from experiments.claims import claim as claims
 from experiments.claims.claim import Claim
 from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
-from polyphi.batch import Batch, pack
 from polyphi.data.packing import Capacity, RowSize
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
@@ -33,12 +32,13 @@ from polyphi.train.loss import owners
 from polyphi.train.stage import Budget, Stage
 from polyphi.train.state import MANIFEST, code_revision
 from polyphi.train.trainer import row_maker
+from polyphi.types.batch import Batch, pack
 from polyphi_eval.baselines import sample_vectors
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
-from polyphi_recipe.processes import run_parallel
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.graph.processes import run_parallel
 
 SEEDS = 2  # of an experiment that trains stages
 PACK = 4096  # tokens of a pack of held-out rows

@@ -26,7 +26,6 @@ from polyphi.checkpoints.names import PEFT_PREFIX, public_name
 from polyphi.checkpoints.peft import CONFIG as ADAPTER_CONFIG
 from polyphi.checkpoints.peft import FILE as ADAPTER_WEIGHTS
 from polyphi.checkpoints.peft import read_peft
-from polyphi.modality import AdapterConfig, Further, Modality, load_modality
 from polyphi.model.adapters import add_adapter, put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
@@ -36,6 +35,7 @@ from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.text.quantity import quantity
+from polyphi.types.modality import AdapterConfig, Further, Modality, load_modality
 
 SUFFIX = "-modality"
 NORM = "decoder.norm.weight"

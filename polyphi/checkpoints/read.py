@@ -24,7 +24,6 @@ from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapters import describe, object_at
 from polyphi.checkpoints.files import MODEL_TYPES, check_headers, inside, read_json, weight_files
-from polyphi.checkpoints.location import locate
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -40,6 +39,7 @@ from polyphi.checkpoints.names import (
     in_pieces,
     public_name,
 )
+from polyphi.hub.location import locate
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import modalities
@@ -38,6 +37,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.files import foreign_files, record_files, whole_folder
+from polyphi.types.batch import Batch
 
 ALIGNED = 64
 """Alignment in bytes of quantized tensors in their file, so that kernels can read the mapped file."""

@@ -25,7 +25,7 @@ def list_models(
         polyphi cache list
         polyphi cache list --json
     """
-    from polyphi.checkpoints import cache
+    from polyphi.hub import cache
     from polyphi.runtime.files import size_text
 
     rows = cache.entries()
@@ -72,7 +72,7 @@ def remove(
         polyphi cache remove microsoft/Phi-4-mini-instruct
         polyphi cache remove microsoft/Phi-4-mini-instruct:int4
     """
-    from polyphi.checkpoints import cache
+    from polyphi.hub import cache
     from polyphi.runtime.files import size_text
 
     for name in names:

@@ -33,7 +33,7 @@ from polyphi.cli.options import (
 from polyphi.cli.printable import print_message
 
 if TYPE_CHECKING:
-    from polyphi.messages import Item
+    from polyphi.types.parts import Item
 
 PIPE_SECONDS = 10.0
 """Seconds from the start within which a pipe beside a prompt sends its first byte; the load of the model is part of
@@ -113,8 +113,10 @@ def chat(
         polyphi chat nano --temperature 0.7 --seed 1 --system "Answer briefly."
         polyphi chat runs/motion/model --modality motion.py --part motion=walk.csv "What is it?"
     """
-    from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video
-    from polyphi.processing.media import Caps
+    from polyphi.media.media import Caps
+    from polyphi.types.messages import Message
+    from polyphi.types.parts import Audio, Image, Part, Video
+    from polyphi.types.sampling import SamplingParams
 
     began = time.monotonic()
     check_first_word("chat", model, [prompt] if prompt else [])
@@ -189,7 +191,7 @@ def chat(
 
 def _item(text: str) -> "Item":
     """The part of a text NAME=PATH."""
-    from polyphi.messages import Item
+    from polyphi.types.parts import Item
 
     name, sign, path = text.partition("=")
     if not (name and sign and path):

@@ -14,8 +14,8 @@ from rich.text import Text
 from polyphi.cli.options import console
 
 if TYPE_CHECKING:
-    from polyphi.planning.doctor.findings import Finding
-    from polyphi.planning.doctor.report import Report
+    from polyphi.doctor.findings import Finding
+    from polyphi.doctor.report import Report
 
 STYLES = {"ok": "green", "slow": "yellow", "missing": "cyan", "wrong": "bold red"}
 STATE, NAME = 9, 18
@@ -36,7 +36,7 @@ def doctor(
         polyphi doctor
         polyphi doctor --json
     """
-    from polyphi.planning.doctor.report import inspect
+    from polyphi.doctor.report import inspect
 
     status = Console(stderr=True).status("")
 
@@ -90,7 +90,7 @@ def _show_finding(finding: "Finding") -> None:
 
 def _show_models(models: list[dict[str, Any]]) -> None:
     """The table of the published models."""
-    from polyphi.planning.doctor.hardware import two_digits
+    from polyphi.doctor.hardware import two_digits
 
     if not models:
         return

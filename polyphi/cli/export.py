@@ -69,16 +69,17 @@ def export(
     import torch
 
     from polyphi.api import as_dtype
-    from polyphi.checkpoints import gguf, hub, modalities, model_card
+    from polyphi.checkpoints import gguf, modalities
     from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import files_beside, load_checkpoint, locate, read_config
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.data import calibration
     from polyphi.data.shards import Shards
+    from polyphi.hub import model_card, push
     from polyphi.model.adapters import check_mergeable, merge_adapter
     from polyphi.processing.tokenizer import Tokenizer
 
-    target = hub.target(push_to_hub, public)
+    target = push.target(push_to_hub, public)
     layout = layout or ("gguf" if out.suffix == ".gguf" else "native")
     to_gguf = layout == "gguf"
     if model.endswith(".gguf"):
@@ -102,7 +103,7 @@ def export(
     else:
         _check_folder(out, layout, quant)
     if target:
-        hub.prepare(target)
+        push.prepare(target)
     folder = locate(model)
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out} is the folder of the model itself; use another one")
@@ -154,7 +155,7 @@ def export(
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} was edited and is unchanged")
     if target:
-        console.print(f"pushed to {hub.push(out, target)}")
+        console.print(f"pushed to {push.push(out, target)}")
 
 
 def _check_folder(out: Path, layout: str, quant: str | None) -> None:

@@ -53,7 +53,7 @@ def finetune(
     from polyphi.train.interrupt import record_interrupts
 
     record_interrupts()
-    from polyphi.planning.finetune import choose
+    from polyphi.finetuning.plan import choose
 
     run(
         kind,

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from polyphi.messages import ROUTES, Audio, Image, MediaSource, Part, Text, Video
-from polyphi.processing.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES, sniff
+from polyphi.media.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES, sniff
+from polyphi.types.messages import MediaSource
+from polyphi.types.parts import Audio, Image, Part, Text, Video
+from polyphi.types.routing import ROUTES
 
 if TYPE_CHECKING:
-    from polyphi.processing.media import Caps
+    from polyphi.media.media import Caps
 
 MEDIA_OPTIONS = ("--image", "--audio", "--video")
 SUFFIXES = (*IMAGE_SUFFIXES, *SOUND_SUFFIXES)
@@ -99,7 +101,7 @@ def source(name: str, modality: Literal["image", "audio"]) -> MediaSource:
     and time. Raises ValueError for a failed fetch."""
     if not is_address(name):
         return Path(name).expanduser()
-    from polyphi.serve.fetch import read_url
+    from polyphi.serve.answer.fetch import read_url
 
     return read_url(name, modality)
 
@@ -135,8 +137,8 @@ def piped_text(seconds: float | None = None) -> str | None:
 def check_part(part: Part, caps: "Caps | None" = None) -> None:
     """Decode an image or audio clip once, within the limits; of a video and of an item, see that there is a file.
     Raises ValueError for a missing, damaged or empty one, and for another format."""
-    from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
-    from polyphi.processing.media import CAPS, AudioStream, MediaError, decode_image, open_media
+    from polyphi.media.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
+    from polyphi.media.media import CAPS, AudioStream, MediaError, decode_image, open_media
 
     caps = caps or CAPS
     if isinstance(part, Text):
@@ -173,13 +175,14 @@ def check_model(
     """Raise ValueError if a model lacks the adapter or an encoder for the parts, or if one of `adapters` (name ->
     folder) isn't for it. Reads configurations and headers, and of `adapters` the weights; a hub id that isn't
     downloaded yet isn't checked."""
-    from polyphi.checkpoints import pull
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.peft import adapter_folder, read_peft
     from polyphi.checkpoints.read import read_config
     from polyphi.engine.rows import choose_adapter
-    from polyphi.messages import Message, modalities_of
+    from polyphi.hub import pull
     from polyphi.model.lora import is_adapter_name
+    from polyphi.types.messages import Message
+    from polyphi.types.routing import modalities_of
 
     folder = pull.stored(model, quant)
     if folder is None:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from polyphi.cli.inputs import check_part
 from polyphi.cli.options import ModalityOption, ModelArgument, QuantOption, console
-from polyphi.messages import Audio, Image, Message
 from polyphi.runtime.files import whole_file
 from polyphi.text.quantity import quantity
+from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 if TYPE_CHECKING:
     from polyphi.api import Phi

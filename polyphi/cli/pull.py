@@ -35,8 +35,8 @@ def pull(
     """
     from pathlib import Path
 
-    from polyphi.checkpoints import cache
-    from polyphi.checkpoints import pull as pulls
+    from polyphi.hub import cache
+    from polyphi.hub import pull as pulls
     from polyphi.runtime.files import size_text
 
     is_path = Path(model.partition("/")[0]).is_dir()  # or else only a hub id is meant

@@ -22,12 +22,12 @@ from polyphi.cli.options import (
 )
 from polyphi.cli.printable import PrintableFormatter, print_message
 from polyphi.runtime.installation import pip_install
-from polyphi.serve.settings import ACCESS, LOAD, Settings
+from polyphi.serve.admission.settings import ACCESS, LOAD, Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from polyphi.serve.loading import Progress
+    from polyphi.serve.page.loading import Progress
 
 
 def serve(
@@ -74,7 +74,7 @@ def serve(
         polyphi serve microsoft/Phi-4-multimodal-instruct --quant int8
         polyphi serve nano --host 0.0.0.0 --api-key SECRET
     """
-    from polyphi.checkpoints.location import check_exists
+    from polyphi.hub.location import check_exists
     from polyphi.serve import run
 
     adapters = parse_adapters(lora)

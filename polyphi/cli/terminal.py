@@ -28,28 +28,17 @@ from rich.console import Console
 from polyphi.api import Phi
 from polyphi.cli.inputs import check_part, is_address, source
 from polyphi.cli.printable import PrintableConsole, printable, write_data
-from polyphi.engine.reasoning import Reasoning, ReasoningParser
+from polyphi.decoding.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
-from polyphi.messages import (
-    ROUTES,
-    Audio,
-    Delta,
-    Image,
-    Item,
-    MediaSource,
-    Message,
-    Part,
-    SamplingParams,
-    Text,
-    Video,
-    modalities_of,
-    normalize_adapter,
-    route,
-)
-from polyphi.messages import media as parts_of
 from polyphi.processing.expansion import expand
-from polyphi.services.endpoint import openai_part
 from polyphi.text.quantity import quantity
+from polyphi.types.completion import Delta
+from polyphi.types.dialects import openai_part
+from polyphi.types.messages import MediaSource, Message
+from polyphi.types.messages import media as parts_of
+from polyphi.types.parts import Audio, Image, Item, Part, Text, Video
+from polyphi.types.routing import ROUTES, modalities_of, normalize_adapter, route
+from polyphi.types.sampling import SamplingParams
 
 HELP = """\
 /image PATH [low|high] [CROPS]   attach an image to the next message, by path or http(s) address; low needs few tokens

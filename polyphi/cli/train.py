@@ -89,8 +89,8 @@ def train(
         )
         return
 
-    from polyphi.modality import defines, load_modality
-    from polyphi.planning.finetune import report_only
+    from polyphi.finetuning.plan import report_only
+    from polyphi.types.modality import defines, load_modality
 
     files = [Path(stage) for stage in stages]
     modalities = [load_modality(file) for file in modality]
@@ -123,21 +123,21 @@ def run(
     **settings: Any,
 ) -> None:
     """Fine-tune on own rows and upload the model, if a repository is named. `settings` are further arguments of
-    `polyphi.train.finetune.finetune`."""
-    from polyphi.checkpoints import hub, model_card
+    `polyphi.finetuning.run.finetune`."""
     from polyphi.checkpoints.read import read_layout
+    from polyphi.finetuning.run import finetune
+    from polyphi.hub import model_card, push
     from polyphi.runtime import distributed
-    from polyphi.train.finetune import finetune
 
-    target = hub.target(push_to_hub, public)
+    target = push.target(push_to_hub, public)
     distributed.start()
     if target and distributed.rank() == 0:
-        hub.prepare(target)
+        push.prepare(target)
     report = partial(console.print, highlight=False, soft_wrap=True)
     folder = finetune(stage, data, out, report=report, **settings)
     if target and distributed.rank() == 0:
         model_card.write(folder, read_layout(folder), push_to_hub)
-        console.print(f"pushed to {hub.push(folder, target)}")
+        console.print(f"pushed to {push.push(folder, target)}")
 
 
 def train_named(

@@ -22,8 +22,8 @@ from polyphi.cli.options import (
     show_placement,
 )
 from polyphi.cli.printable import write_data
-from polyphi.messages import Audio
 from polyphi.transcription.options import TranscriptOptions
+from polyphi.types.parts import Audio
 
 
 def transcribe(
@@ -79,7 +79,7 @@ def transcribe(
             hint = OPTIONS.get(name.partition("=")[0], f"a file of this name is ./{name}")
             raise ValueError(f"unknown option {name}: {hint}")
 
-    from polyphi.processing.media import check_audio_seconds
+    from polyphi.media.media import check_audio_seconds
 
     check_first_word("transcribe", model, files)
     if live:
@@ -140,8 +140,8 @@ def _transcribe_files(
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     if out is not None:  # its transcripts depend on the model
-        from polyphi.checkpoints.fingerprint import fingerprint
         from polyphi.checkpoints.read import locate
+        from polyphi.hub.fingerprint import fingerprint
 
         options = replace(options, model=f"{fingerprint(locate(model))} {quant} {kv}")
     todo, failed = select(recordings, options, force=force, console=error_console)

@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 
-from polyphi.batch import Batch
 from polyphi.data.shards import Shards
 from polyphi.processing.processor import Processor, TooLong
+from polyphi.types.batch import Batch
 
 ROWS = 64
 """[ours] Some ten thousand tokens (docs/quantization.md has their effect)."""

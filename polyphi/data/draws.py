@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from polyphi.batch import Batch
 from polyphi.data.mix import Order
 from polyphi.data.packing import RowSize
 from polyphi.data.sample import Sample, Source, Unfit
 from polyphi.processing.processor import TooLong
+from polyphi.types.batch import Batch
 
 MakeRows = Callable[[str, Sample], list[Batch]]
 """(corpus, sample) -> the sample's rows. Raises `TooLong` or `Unfit` if the sample is valid but unusable, another

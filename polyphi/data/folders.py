@@ -18,7 +18,7 @@ from polyphi.data.addresses import is_remote, join, read_bytes
 from polyphi.data.confinement import medium
 from polyphi.data.limits import MAX_TEXT, encoding_error, parse_json
 from polyphi.data.webdataset import MEMBERS, SOUNDS
-from polyphi.processing.file_types import IMAGE_SUFFIXES
+from polyphi.media.file_types import IMAGE_SUFFIXES
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 

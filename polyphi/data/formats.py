@@ -24,7 +24,7 @@ Rows of polyphi's shards are read unchanged.
 
 Only what a format marks as such becomes media, tools or calls. Control tokens and `<image>` in a text remain text, with
 the exception of `processing/template.py`: an assistant's `<|tool_call|>[...]<|/tool_call|>` is a call. All media are
-decoded once, within the limits of `processing/media.py`, so that a bad row is reported with its line.
+decoded once, within the limits of `media/media.py`, so that a bad row is reported with its line.
 """
 
 import difflib
@@ -44,23 +44,16 @@ from polyphi.data.limits import MAX_CHARACTERS, check_values, encoding_error, pa
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
-from polyphi.messages import (
-    TRANSCRIBE,
-    Attachments,
-    Audio,
-    Image,
-    Item,
-    Message,
-    Part,
-    Text,
-    with_tools,
-)
-from polyphi.processing import media
-from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, IMAGE_SUFFIXES, sniff
+from polyphi.media import media
+from polyphi.media.file_types import AUDIO_FORMATS, IMAGE_FORMATS, IMAGE_SUFFIXES, sniff
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import inputs
-from polyphi.tools import CALL, CALL_END, call_text, tool_call
+from polyphi.types.dialects import Attachments
+from polyphi.types.messages import Message, with_tools
+from polyphi.types.parts import Audio, Image, Item, Part, Text
+from polyphi.types.tools import CALL, CALL_END, call_text, tool_call
+from polyphi.types.transcript import TRANSCRIBE
 
 if TYPE_CHECKING:  # it imports torch
     from polyphi.processing.reader import Reader

@@ -22,13 +22,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
 from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import RowSize
 from polyphi.runtime import distributed
+from polyphi.types.batch import Batch
 
 MAX_CONSECUTIVE_SKIPS = 1000
 """Consecutive samples of a corpus (or as many as a smaller corpus has) that may be left out before the loader raises

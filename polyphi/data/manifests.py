@@ -14,8 +14,8 @@ from typing import Any
 
 from polyphi.data.addresses import ending, exists, join
 from polyphi.data.limits import RowLines, encoding_error, parse_json
-from polyphi.messages import LANGUAGES, TRANSLATE
 from polyphi.text.quantity import quantity
+from polyphi.types.transcript import LANGUAGES, TRANSLATE
 
 Open = Callable[[], AbstractContextManager[Any]]
 Rows = Iterator[tuple[str, Any]]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyphi.data.formats import IMAGE, check_call_marks
-from polyphi.messages import Document, Image, Item, Media, Message, Part, Text, Video
-from polyphi.processing.file_types import sniff
-from polyphi.tools import CALL, CALL_END, functions, tool_call
+from polyphi.media.file_types import sniff
+from polyphi.types.messages import Message
+from polyphi.types.parts import Document, Image, Item, Media, Part, Text, Video
+from polyphi.types.tools import CALL, CALL_END, functions, tool_call
 
 _FORMATS = {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
 

@@ -17,10 +17,10 @@ from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, RowOrigin, sample
 from polyphi.data.sample import Sample
 from polyphi.data.sources import ERRORS, SourceFile, find, rows
-from polyphi.messages import PUBLISHED, Text
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
 from polyphi.text.quantity import quantity
+from polyphi.types.parts import PUBLISHED, Text
 
 if TYPE_CHECKING:  # it imports torch
     from polyphi.processing.reader import Reader

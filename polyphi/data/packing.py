@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from polyphi.batch import Batch, pack
+from polyphi.types.batch import Batch, pack
 
 Rows = Sequence[Batch]
 """The rows of one sample."""

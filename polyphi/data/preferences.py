@@ -4,10 +4,10 @@ user 17 23 asst 44 51 end | user 17 23 asst 60 end
                 ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, in longer conversations
                 too"""
 
-from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
-from polyphi.messages import Message
 from polyphi.processing.processor import Processor
+from polyphi.types.batch import Batch
+from polyphi.types.messages import Message
 
 
 def pair(

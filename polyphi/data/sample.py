@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 
 from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
-from polyphi.messages import Document, Message, Part, Text, Video, media_part
-from polyphi.processing.file_types import IMAGE_FORMATS, sniff
+from polyphi.media.file_types import IMAGE_FORMATS, sniff
 from polyphi.runtime.files import sha256, whole_folder
 from polyphi.runtime.installation import pip_install
+from polyphi.types.messages import Message
+from polyphi.types.parts import Document, Part, Text, Video, media_part
 
 AUDIO_MIME = {"WAV": "audio/wav", "FLAC": "audio/flac", "OGG": "audio/ogg"}
 SPLIT_FILE = re.compile(r"\d{5,}\.parquet|manifest\.json")

@@ -20,8 +20,9 @@ from polyphi.data.limits import parse_json
 from polyphi.data.own import origin
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, rows
-from polyphi.messages import Audio, Image, Part, Text, modalities_of
-from polyphi.processing.media import audio_size, image_size
+from polyphi.media.media import audio_size, image_size
+from polyphi.types.parts import Audio, Image, Part, Text
+from polyphi.types.routing import modalities_of
 
 EXAMPLES = 3
 FILES = 8

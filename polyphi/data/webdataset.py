@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
 from polyphi.data.limits import MAX_ROW, parse_json
-from polyphi.processing.file_types import IMAGE_SUFFIXES
+from polyphi.media.file_types import IMAGE_SUFFIXES
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 MEMBERS = {"txt": "answer", "caption": "answer", "cls": "answer", "text": "answer"}

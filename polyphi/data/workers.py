@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from polyphi.data.draws import Draw, Draws
-from polyphi.runtime import cpu
+from polyphi.devices import cpu
 
 DRAWS_AHEAD = 8
 """Prefetched draws per worker."""

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
-from polyphi.encoder_input import Inputs
-from polyphi.engine.memory import ran_out
+from polyphi.devices.memory import ran_out
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare
-from polyphi.steps import Steps
+from polyphi.runtime.steps import Steps
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.encoder import Inputs
 
 
 @dataclass(frozen=True)

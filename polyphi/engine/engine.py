@@ -37,7 +37,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
+from polyphi.decoding.structured import open_matchers, wait_for
+from polyphi.devices.memory import OutOfMemory, other_tensors, ran_out, tensor_bytes
 from polyphi.engine.adapters import Adapters
 from polyphi.engine.cache import (
     BLOCK,
@@ -49,13 +50,6 @@ from polyphi.engine.cache import (
     token_bytes,
 )
 from polyphi.engine.encoders import EncoderError, Encoders, items
-from polyphi.engine.memory import (
-    OutOfMemory,
-    free_beside,
-    other_tensors,
-    ran_out,
-    tensor_bytes,
-)
 from polyphi.engine.prefill import PrefillBudget
 from polyphi.engine.prefixes import Prefixes
 from polyphi.engine.request import GREEDY, NOBODY, Caller, Request
@@ -64,17 +58,15 @@ from polyphi.engine.rows import Prompt, Rows, parse_prompt
 from polyphi.engine.runner import Runner
 from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Scheduler, StepPart
-from polyphi.engine.structured import open_matchers, wait_for
-from polyphi.messages import (
-    Completion,
-    Delta,
-    Message,
-    SamplingParams,
-    Text,
-)
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.memory import free_beside
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
+from polyphi.types.batch import Batch
+from polyphi.types.completion import Completion, Delta
+from polyphi.types.messages import Message
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 
 MAX_NUM_SEQS = 32
 """Sequences that run at once."""

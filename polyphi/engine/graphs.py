@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, Memory
 from polyphi.engine.scheduler import StepPart
 from polyphi.model.attention import working_dtype
@@ -22,6 +21,7 @@ from polyphi.model.lora import routes
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.decoder import PreparedDecoder
 from polyphi.prepared.prepare import prepare
+from polyphi.types.batch import Batch
 
 MAX_GRAPHS = 24
 """Most cached graphs."""

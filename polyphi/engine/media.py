@@ -5,10 +5,10 @@
 
 Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
 other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None, and PDFs need
-PDFium, in one that is where `pdf_isolation_missing` does (processing/media_decoder.py).
+PDFium, in one that is where `pdf_isolation_missing` does (media/isolated.py).
 """
 
-from polyphi.processing.file_types import (
+from polyphi.media.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
     IMAGE_FORMATS,
@@ -16,16 +16,10 @@ from polyphi.processing.file_types import (
     is_pdf,
     sniff,
 )
-from polyphi.processing.media import (
-    MAX_FRAME_PIXELS,
-    Caps,
-    MediaError,
-    check_audio_seconds,
-    image_types,
-)
-from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
-from polyphi.processing.media_decoder import pdfs_unavailable as pdf_isolation_missing
-from polyphi.processing.media_decoder import unavailable as isolation_missing
+from polyphi.media.isolated import DecoderError, is_isolated, start_decoders
+from polyphi.media.isolated import pdfs_unavailable as pdf_isolation_missing
+from polyphi.media.isolated import unavailable as isolation_missing
+from polyphi.media.media import MAX_FRAME_PIXELS, Caps, MediaError, check_audio_seconds, image_types
 from polyphi.processing.reader import number_in_errors
 
 __all__ = [

@@ -13,17 +13,18 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
+from polyphi.decoding.reasoning import ReasoningCounter, ReasoningParser
+from polyphi.decoding.structured import Matcher
+from polyphi.decoding.tool_calls import CallDelta, ToolParser
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import MediaItem, items
 from polyphi.engine.prompt_lookup import PromptLookup
-from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
-from polyphi.engine.structured import Matcher
-from polyphi.engine.tools import CallDelta, ToolParser
-from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.reasoning import CLOSING
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.batch import Batch
+from polyphi.types.completion import Completion, TokenLogprob
+from polyphi.types.sampling import SamplingParams
 
 GREEDY = SamplingParams()
 UNFINISHED = "\ufffd"

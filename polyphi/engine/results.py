@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi.decoding.structured import GrammarProcessEnded, wait_for
 from polyphi.engine.request import Request, Unsampled
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
-from polyphi.engine.structured import GrammarProcessEnded, wait_for
 
 DRAFT_WAIT = 0.005
 """Seconds to wait for the mask after an accepted draft token: another step would take longer. A process that takes more

@@ -13,29 +13,23 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from polyphi.arguments import describe
-from polyphi.batch import Batch
+from polyphi.decoding.structured import compile_grammar
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.request import GREEDY
 from polyphi.engine.sampling import check
-from polyphi.engine.structured import compile_grammar
-from polyphi.messages import (
-    Attachments,
-    Media,
-    Message,
-    Routes,
-    SamplingParams,
-    as_media,
-    modalities_of,
-    normalize_adapter,
-    route,
-)
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
-from polyphi.steps import Steps, at_once
+from polyphi.runtime.arguments import describe
+from polyphi.runtime.steps import Steps, at_once
 from polyphi.text.quantity import quantity
+from polyphi.types.batch import Batch
+from polyphi.types.dialects import Attachments, as_media
+from polyphi.types.messages import Message
+from polyphi.types.parts import Media
+from polyphi.types.routing import Routes, modalities_of, normalize_adapter, route
+from polyphi.types.sampling import SamplingParams
 
 PromptEnd = Literal["generation_prompt", "final_message", "end_of_text"]
 """The end of a conversation that the model continues: `<|assistant|>`, so that it answers; the text of the final

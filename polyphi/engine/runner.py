@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.engine.cache import Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.longrope import LongRope
 from polyphi.engine.scheduler import StepPart
-from polyphi.messages import TokenLogprob
 from polyphi.model.multimodal import PhiModel, splice
 from polyphi.prepared.prepare import prepare
+from polyphi.types.batch import Batch
+from polyphi.types.completion import TokenLogprob
 
 SCORED = 128
 """Positions whose logits are computed at once when scoring, to bound memory."""

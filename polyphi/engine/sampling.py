@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.engine.grammars import MAX_CALLS
-from polyphi.engine.structured import Matcher
-from polyphi.messages import Grammar, SamplingParams, TokenLogprob
+from polyphi.decoding.grammars import MAX_CALLS
+from polyphi.decoding.structured import Matcher
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.completion import TokenLogprob
+from polyphi.types.sampling import Grammar, SamplingParams
 
 MAX_ANSWERS, MAX_LOGPROBS, MAX_DRAFT = 128, 20, 16
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch, pack
 from polyphi.engine.engine import Engine
 from polyphi.engine.rows import Prompt
 from polyphi.engine.runner import extend, logprobs
+from polyphi.types.batch import Batch, pack
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from polyphi.modality import AdapterConfig, Further
+from polyphi.types.modality import AdapterConfig, Further
 
 # fmt: off
 SHORT_FACTOR = (1.0,) * 48

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.audio_input import AudioLayout
 from polyphi.model.attention import working_dtype
 from polyphi.model.buckets import buckets
 from polyphi.model.config import AudioConfig
 from polyphi.model.subsampling import Subsampling
+from polyphi.types.inputs.audio import AudioLayout
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Batch
 from polyphi.model.attention import KVCache, packed_attention, working_dtype
 from polyphi.model.config import AdapterConfig, DecoderConfig
 from polyphi.model.lora import LoraLinear, Route, routes
 from polyphi.model.rope import LongRope, rotate
+from polyphi.types.batch import Batch
 
 
 @dataclass(frozen=True)

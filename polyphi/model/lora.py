@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Batch
 from polyphi.model.config import AdapterConfig
+from polyphi.types.batch import Batch
 
 
 @dataclass(frozen=True)

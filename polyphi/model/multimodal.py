@@ -14,12 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
-from polyphi.encoder_input import Inputs
-from polyphi.image_input import ImageInput
-from polyphi.item_input import ItemInput
-from polyphi.modality import Further
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import ConformerEncoder
@@ -27,6 +21,12 @@ from polyphi.model.decoder import Decoder
 from polyphi.model.initialise import initialise
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import SiglipEncoder
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.inputs.item import ItemInput
+from polyphi.types.modality import Further
 
 
 class Tower(nn.Module):

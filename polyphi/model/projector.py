@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.audio_input import AudioLayout
-from polyphi.image_input import ImageLayout
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi.types.inputs.image import ImageLayout
 
 
 class Projector(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.model.config import DecoderConfig
+from polyphi.types.batch import Batch
 
 
 class LongRope:

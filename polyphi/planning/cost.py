@@ -15,10 +15,6 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
-from polyphi.image_input import ImageInput
-from polyphi.item_input import ItemInput
 from polyphi.kernels.unpack import outputs_at_once
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -31,6 +27,10 @@ from polyphi.train.loss import CHUNK_LOGITS, CHUNK_ROWS
 from polyphi.train.optimizer import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.inputs.item import ItemInput
 
 # ------------------------------------------------------------------------------ trainable parameters
 

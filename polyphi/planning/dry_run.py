@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.cost import StageModel
@@ -35,6 +34,7 @@ from polyphi.train.freeze import check_gradients, freeze, named
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.preference import References
 from polyphi.train.stage_loss import StageLoss
+from polyphi.types.batch import Batch, pack
 
 CPU = torch.device("cpu")
 

@@ -4,17 +4,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
-from polyphi.encoder_input import Inputs
-from polyphi.image_input import ImageInput
-from polyphi.messages import Item
 from polyphi.planning.cost import StageModel
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
-from polyphi.steps import result_of
+from polyphi.runtime.steps import result_of
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
 from polyphi.train.preference import DPO
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.parts import Item
 
 
 @dataclass(frozen=True)

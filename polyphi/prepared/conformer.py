@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.audio_input import AudioLayout
 from polyphi.kernels import encoder as native
 from polyphi.kernels import training_attention
 from polyphi.model import conformer
 from polyphi.model.conformer import Windows, ages
 from polyphi.model.subsampling import SUBSAMPLING
 from polyphi.prepared.linear import autocast_input
-from polyphi.steps import Steps, result_of
+from polyphi.runtime.steps import Steps, result_of
+from polyphi.types.inputs.audio import AudioLayout
 
 BATCH_FEATURES = 1000
 """Features encoded at a time without gradients: 80 s, two windows. [ours] The output of the first convolution for them

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.batch import Batch
 from polyphi.kernels import blocks
 from polyphi.model import decoder, rope
 from polyphi.model.attention import KVCache
@@ -23,6 +22,7 @@ from polyphi.model.decoder import ForwardContext
 from polyphi.model.lora import Route
 from polyphi.prepared.attention import packed_attention
 from polyphi.prepared.linear import PreparedLoraLinear, product
+from polyphi.types.batch import Batch
 
 
 class Head(Protocol):

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.audio_input import AudioInput
-from polyphi.image_input import ImageInput
 from polyphi.model import multimodal
 from polyphi.model.multimodal import Tower
 from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.siglip import PreparedSiglipEncoder
-from polyphi.steps import Steps, result_of
+from polyphi.runtime.steps import Steps, result_of
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput
 
 PROJECTED_FEATURES = 22_500
 """Audio features that are projected in one call: half an hour."""

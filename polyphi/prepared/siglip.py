@@ -12,7 +12,7 @@ from polyphi.kernels import bf16, training_attention
 from polyphi.kernels import encoder as native
 from polyphi.model import siglip
 from polyphi.prepared.linear import autocast_input, product
-from polyphi.steps import Steps, result_of
+from polyphi.runtime.steps import Steps, result_of
 
 BATCH_PATCHES = 4096
 """Patches of a layer's batch on a CPU without gradients (four crops of the published size): enough rows for fast

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.image_input import ImageInput
-from polyphi.messages import Audio
-from polyphi.processing import media
-from polyphi.processing.media import LONGEST_AUDIO_SECONDS, MIN_RATE, MediaError, check_rate
+from polyphi.media import media
+from polyphi.media.media import LONGEST_AUDIO_SECONDS, MIN_RATE, MediaError, check_rate
 from polyphi.processing.reader import Decoding, Placeholder, Reader, positions
-from polyphi.steps import Steps
+from polyphi.runtime.steps import Steps
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput
+from polyphi.types.parts import Audio
 
 RATE = 16_000  # Hz, input of the encoder
 HALF_RATE = MIN_RATE  # Hz, telephone speech: same frames, upper half of the spectrum empty

@@ -4,26 +4,20 @@
 [(Text('File report.pdf, page 1 of 2:\\n'), Image(<3,405,750 bytes>, ...), Text('Annual report ...\\n')), ...]
 
 The content decides what a file is; a name or type of an image, audio, a video or an archive is an error. PDFium reads
-PDFs in a separate process (media_decoder.py). Limits and errors are as in media.py.
+PDFs in a separate process (isolated.py). Limits and errors are as in media.py.
 """
 
 import codecs
 import re
 from collections.abc import Iterator
 
-from polyphi.messages import Document, Image, Text, file_text
-from polyphi.processing.file_types import is_pdf, promise, sniff
-from polyphi.processing.media import (
-    Caps,
-    MediaError,
-    bmp,
-    decoder_media_error,
-    read_within,
-)
-from polyphi.processing.media_decoder import DecoderError, pdf_pages
+from polyphi.media.file_types import is_pdf, promise, sniff
+from polyphi.media.isolated import DecoderError, pdf_pages
+from polyphi.media.media import Caps, MediaError, bmp, decoder_media_error, read_within
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
-from polyphi.steps import Stop
+from polyphi.runtime.steps import Stop
+from polyphi.types.parts import Document, Image, Text, file_text
 
 PAGE_CROPS = 2, 3
 """[ours] Crops of 448 pixels along the short and the long side of a page's image: A4 at 108 dots per inch. Its text

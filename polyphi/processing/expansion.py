@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from polyphi.messages import Document, Image, Message, Part, Text, Video
+from polyphi.media.media import CAPS, Caps
 from polyphi.processing.document import document_parts
-from polyphi.processing.media import CAPS, Caps
 from polyphi.processing.reader import number_in_errors
 from polyphi.processing.video import frame_images
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.steps import Stop
+from polyphi.runtime.steps import Stop
+from polyphi.types.messages import Message
+from polyphi.types.parts import Document, Image, Part, Text, Video
 
 
 def expanded_part(

@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from polyphi.image_input import WHITE, ImageInput, ImageLayout, normalized
-from polyphi.messages import Image as ImagePart
-from polyphi.processing import media
-from polyphi.processing.media import DecodedBytes, MediaError
+from polyphi.media import media
+from polyphi.media.media import DecodedBytes, MediaError
 from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_errors, positions
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.steps import Steps
+from polyphi.runtime.steps import Steps
+from polyphi.types.inputs.image import WHITE, ImageInput, ImageLayout, normalized
+from polyphi.types.parts import Image as ImagePart
 
 CROP = 448  # pixels
 PATCH = 14  # pixels

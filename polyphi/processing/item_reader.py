@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.item_input import ItemInput, ItemLayout
-from polyphi.messages import Item
-from polyphi.modality import Cost, Modality
-from polyphi.processing.media import MediaError
+from polyphi.media.media import MediaError
 from polyphi.processing.reader import Placeholder, Reader, positions
-from polyphi.steps import Steps
+from polyphi.runtime.steps import Steps
+from polyphi.types.inputs.item import ItemInput, ItemLayout
+from polyphi.types.modality import Cost, Modality
+from polyphi.types.parts import Item
 
 MAX_STUCK = 4
 """Calls of a reader that may be beyond their time."""

@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from polyphi.arguments import checked, checked_fields
-from polyphi.media_sources import AnyAudio, Array, ImageSource
-from polyphi.messages import (
-    Audio,
-    Image,
-    Item,
-    Media,
-    Part,
-    Text,
-    as_media,
-)
+from polyphi.runtime.arguments import checked, checked_fields
+from polyphi.types.dialects import as_media
+from polyphi.types.media_sources import AnyAudio, Array, ImageSource
+from polyphi.types.parts import Audio, Image, Item, Media, Part, Text
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 

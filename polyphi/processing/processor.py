@@ -11,34 +11,24 @@ Training and serving both make their rows here. Sizes are plain numbers, so that
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from polyphi.batch import Batch, row
-from polyphi.encoder_input import Inputs
-from polyphi.messages import (
-    ROUTES,
-    Document,
-    Image,
-    Media,
-    Message,
-    Routes,
-    Text,
-    Tokens,
-    Video,
-    modalities_of,
-    normalize_adapter,
-    route,
-)
+from polyphi.media.media import Caps
 from polyphi.processing import image
 from polyphi.processing.audio import AudioReader
 from polyphi.processing.document import PAGE_CROPS
 from polyphi.processing.expansion import expand, expanded_part
 from polyphi.processing.ids import pieces_of
 from polyphi.processing.image import ImageReader
-from polyphi.processing.media import Caps
 from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_errors
 from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.steps import Steps, Stop, at_once, result_of
+from polyphi.runtime.steps import Steps, Stop, at_once, result_of
+from polyphi.types.batch import Batch, row
+from polyphi.types.completion import Tokens
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.messages import Message
+from polyphi.types.parts import Document, Image, Media, Text, Video
+from polyphi.types.routing import ROUTES, Routes, modalities_of, normalize_adapter, route
 
 Supervise = Literal["answers", "last answer", "all"]
 
@@ -58,7 +48,7 @@ class MediaSize(NamedTuple):
 class Processor:
     """Makes rows, with a reader for each modality (reader.py). `crop_size` and `patch_size` are in pixels; `max_crops`
     limits an image's crops without its global view. `caps` are the limits of an image, audio or video, and `decoders`
-    decode them in separate processes (media_decoder.py); both may be changed later. Without `has_images`, for a model
+    decode them in separate processes (isolated.py); both may be changed later. Without `has_images`, for a model
     without a vision encoder, the pages of documents have text only."""
 
     def __init__(

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, tensor
 
-from polyphi.encoder_input import Inputs
-from polyphi.messages import Media
-from polyphi.processing.media import Caps, MediaError
+from polyphi.media.media import Caps, MediaError
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.steps import Steps
+from polyphi.runtime.steps import Steps
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.parts import Media
 
 
 @dataclass
 class Decoding:
-    """How media are decoded: within which limits, and in separate processes (media_decoder.py) if there are any. Both
+    """How media are decoded: within which limits, and in separate processes (isolated.py) if there are any. Both
     may be changed later, for all readers of a processor."""
 
     caps: Caps

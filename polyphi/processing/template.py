@@ -24,10 +24,11 @@ does, and without `trusted` not even these, because the answers in a client's co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.messages import Calls, Document, Media, Message, Text, Video
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import END, END_OF_TEXT
-from polyphi.tools import CALL, CALL_END
+from polyphi.types.messages import Message
+from polyphi.types.parts import Calls, Document, Media, Text, Video
+from polyphi.types.tools import CALL, CALL_END
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"

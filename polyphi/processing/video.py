@@ -3,7 +3,7 @@
 >>> frames = decode_video("walk.mp4", frames=16)      # 16 PIL images, RGB, one for each sixteenth of its time
 >>> images = list(frame_images(Video("walk.mp4"), CAPS))     # the same as parts of a message
 
-Limits and errors are as in media.py. A separate process decodes them (media_decoder.py).
+Limits and errors are as in media.py. A separate process decodes them (isolated.py).
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from PIL import Image as pil
 from PIL.Image import Image as Picture
 
-from polyphi.messages import Image, MediaSource, Video
-from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
-from polyphi.processing.media import CAPS, Caps, MediaError, bmp, decoder_media_error, open_media
-from polyphi.processing.media_decoder import DecoderError, video_frames
+from polyphi.media.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
+from polyphi.media.isolated import DecoderError, video_frames
+from polyphi.media.media import CAPS, Caps, MediaError, bmp, decoder_media_error, open_media
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.steps import Stop
+from polyphi.runtime.steps import Stop
+from polyphi.types.messages import MediaSource
+from polyphi.types.parts import Image, Video
 
 
 def frame_images(

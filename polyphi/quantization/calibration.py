@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.batch import Batch
 
 
 @torch.no_grad()

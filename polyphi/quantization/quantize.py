@@ -37,7 +37,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyphi import kernels
-from polyphi.batch import Batch
 from polyphi.kernels import linear as native
 from polyphi.kernels.linear import GROUP
 from polyphi.model.config import ModelConfig
@@ -64,6 +63,7 @@ from polyphi.quantization.integer_weights import (
     shape_2d,
 )
 from polyphi.quantization.modules import QuantizedLoraLinear, QuantizedLowRank
+from polyphi.types.batch import Batch
 
 STORED = ("int8", "int4", "int8-all", "int4-all")
 """Schemes of quantized checkpoints."""

@@ -19,22 +19,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.media import image_types
-from polyphi.messages import LANGUAGES, SamplingParams
-from polyphi.serve import (
-    anthropic,
-    chat,
-    completions,
-    embeddings,
-    lora,
-    page,
-    realtime,
-    stored_responses,
-    tokenize,
-    transcriptions,
-)
-from polyphi.serve import responses as responses_api
-from polyphi.serve.errors import (
+from polyphi.media.media import image_types
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.answer.server import Server
+from polyphi.serve.anthropic import messages
+from polyphi.serve.audio import realtime, transcriptions
+from polyphi.serve.http.errors import (
     AnthropicErrorResponse,
     ApiError,
     also_returns,
@@ -42,13 +32,16 @@ from polyphi.serve.errors import (
     default_response,
     responses,
 )
-from polyphi.serve.events import ClientGone
-from polyphi.serve.fields import validation_error
-from polyphi.serve.guard import AccessGuard
-from polyphi.serve.refusals import other_base, unserved
-from polyphi.serve.response_json import PacedBodyMiddleware
-from polyphi.serve.server import Server
-from polyphi.serve.settings import Settings
+from polyphi.serve.http.events import ClientGone
+from polyphi.serve.http.fields import validation_error
+from polyphi.serve.http.guard import AccessGuard
+from polyphi.serve.http.refusals import other_base, unserved
+from polyphi.serve.http.response_json import PacedBodyMiddleware
+from polyphi.serve.openai import chat, completions, embeddings, lora, stored_responses, tokenize
+from polyphi.serve.openai import responses as responses_api
+from polyphi.serve.page import page
+from polyphi.types.sampling import SamplingParams
+from polyphi.types.transcript import LANGUAGES
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 ANTHROPIC_VERSION = "anthropic-version"
@@ -94,7 +87,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
     app.include_router(
-        anthropic.routes(server),
+        messages.routes(server),
         responses={
             **responses(*of_anthropic, model=AnthropicErrorResponse),
             **default_response(AnthropicErrorResponse),

@@ -24,10 +24,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from polyphi.runtime.heap import keep_large_blocks_apart
-from polyphi.serve.addresses import is_loopback
-from polyphi.serve.connection import KEEP_ALIVE, Connections
-from polyphi.serve.loading import Loading, Progress
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.http.addresses import is_loopback
+from polyphi.serve.http.connection import KEEP_ALIVE, Connections
+from polyphi.serve.page.loading import Loading, Progress
 
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval in seconds. A step releases and acquires Python's global lock hundreds of times; with

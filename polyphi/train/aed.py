@@ -26,16 +26,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
-from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import HasTokenizer
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 
 MAX_TRANSCRIPT_TOKENS = 512
 """Positions of the decoder: the most tokens of a transcript, `<|end|>` included."""

@@ -20,14 +20,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
 from polyphi.data.sample import Sample
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Vocabulary
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 LOGIT_SCALE = 20.0
 """With it, the right direction of a vocabulary of 4,096 gets nearly all of the probability."""

@@ -38,10 +38,7 @@ from jaxtyping import Float, Int
 from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, pack
 from polyphi.data.sample import Sample, Unfit
-from polyphi.image_input import ImageInput, ImageLayout
-from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import cells, covered
 from polyphi.processing.processor import Processor
@@ -49,6 +46,10 @@ from polyphi.runtime import distributed
 from polyphi.train.alignment import empty_ids, fills_crops, word_loss, word_pairs
 from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.stage import HasTokenizer
+from polyphi.types.batch import Batch, pack
+from polyphi.types.inputs.image import ImageInput, ImageLayout
+from polyphi.types.messages import Message, media
+from polyphi.types.parts import Image, Text
 
 Total = Callable[[Tensor], Tensor]
 """A sum of a tensor over processes."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
-from polyphi.messages import Message, Text
 from polyphi.processing.processor import Processor
 from polyphi.runtime import progress
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Stage
+from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 
 COUNTED_ROWS = 5000
 """Rows of a corpus whose tokens are counted; of a larger one these are spread evenly, and each stands for those beside

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyphi.batch import pack
 from polyphi.data.draws import MakeRows, Unfit
 from polyphi.data.packing import Capacity, Pack, RowSize
 from polyphi.data.shards import Shards, join_path
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
+from polyphi.types.batch import pack
 
 EVALUATIONS = "evaluations.jsonl"
 SPLIT = "eval"

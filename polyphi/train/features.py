@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.encoder_input import Inputs
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare
 from polyphi.runtime import distributed
-from polyphi.steps import Steps, result_of
+from polyphi.runtime.steps import Steps, result_of
 from polyphi.train import checkpoint
+from polyphi.types.inputs.encoder import Inputs
 
 
 class Features:

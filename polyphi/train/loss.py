@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
 from polyphi.kernels import cross_entropy
 from polyphi.model.multimodal import PhiModel
@@ -27,6 +26,7 @@ from polyphi.prepared.linear import autocast_weight
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
 from polyphi.train.stage import HasTokenizer
+from polyphi.types.batch import Batch
 
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Number of logits of a chunk. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which fit into its

@@ -31,12 +31,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from polyphi.batch import Batch
-from polyphi.encoder_input import Inputs
 from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.attention import ragged_attention
 from polyphi.runtime import distributed
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.encoder import Inputs
 
 
 def shard(model: PhiModel, precision: str, parts: int) -> None:

@@ -34,7 +34,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import Batch
 from polyphi.data.loader import Loader, StepRows
 from polyphi.data.preferences import pair
 from polyphi.data.sample import Sample
@@ -44,6 +43,7 @@ from polyphi.runtime import distributed, progress
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.loss import head_of, owners, token_losses
 from polyphi.train.stage import HasTokenizer
+from polyphi.types.batch import Batch
 
 REFERENCE = "reference.jsonl"
 PAIR_METRICS = ("accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_nll")

@@ -23,11 +23,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from polyphi.batch import Batch
 from polyphi.data.sample import Sample
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
+from polyphi.types.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Stage:
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
     differs from `data`, and `auxiliary` the objective's weights of auxiliary losses there, which need annotations that
     only generated samples have [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter,
-    which `train/finetune.py` replaces by a number (optimizer.py)."""
+    which `finetuning/run.py` replaces by a number (optimizer.py)."""
 
     name: str
     start: Mapping[str, str]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyphi.batch import Batch
 from polyphi.data.packing import Pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
@@ -16,6 +15,7 @@ from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.stage import Comparing, Objective
 from polyphi.train.state import COUNTED
+from polyphi.types.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.data.loader import Loader, StepRows
-from polyphi.runtime import distributed, precision
-from polyphi.runtime.precision import Choice, MatrixProducts
+from polyphi.devices import precision
+from polyphi.devices.precision import Choice, MatrixProducts
+from polyphi.runtime import distributed
 from polyphi.text.quantity import quantity
 from polyphi.train import checkpoint
 from polyphi.train.stage import Budget, Stage
@@ -118,7 +119,7 @@ def choose_precision(
     revise: Callable[[Choice], Choice] = lambda choice: choice,
 ) -> Choice:
     """The precision of a stage: `requested` unless that is "auto"; else that of the stage in `out`; else that for
-    this machine (runtime/precision.py), which `revise` may change. The first process decides for all; all processes
+    this machine (devices/precision.py), which `revise` may change. The first process decides for all; all processes
     call this together.
 
     Raises ValueError for an unknown value of `requested` or POLYPHI_PRECISION.

@@ -31,11 +31,11 @@ import rich
 import torch
 from torch import Tensor
 
-from polyphi.batch import Batch, pack
 from polyphi.data import workers
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step
+from polyphi.devices.precision import Choice, products
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.linear import frozen_copies
 from polyphi.prepared.prepare import prepare
@@ -43,7 +43,6 @@ from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
 from polyphi.runtime.heap import give_back, reuse_freed_blocks
-from polyphi.runtime.precision import Choice, products
 from polyphi.train import checkpoint, evaluation, parallel
 from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
 from polyphi.train.features import cached_features
@@ -83,6 +82,7 @@ from polyphi.train.state import (
     restore,
     with_steps,
 )
+from polyphi.types.batch import Batch, pack
 
 TRIM_SECONDS = 5
 """Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.audio_input import AudioInput
-from polyphi.batch import Batch
 from polyphi.engine.runner import extend
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.attention import packed_attention
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
 
 FRAME = 0.08  # s of an audio token
 HEADS = 8  # averaged heads [ours]

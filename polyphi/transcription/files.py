@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyphi.engine.engine import Engine
-from polyphi.messages import Message, Transcript
 from polyphi.text.quantity import quantity
 from polyphi.transcription import longform, record, subtitles
 from polyphi.transcription.options import TranscriptOptions
 from polyphi.transcription.recordings import Recording, logger
+from polyphi.types.messages import Message
+from polyphi.types.transcript import Transcript
 
 MAX_GROUP_FILES, MAX_GROUP_SECONDS = 32, 600.0  # of short files that run and are written together
 

@@ -27,7 +27,6 @@ from jaxtyping import Int16
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import NOBODY, Caller
-from polyphi.messages import SamplingParams, Transcript
 from polyphi.transcription.longform import Task, cut_point, longest_piece, transcribe
 from polyphi.transcription.transcript import text_of
 from polyphi.transcription.vad import (
@@ -40,6 +39,8 @@ from polyphi.transcription.vad import (
     speech_ranges,
 )
 from polyphi.transcription.words import agreement, repetition
+from polyphi.types.sampling import SamplingParams
+from polyphi.types.transcript import Transcript
 
 TICK = 10  # frames between two decisions of the detector
 WINDOW_TICKS = 300  # ticks that it looks at: 30 s

@@ -26,19 +26,8 @@ from jaxtyping import Float
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import NOBODY, Caller
-from polyphi.messages import (
-    TRANSCRIBE,
-    TRANSCRIBE_AND_TRANSLATE,
-    TRANSLATE,
-    Audio,
-    AudioSource,
-    Completion,
-    Message,
-    SamplingParams,
-    Transcript,
-)
+from polyphi.media.media import AudioStream, MediaError
 from polyphi.processing.audio import RATE, nbytes, resampled
-from polyphi.processing.media import AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align
@@ -46,6 +35,11 @@ from polyphi.transcription.options import LONGEST_RECORDING, language
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
+from polyphi.types.completion import Completion
+from polyphi.types.messages import AudioSource, Message
+from polyphi.types.parts import Audio
+from polyphi.types.sampling import SamplingParams
+from polyphi.types.transcript import TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE, Transcript
 
 AUDIO_TOKENS = 12.5  # a second
 TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyphi.messages import LANGUAGES
+from polyphi.types.transcript import LANGUAGES
 
 LONGEST_RECORDING = 24 * 3600.0
 """Most seconds of a recording."""

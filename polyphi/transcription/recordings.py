@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from polyphi.processing.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
-from polyphi.processing.media import AudioStream
+from polyphi.media.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
+from polyphi.media.media import AudioStream
 from polyphi.runtime.files import sha256
 from polyphi.text.quantity import quantity
 from polyphi.transcription import record

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from polyphi.messages import Segment, Transcript, Word
 from polyphi.transcription.words import join_texts, spoken_length, word_spans
+from polyphi.types.transcript import Segment, Transcript, Word
 
 LINE, LINES, SECONDS = 42, 2, 7.0
 SHORTEST = 0.001  # s

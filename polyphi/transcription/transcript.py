@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from polyphi.messages import Completion, Segment, TimeSource, Transcript, Word
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription.vad import (
     VoiceFeatures,
@@ -31,6 +30,8 @@ from polyphi.transcription.words import (
     token_spans,
     word_spans,
 )
+from polyphi.types.completion import Completion
+from polyphi.types.transcript import Segment, TimeSource, Transcript, Word
 
 SEPARATOR = "<sep>"
 """Between transcript and translation if both are requested."""

@@ -22,8 +22,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
+from polyphi.media.media import AudioStream
 from polyphi.processing.audio import FFT, HOP, RATE, WINDOW, resampled
-from polyphi.processing.media import AudioStream
 
 FRAME = HOP / RATE  # s between frames
 BAND = (10, 109)  # bins of 31.25 Hz: 312 to 3,400 Hz, the band of telephones

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from polyphi.cli.options import NANO, SizeOption, console, folder_of_run
 from polyphi.train.options import SeedOption, TrainOptions
-from polyphi_recipe.curate.machines import Machines
+from polyphi_recipe.pipeline.machines import Machines
 
 
 def curate(
@@ -41,8 +41,8 @@ def curate(
         polyphi curate show sqa
     """
     from polyphi_recipe.corpora.lookup import report_kept, show
-    from polyphi_recipe.graph import Run
-    from polyphi_recipe.teacher_rows import corpora_of
+    from polyphi_recipe.graph.graph import Run
+    from polyphi_recipe.graph.teacher_rows import corpora_of
 
     if names[:1] == ("show",):
         if len(names) > 2:

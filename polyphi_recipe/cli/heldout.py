@@ -24,9 +24,9 @@ def heldout(
         polyphi eval heldout runs/nano
         polyphi eval heldout runs/nano arithmetic --quant int8
     """
-    from polyphi_recipe import from_file
-    from polyphi_recipe.graph import Run
-    from polyphi_recipe.recipe import with_modalities
+    from polyphi_recipe.graph import from_file
+    from polyphi_recipe.graph.graph import Run
+    from polyphi_recipe.recipe.recipe import with_modalities
 
     if not (run / "run.json").is_file():
         raise ValueError(

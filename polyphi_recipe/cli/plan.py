@@ -13,7 +13,7 @@ from polyphi.cli.options import ModalityOption, SizeOption, console
 from polyphi.planning.options import Hardware, OwnRows, Switches
 
 if TYPE_CHECKING:
-    from polyphi_recipe.plan import Plan
+    from polyphi_recipe.graph.plan import Plan
 
 
 def plan(
@@ -48,13 +48,13 @@ def plan(
         polyphi plan finetune vision --devices 1xRTX4090 --fit
         polyphi plan finetune speech --model runs/nano/model --data calls.jsonl --devices 1xM4Max --memory 36
     """
-    from polyphi_recipe import find_recipe
-    from polyphi_recipe import plan as planning
-    from polyphi_recipe.recipe import REAL_SIZES
+    from polyphi_recipe.graph import find
+    from polyphi_recipe.graph import plan as planning
+    from polyphi_recipe.recipe.recipe import REAL_SIZES
 
     words = stages[1:] if stages[:1] == ("finetune",) else stages
     if words != stages or any(name.endswith(".py") for name in words):
-        from polyphi_recipe import finetune_plan
+        from polyphi_recipe.graph import finetune_plan
 
         if not words:
             raise ValueError(
@@ -74,7 +74,7 @@ def plan(
     files = [name for name in stages if name.endswith(".toml")]
     if len(files) > 1:
         raise ValueError(f"expected one recipe file, found {', '.join(files)}")
-    recipe = find_recipe.of(files[0] if files else size, modality)
+    recipe = find.of(files[0] if files else size, modality)
     chosen = tuple(name for name in stages if name not in files) or recipe.order
     if dry_run:
         from polyphi.planning.dry_run import summary
@@ -96,7 +96,7 @@ def plan(
 
 def _print(plans: Sequence["Plan"], on: Switches, as_json: bool) -> None:
     """Print plans with the options `on`."""
-    from polyphi_recipe.plan import page
+    from polyphi_recipe.graph.plan import page
 
     if as_json:
         print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))

@@ -38,7 +38,7 @@ def new(
         polyphi recipe new lab.toml --goal speech --decoder microsoft/Phi-4-mini-instruct --corpus asr=cv/train.tsv
     """
     from polyphi.runtime.files import write_whole
-    from polyphi_recipe.new_recipe import text
+    from polyphi_recipe.recipe.new import text
 
     if file.exists():
         raise ValueError(f"{file} exists; choose another name, or remove it")
@@ -62,6 +62,6 @@ def schema() -> None:
 
         polyphi recipe schema
     """
-    from polyphi_recipe.recipe_file import schema
+    from polyphi_recipe.recipe.file import schema
 
     print(json.dumps(schema(), indent=1))

@@ -34,7 +34,7 @@ def reproduce(
         polyphi reproduce lab.toml --out runs/lab
         polyphi reproduce lab.toml --out runs/lab --finish
     """
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
     options = TrainOptions(seed=seed, precision=precision)
     run = Run(recipe, out, options=options, modalities=modality, console=console)

@@ -18,7 +18,7 @@ def train(
 ) -> None:
     """Train a stage in the run `out`, after its parents and corpora. `recipe`: a size, or a recipe file. `batch_tokens`
     replaces the stage's tokens of a step, but not its parents'."""
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
     run = Run(
         recipe, folder_of_run(recipe, out), options=options, modalities=modalities, console=console

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from random import Random
 
+from polyphi.types.transcript import TRANSCRIBE
+
 from polyphi.data.shards import Sample
-from polyphi.messages import TRANSCRIBE
-from polyphi.text.lexicon import LANGUAGES, lexicon, number_words
 from polyphi_recipe.corpora import audio_safety
 from polyphi_recipe.corpora.vision_speech import spoken_questions
-from polyphi_recipe.curate import safety
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, interleave, shuffled
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import safety
+from polyphi_recipe.raw.real_text import fill, interleave, shuffled
 from polyphi_recipe.synthetic import number_questions, speech
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
+from polyphi_recipe.text.lexicon import LANGUAGES, lexicon, number_words
 
 SHARES = {"digits": 25, "numbers": 32, "words": 4, "questions": 27, "requests": 11, "open": 1}
 """Task -> its share of the training rows. Requests are those of the safety set, which a model must understand word by

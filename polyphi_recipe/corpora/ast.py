@@ -3,20 +3,19 @@
 Two forms of the task, as in the report (Table 5): the translation alone, and chain of thought (transcript, `<sep>`,
 translation). Training mixes both; the test split has both for each audio clip. Digits are translated as words, because
 written digits are the same in every language. For your recordings, `speech_translation` makes targets by machine
-translation (polyphi_recipe/curate/translations.py, docs/speech.md).
+translation (polyphi_recipe/syntheses/translations.py, docs/speech.md).
 """
 
 from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
+from polyphi.types.transcript import TRANSLATE
+
 from polyphi.data.shards import Sample
-from polyphi.messages import TRANSLATE
-from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, interleave
-from polyphi_recipe.curate.waves import Wave
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, interleave
 from polyphi_recipe.synthetic import speech
 from polyphi_recipe.synthetic.speech import (
     Reader,
@@ -26,6 +25,8 @@ from polyphi_recipe.synthetic.speech import (
     chained,
     numbered,
 )
+from polyphi_recipe.synthetic.waves import Wave
+from polyphi_recipe.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 RECORDED_SHARE = 0.2  # of training digit strings
 

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate import safety
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import safety
+from polyphi_recipe.raw.real_text import fill
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
 
 ENGLISH_SHARE = 0.85

@@ -20,11 +20,9 @@ from random import Random
 import numpy as np
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import LANGUAGES, lexicon
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, interleave
-from polyphi_recipe.curate.waves import RATE, Wave, join, level
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, interleave
 from polyphi_recipe.synthetic import speech
 from polyphi_recipe.synthetic.speech import (
     RecordedPhrase,
@@ -33,6 +31,8 @@ from polyphi_recipe.synthetic.speech import (
     audio_sample,
     numbered,
 )
+from polyphi_recipe.synthetic.waves import RATE, Wave, join, level
+from polyphi_recipe.text.lexicon import LANGUAGES, lexicon
 
 SHARES = {
     "beeps": 16,

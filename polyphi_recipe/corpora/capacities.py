@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from polyphi.planning.sizes import Size
+from polyphi_recipe.stages.sizes import Size
 
 CAPACITIES: dict[str, dict[str, dict[str, float | None]]] = json.loads(
     Path(__file__).with_suffix(".json").read_text()

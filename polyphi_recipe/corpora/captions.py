@@ -12,7 +12,6 @@ from string import ascii_lowercase
 from PIL import Image
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 from polyphi_recipe.corpora.image_qa import (
     LATIN,
     SIDES,
@@ -24,9 +23,9 @@ from polyphi_recipe.corpora.image_qa import (
     pick_number,
     row_size,
 )
-from polyphi_recipe.curate import safety
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import safety
 from polyphi_recipe.synthetic import images, stamps
 from polyphi_recipe.synthetic.described_scenes import shape_phrase, with_article
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
@@ -40,6 +39,7 @@ from polyphi_recipe.synthetic.scenes import (
     samples,
 )
 from polyphi_recipe.synthetic.stamps import CATEGORIES, CATEGORY_WORDS, STAMPS, Album
+from polyphi_recipe.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "en": ("Describe the picture.", "What does the picture show?"),

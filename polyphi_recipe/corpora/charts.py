@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterator
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import COLOURS, NOUNS
 from polyphi_recipe.corpora.image_qa import chart as bars
 from polyphi_recipe.corpora.image_qa import pick_values
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic import charts, slides, tables
 from polyphi_recipe.synthetic.images import SIDE
 from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
+from polyphi_recipe.text.lexicon import COLOURS, NOUNS
 
 LETTERS = "ABCDEFG"
 ROW_NAMES = tuple(noun for noun in NOUNS if len(noun) <= 5)

@@ -5,10 +5,10 @@ from functools import partial
 from random import Random
 
 from polyphi.data.shards import Sample, document
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.text import fill, functions, origin
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.dedup.dedup import TEXTS, deduplicate
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, functions, origin
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

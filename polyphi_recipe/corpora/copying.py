@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic.instructions import Family, copy_text, fresh, rows
 from polyphi_recipe.synthetic.qa import QA
 

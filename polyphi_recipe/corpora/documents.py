@@ -8,14 +8,14 @@ from random import Random
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data.shards import Sample, document
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.language import LanguageFilter
-from polyphi_recipe.curate.pii import PiiFilter
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import documents, fill, help_pages, interleave, origin
+from polyphi_recipe.dedup.decontaminate import held_out
+from polyphi_recipe.dedup.dedup import TEXTS, deduplicate
+from polyphi_recipe.filters.language import LanguageFilter
+from polyphi_recipe.filters.pii import PiiFilter
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import documents, fill, help_pages, interleave, origin
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

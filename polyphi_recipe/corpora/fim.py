@@ -7,11 +7,11 @@ from functools import partial
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.dedup import EXACT, deduplicate
-from polyphi_recipe.curate.text import fill, functions, in_split, origin
+from polyphi.types.messages import Message
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.dedup.dedup import EXACT, deduplicate
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, functions, in_split, origin
 
 HOLE = "___"
 _NAMES = ["a", "b", "n", "x", "y", "word", "items", "left", "right", "total", "key", "value"]

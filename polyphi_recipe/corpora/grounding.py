@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from PIL import Image
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import COLOUR_RGB
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
 from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
+from polyphi_recipe.text.lexicon import COLOUR_RGB
 
 GRID = 4
 PLACES = tuple((x, y) for y in range(1, GRID + 1) for x in range(1, GRID + 1))

@@ -15,12 +15,11 @@ from pathlib import Path
 from PIL import Image
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
-from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.text.scripts import UNSPACED
-from polyphi_recipe.curate import safety
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi.types.messages import Message
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw import safety
 from polyphi_recipe.synthetic import charts, images, stamps
 from polyphi_recipe.synthetic.described_scenes import DESCRIBE, plural, shape_phrase
 from polyphi_recipe.synthetic.described_scenes import POSITIONS as POSITION_PHRASES
@@ -35,6 +34,7 @@ from polyphi_recipe.synthetic.scenes import (
     samples,
 )
 from polyphi_recipe.synthetic.stamps import CATEGORIES, CATEGORY_WORDS, STAMPS, Album, Stamp
+from polyphi_recipe.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 
 PLURALS = {shape: plural(shape, 2) for shape in SHAPES}
 MOST = 6  # things to count

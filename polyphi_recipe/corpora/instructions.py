@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill
 from polyphi_recipe.synthetic.instructions import any_family, fresh, testing, training
 
 

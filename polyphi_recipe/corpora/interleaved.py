@@ -5,12 +5,14 @@ Each document has two or three images, each followed by its caption; the last se
 
 from collections.abc import Iterator
 
+from polyphi.types.parts import Image as ImagePart
+from polyphi.types.parts import Text
+
 from polyphi.data.shards import Sample
-from polyphi.messages import Image as ImagePart
-from polyphi.messages import Message, Text
+from polyphi.types.messages import Message
 from polyphi_recipe.corpora import captions
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic import stamps
 from polyphi_recipe.synthetic.images import png
 from polyphi_recipe.synthetic.scenes import Scene, SceneSample, samples, strictest_source

@@ -13,14 +13,13 @@ from random import Random
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data.shards import Sample, document
-from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.corpora.documents import cleaned
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.pii import PiiFilter
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import (
+from polyphi_recipe.dedup.decontaminate import held_out
+from polyphi_recipe.dedup.dedup import TEXTS, deduplicate
+from polyphi_recipe.filters.pii import PiiFilter
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import (
     fill,
     functions,
     help_pages,
@@ -31,6 +30,7 @@ from polyphi_recipe.curate.text import (
     packed,
     pages_by_folder,
 )
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 CHARACTERS = 9_500  # three to four thousand tokens of a small vocabulary
 SHORTEST = 4096

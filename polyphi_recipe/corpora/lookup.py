@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.planning import sizes
-from polyphi_recipe.curate import cards
-from polyphi_recipe.curate.corpus import Corpus
-from polyphi_recipe.curate.drop_warning import warning
+from polyphi_recipe.corpora import cards
+from polyphi_recipe.pipeline.corpus import Corpus
+from polyphi_recipe.pipeline.drop_warning import warning
+from polyphi_recipe.stages import sizes
 
 
 def find_corpus(name: str) -> Corpus:
@@ -23,7 +23,7 @@ def find_corpus(name: str) -> Corpus:
         corpus = getattr(importlib.import_module(file.stem), "corpus", None)
         if not isinstance(corpus, Corpus):
             raise ValueError(
-                f"{name} defines no `corpus`: expected a polyphi_recipe.curate.corpus.Corpus"
+                f"{name} defines no `corpus`: expected a polyphi_recipe.pipeline.corpus.Corpus"
             )
         return corpus
     if name not in sizes.CORPORA:

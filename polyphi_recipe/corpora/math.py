@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from polyphi.data.shards import Sample, document
-from polyphi.text.lexicon import LANGUAGES, number_words
 from polyphi.text.scripts import UNSPACED
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, in_split, origin, word_problems
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, in_split, origin, word_problems
 from polyphi_recipe.synthetic.instructions import number_in_split, sum_in_split
 from polyphi_recipe.synthetic.reasoning import addition_steps, subtraction_steps
+from polyphi_recipe.text.lexicon import LANGUAGES, number_words
 
 WORD_PROBLEMS = 0.04  # share of documents
 PLUS = {

@@ -4,7 +4,7 @@ a row has up to the frames that fit `vision_4_multiframe`'s context of 64k token
 
 The multi-image and video set of `vision_4_multiframe`. In training, further questions about the same images follow,
 since images take most of a conversation's tokens and an answer has one or two. For your videos see
-polyphi_recipe/curate/videos.py.
+polyphi_recipe/raw/videos.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES
 from polyphi_recipe.corpora.image_qa import draw_stamp, with_more_turns
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic import cartoons, images, stamps
 from polyphi_recipe.synthetic.described_scenes import Thing, list_captions, noun_phrase, questions
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
@@ -29,6 +28,7 @@ from polyphi_recipe.synthetic.scenes import (
     strictest_source,
 )
 from polyphi_recipe.synthetic.stamps import CATEGORIES, STAMPS
+from polyphi_recipe.text.lexicon import COLOUR_RGB, COLOURS, SHAPES
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "left": (-1, 0),

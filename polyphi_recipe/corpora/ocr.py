@@ -2,7 +2,7 @@
 of such pages.
 
 Held out for the test split: fonts, numbers, scans and help pages. Words are from the closed lexicon. Chinese and
-Japanese are not rendered, because no Python package brings their fonts. For your PDFs see curate/pdf_pages.py.
+Japanese are not rendered, because no Python package brings their fonts. For your PDFs see raw/pdf_pages.py.
 """
 
 import re
@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import lexicon
 from polyphi_recipe.corpora.image_qa import LATIN, draw_digits, draw_text, pick_number
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.photos import photo
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import help_pages, in_split
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.photos import photo
+from polyphi_recipe.raw.real_text import help_pages, in_split
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.images import SCANS, SIDE
 from polyphi_recipe.synthetic.pages import set_page
@@ -28,6 +27,7 @@ from polyphi_recipe.synthetic.scenes import (
     image_question,
     samples,
 )
+from polyphi_recipe.text.lexicon import lexicon
 
 PROMPTS = ("Read the text.", "What is written here?")
 FONT_CHARACTERS = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")

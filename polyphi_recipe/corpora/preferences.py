@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.safety import PreferencePair, every, requests
-from polyphi_recipe.curate.text import fill, interleave, origin
+from polyphi.types.messages import Message
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, interleave, origin
+from polyphi_recipe.raw.safety import PreferencePair, every, requests
 from polyphi_recipe.synthetic.instructions import training
 from polyphi_recipe.synthetic.qa import QA
 

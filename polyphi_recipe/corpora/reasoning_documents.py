@@ -6,9 +6,9 @@ from itertools import count, islice
 from random import Random
 
 from polyphi.data.shards import Sample, document
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, origin
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, origin
 from polyphi_recipe.synthetic.reasoning import (
     ReasoningProblem,
     corrupt,

@@ -2,7 +2,7 @@
 answers training problems; some wrong answers are returned to it for a second attempt. Dispreferred is a wrong answer;
 preferred is its correction, or else the reference solution. If the model makes too few errors, the remaining rows have
 errors by rule; `meta["rejected_by"]` is "model" or "rule". A teacher of the recipe file corrects the former and
-replaces the latter (polyphi_recipe/curate/reasoning_syntheses.py)."""
+replaces the latter (polyphi_recipe/syntheses/reasoning.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,12 +10,13 @@ from itertools import islice
 from random import Random
 from typing import Any
 
+from polyphi.types.sampling import SamplingParams
+
 from polyphi.data.shards import Sample
-from polyphi.messages import SamplingParams
-from polyphi_recipe.curate import judge
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, origin
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, origin
+from polyphi_recipe.syntheses import judge
 from polyphi_recipe.synthetic.reasoning import (
     ReasoningProblem,
     conversation,

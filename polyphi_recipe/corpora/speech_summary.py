@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from random import Random
 
+from polyphi.types.parts import Audio
+
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, Message
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.recordings import LONGEST_PARAGRAPH, record
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import fill, help_pages, in_split, origin, shuffled
-from polyphi_recipe.curate.voices import unfit
-from polyphi_recipe.curate.waves import RATE, Wave, join
+from polyphi.types.messages import Message
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import fill, help_pages, in_split, origin, shuffled
 from polyphi_recipe.synthetic.instructions import TOPICS, topic_words
+from polyphi_recipe.synthetic.recordings import LONGEST_PARAGRAPH, record
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
+from polyphi_recipe.synthetic.voices import unfit
+from polyphi_recipe.synthetic.waves import RATE, Wave, join
 
 PROMPT = "Summarize the audio in one sentence."
 TOPICS_PROMPT = "List the topics of the recording in their order."

@@ -13,12 +13,12 @@ from itertools import islice
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import lexicon
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, interleave
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, interleave
 from polyphi_recipe.synthetic import number_questions, speech
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
+from polyphi_recipe.text.lexicon import lexicon
 
 SHARES = {"arithmetic": 35, "compare": 15, "yes_no": 20, "clip": 30}
 """Task -> its share of the training rows; test rows are distributed equally."""

@@ -7,11 +7,11 @@ from random import Random
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import fill, functions, help_pages, interleave, origin, titles
+from polyphi.types.messages import Message
+from polyphi_recipe.dedup.decontaminate import held_out
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import fill, functions, help_pages, interleave, origin, titles
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -6,8 +6,8 @@ A small language model learns sums from thousands of consecutive examples, but h
 from collections.abc import Iterator
 
 from polyphi.data.shards import Sample
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.synthetic.instructions import Family, any_family, families, fresh, rows
 
 OTHER_SHARE = 0.1

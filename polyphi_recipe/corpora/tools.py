@@ -7,11 +7,11 @@ from itertools import count, cycle
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.dedup import EXACT, deduplicate
-from polyphi_recipe.curate.text import fill, origin
+from polyphi.types.messages import Message
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.dedup.dedup import EXACT, deduplicate
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.real_text import fill, origin
 from polyphi_recipe.synthetic.calls import TOOLS, call
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from random import Random
 
 from polyphi.data.shards import Sample, document
-from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import aligned, fill, in_split, origin
+from polyphi_recipe.dedup.decontaminate import against
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.raw.packages import LIBREOFFICE
+from polyphi_recipe.raw.real_text import aligned, fill, in_split, origin
 from polyphi_recipe.synthetic.instructions import number_in_split
+from polyphi_recipe.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 LINES = 6  # pairs of the lexicon in a document
 

@@ -15,17 +15,19 @@ from itertools import islice
 from random import Random
 from statistics import median
 
+from polyphi.types.parts import Audio, Image
+
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Audio, Image, Message, media
-from polyphi.processing.media import image_size
-from polyphi.text.normalization import wer
+from polyphi.media.media import image_size
+from polyphi.types.messages import Message, media
+from polyphi_eval.text.normalization import wer
 from polyphi_recipe.corpora.image_qa import QUESTIONS
-from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.image_sizes import ImageSizes
-from polyphi_recipe.curate.text import fill, interleave, shuffled
-from polyphi_recipe.curate.transcripts import USABLE
-from polyphi_recipe.curate.waves import RATE, encode
+from polyphi_recipe.filters.transcripts import USABLE
+from polyphi_recipe.pipeline.corpus import Corpus, Work
+from polyphi_recipe.pipeline.image_sizes import ImageSizes
+from polyphi_recipe.raw.real_text import fill, interleave, shuffled
 from polyphi_recipe.synthetic.speech import Speaker, TTSSampler, numbered, speakable
+from polyphi_recipe.synthetic.waves import RATE, encode
 
 CLIPS_PER_ROW = 0.2
 MOST_CLIPS = 20_000  # they are in memory: about a gigabyte

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from polyphi.checkpoints import model_card
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import read_config
-from polyphi.runtime import cpu
+from polyphi.devices import cpu
+from polyphi.hub import model_card
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.report.stage import stage_row
 from polyphi.train.state import recorded
@@ -30,10 +30,10 @@ from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
-from polyphi_recipe.curate import cards
-from polyphi_recipe.curate.sources import SOURCES
-from polyphi_recipe.from_file import stages_of_run
-from polyphi_recipe.recipe import OWN_TASK, PARTS, RECORD
+from polyphi_recipe.corpora import cards
+from polyphi_recipe.graph.from_file import stages_of_run
+from polyphi_recipe.raw.packages import SOURCES
+from polyphi_recipe.recipe.recipe import OWN_TASK, PARTS, RECORD
 from polyphi_recipe.report import sections
 from polyphi_recipe.report.samples import Draw
 from polyphi_recipe.report.sections import render

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polyphi.types.parts import Audio, Image
+
 from polyphi.data.shards import Shards
-from polyphi.messages import Audio, Image
 from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, medium, question
 from polyphi_eval.baselines import read
 from polyphi_eval.report.heldout import METRICS, number
-from polyphi_recipe.recipe import OWN_TASK
+from polyphi_recipe.recipe.recipe import OWN_TASK
 
 EXAMPLES = {(): 4, ("image",): 6, ("audio",): 6, ("audio", "image"): 2}
 """Number of samples at the top of the page, by their media."""

@@ -3,10 +3,10 @@
 import importlib
 from dataclasses import replace
 
-from polyphi.planning.sizes import ORDER, Size
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.stage import Stage
-from polyphi_recipe.curate.image_sizes import ImageSizes
+from polyphi_recipe.pipeline.image_sizes import ImageSizes
+from polyphi_recipe.stages.sizes import ORDER, Size
 
 TEXT_TOKENS = 1024
 """[ours] Tokens of a row that are left for text beside images."""

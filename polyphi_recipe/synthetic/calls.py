@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from polyphi.text.lexicon import COLOURS, LANGUAGES, NOUNS
-from polyphi.tools import call_text
-from polyphi_recipe.curate.text import in_split
+from polyphi.types.tools import call_text
+from polyphi_recipe.raw.real_text import in_split
+from polyphi_recipe.text.lexicon import COLOURS, LANGUAGES, NOUNS
 
 NO_TOOL = "None of the tools can do that."
 _CITIES, _PEOPLE, _ROOMS, _DAYS = (

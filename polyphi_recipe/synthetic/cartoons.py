@@ -16,11 +16,11 @@ from functools import cached_property
 
 from PIL import Image
 
-from polyphi.text.lexicon import COLOUR_RGB
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.described_scenes import with_article
 from polyphi_recipe.synthetic.images import SIDE
 from polyphi_recipe.synthetic.scenes import Scene
+from polyphi_recipe.text.lexicon import COLOUR_RGB
 
 MOVES: dict[str, tuple[int, int]] = {
     "moves left": (-1, 0),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from polyphi.text.lexicon import COLOUR_RGB
 from polyphi_recipe.synthetic.images import RGB, SIDE, Pen, font, place, scale, sheet
 from polyphi_recipe.synthetic.scenes import Scene
+from polyphi_recipe.text.lexicon import COLOUR_RGB
 
 PAPERS: tuple[RGB, ...] = ((255, 255, 255), (246, 244, 236), (236, 240, 246))
 GREY: RGB = (90, 90, 90)

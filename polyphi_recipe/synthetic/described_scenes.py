@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, lexicon, number_words
-from polyphi_recipe.curate.text import in_split
+from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.synthetic.qa import QA, first_valid
+from polyphi_recipe.text.lexicon import COLOURS, NOUNS, SHAPES, lexicon, number_words
 
 
 def plural(shape: str, n: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from polyphi.processing.label_grids import LabelledBox
-from polyphi.text import lexicon
+from polyphi_recipe.text import lexicon
 
 RGB = tuple[int, int, int]
 SIDE = 112  # pixels: one crop of the nano size

@@ -13,7 +13,12 @@ from itertools import islice
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import (
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw.real_text import fill, in_split, interleave, rng_for, sentences
+from polyphi_recipe.synthetic import described_scenes
+from polyphi_recipe.synthetic.number_questions import SUMS
+from polyphi_recipe.synthetic.qa import QA, first_valid
+from polyphi_recipe.text.lexicon import (
     COLOURS,
     LANGUAGES,
     NOUNS,
@@ -22,11 +27,6 @@ from polyphi.text.lexicon import (
     lexicon,
     number_words,
 )
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.text import fill, in_split, interleave, rng_for, sentences
-from polyphi_recipe.synthetic import described_scenes
-from polyphi_recipe.synthetic.number_questions import SUMS
-from polyphi_recipe.synthetic.qa import QA, first_valid
 
 Family = Callable[[Random], QA]
 

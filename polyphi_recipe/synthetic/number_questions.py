@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from random import Random
 
-from polyphi.text.lexicon import number_words
+from polyphi_recipe.text.lexicon import number_words
 
 SUMS: Mapping[str, tuple[str, str, str, str]] = {
     # language -> written question ({} is "3 + 4"), spoken question, plus, minus

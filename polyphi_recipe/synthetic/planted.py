@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from polyphi.text.lexicon import LANGUAGES, digit_words
 from polyphi.text.scripts import UNSPACED
+from polyphi_recipe.text.lexicon import LANGUAGES, digit_words
 
 Planted = tuple[str, int, int]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
-from polyphi_recipe.curate.text import origin
+from polyphi.types.messages import Message
+from polyphi_recipe.raw.real_text import origin
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from polyphi.messages import Message
-from polyphi.services import verifiers
-from polyphi.services.verifiers import Verdict
-from polyphi.text.lexicon import NOUNS
-from polyphi_recipe.curate import judge
-from polyphi_recipe.curate.sources import SOURCES
-from polyphi_recipe.curate.text import in_split
+from polyphi.types.messages import Message
+from polyphi_eval.services import verifiers
+from polyphi_eval.services.verifiers import Verdict
+from polyphi_recipe.raw.packages import SOURCES
+from polyphi_recipe.raw.real_text import in_split
+from polyphi_recipe.syntheses import judge
+from polyphi_recipe.text.lexicon import NOUNS
 
 
 @dataclass(frozen=True)

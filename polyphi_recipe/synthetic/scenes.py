@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
+from polyphi.types.parts import Image as ImagePart
+from polyphi.types.parts import Part
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Image as ImagePart
-from polyphi.messages import Message, Part
-from polyphi.text import lexicon
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.image_sizes import ImageSizes
-from polyphi_recipe.curate.sources import SOURCES
+from polyphi.types.messages import Message
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.pipeline.image_sizes import ImageSizes
+from polyphi_recipe.raw.packages import SOURCES
 from polyphi_recipe.synthetic.images import (
     ASCII_FONTS,
     FONTS,
@@ -42,6 +42,7 @@ from polyphi_recipe.synthetic.images import (
     turns,
 )
 from polyphi_recipe.synthetic.stamps import STAMPS, Album, Stamp
+from polyphi_recipe.text import lexicon
 
 OTHER_LANGUAGES = 0.2  # share of questions asked in a language other than English
 WIDE = 0.08  # share of images larger than one crop

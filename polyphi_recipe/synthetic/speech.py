@@ -19,15 +19,18 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from polyphi.types.parts import Audio
+from polyphi.types.transcript import TRANSCRIBE_AND_TRANSLATE
 
 from polyphi.data.shards import Sample
-from polyphi.messages import TRANSCRIBE_AND_TRANSLATE, Audio, Message
-from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi.text.lexicon import DIGIT_WORDS, LANGUAGES, lexicon
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.sources import SOURCES, unpack
-from polyphi_recipe.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
-from polyphi_recipe.curate.waves import (
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw.packages import SOURCES, unpack
+from polyphi_recipe.synthetic.images import bucket
+from polyphi_recipe.synthetic.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
+from polyphi_recipe.synthetic.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
+from polyphi_recipe.synthetic.waves import (
     RATE,
     Wave,
     augment,
@@ -38,8 +41,7 @@ from polyphi_recipe.curate.waves import (
     resample,
     trim,
 )
-from polyphi_recipe.synthetic.images import bucket
-from polyphi_recipe.synthetic.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
+from polyphi_recipe.text.lexicon import DIGIT_WORDS, LANGUAGES, lexicon
 
 # Speakers ------------------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from polyphi.text import lexicon
-from polyphi_recipe.curate import sources
-from polyphi_recipe.curate.corpus import Work
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw import packages
 from polyphi_recipe.synthetic.images import PAPERS, RGB, bucket, contrast
+from polyphi_recipe.text import lexicon
 
 STAMPS = "tuxpaint-stamps-default"
 STAMP_FOLDER = Path("usr/share/tuxpaint/stamps")
@@ -164,7 +164,7 @@ class Album(Sequence[Stamp]):
 
 def load(work: Work) -> Album:
     """Return all stamps of the package, or an empty album if it is unavailable."""
-    folder = sources.unpack(STAMPS, work.cache, work.report)
+    folder = packages.unpack(STAMPS, work.cache, work.report)
     return Album() if folder is None else read(folder / STAMP_FOLDER)
 
 

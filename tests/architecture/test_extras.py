@@ -43,25 +43,25 @@ PARTS = {
     "": (
         *("polyphi.api", "polyphi.cli", "polyphi.cli.chat", "polyphi.cli.terminal"),
         *("polyphi.cli.transcribe", "polyphi.cli.captions", "polyphi.cli.inspect"),
-        *("polyphi.checkpoints.write", "polyphi.checkpoints.model_card", "polyphi.checkpoints.hub"),
+        *("polyphi.checkpoints.write", "polyphi.hub.model_card", "polyphi.hub.push"),
         *("polyphi.transcription.files", "polyphi.transcription.capture"),
-        *("polyphi.engine.structured", "polyphi.checkpoints.parts", "polyphi_recipe.plan"),
+        *("polyphi.decoding.structured", "polyphi.checkpoints.parts", "polyphi_recipe.graph.plan"),
         *(
             f"polyphi_recipe.stages.{path.stem}"
             for path in (ROOT / "polyphi_recipe/stages").glob("[a-z]*.py")
         ),
     ),
     "serve": ("polyphi.serve.app", "polyphi.serve.run"),
-    "train": ("polyphi.train.finetune", "polyphi.train.monitor", "polyphi.planning.dry_run"),
+    "train": ("polyphi.finetuning.run", "polyphi.finetuning.monitor", "polyphi.planning.dry_run"),
     "curate": (
-        "polyphi_recipe.curate.pipeline",
+        "polyphi_recipe.pipeline.pipeline",
         "polyphi_recipe.corpora.sums",
         "polyphi_recipe.corpora.asr",
         "polyphi_recipe.synthetic.images",
         "polyphi_recipe.corpora.lookup",
     ),
     "eval": ("polyphi_eval.evaluation", "polyphi_eval.run", "polyphi_eval.read_aloud"),
-    "all": ("polyphi_recipe.graph", "experiments.ablation"),
+    "all": ("polyphi_recipe.graph.graph", "experiments.ablation"),
 }
 """Extra -> modules that it must suffice for."""
 

@@ -14,9 +14,9 @@ from limits_page import PAGE as LIMITS
 from limits_page import text as limits_text
 from models_page import PAGE as MODELS
 from models_page import table as models_table
+from polyphi.types.sampling import SamplingParams
 
 from polyphi.cli import app
-from polyphi.messages import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 GAP = "…"
@@ -80,7 +80,7 @@ def our_cells(section: str) -> list[str]:
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
     from polyphi.engine.engine import Counters
-    from polyphi.serve.metrics import Load, ServerMetrics
+    from polyphi.serve.answer.metrics import Load, ServerMetrics
 
     counters = Counters(**dict.fromkeys(Counters.__dataclass_fields__, 1))
     metrics = ServerMetrics("tiny", lambda: Load(counters, 0, 0), vllm_names=True)

@@ -15,7 +15,7 @@ from serve.conftest import serving, tiny_engine
 
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("adapters", "load", "load_live", "load_pool", "load_requests", "damaged_media")

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from polyphi.services.speech_synthesis import unavailable
+from polyphi_eval.services.speech_synthesis import unavailable
 
 pytestmark = [
     pytest.mark.skipif(unavailable(engine) is not None, reason=f"{engine} is not installed")

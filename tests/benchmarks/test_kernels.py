@@ -14,9 +14,9 @@ import pytest
 import torch
 from variants import few
 
-from polyphi.batch import row
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
+from polyphi.types.batch import row
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIBRARY = f"transformers {version('transformers')} {{}}"

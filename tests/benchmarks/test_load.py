@@ -20,7 +20,7 @@ from variants import few
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("load", "load_live", "load_pool", "load_requests", "damaged_media")

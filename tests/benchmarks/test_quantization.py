@@ -12,10 +12,10 @@ import polyphi
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from engine.conftest import SAYINGS, fitted, make_engine
 
-from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

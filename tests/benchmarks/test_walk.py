@@ -111,9 +111,9 @@ def test_functions_are_entered_once_however_often_they_continue(
         (
             "train",
             ["train", "train, one step"],
-            ["polyphi/cli/train.py", "polyphi/processing/processor.py", "polyphi/batch.py"],
+            ["polyphi/cli/train.py", "polyphi/processing/processor.py", "polyphi/types/batch.py"],
         ),
-        ("chat", ["chat"], ["polyphi/serve/chat.py", "polyphi/batch.py"]),
+        ("chat", ["chat"], ["polyphi/serve/openai/chat.py", "polyphi/types/batch.py"]),
     ],
 )
 def test_a_walk(

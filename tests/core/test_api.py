@@ -13,6 +13,9 @@ import soundfile
 import torch
 from films import film
 from PIL import Image as PIL
+from polyphi.types.completion import Completion
+from polyphi.types.parts import Audio
+from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file
 from tones import say
 
@@ -22,14 +25,13 @@ from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import stored_types
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import write_logits
-from polyphi.engine import memory, placement
+from polyphi.devices import memory, placement, precision
 from polyphi.kernels import bf16
-from polyphi.messages import Audio, Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.expansion import expand
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.runtime import precision
+from polyphi.types.messages import Message
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image as pil
+from polyphi.types.completion import Delta
 from published import write
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import polyphi
 from polyphi import Audio, Completion, Image, Message, SamplingParams
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.messages import Delta, with_tools
 from polyphi.quantization import quantize
-from polyphi.tools import FunctionCall
+from polyphi.types.messages import with_tools
+from polyphi.types.tools import FunctionCall
 
 FIVE = {"max_tokens": 5}
 
@@ -208,7 +209,9 @@ def test_an_answer_has_the_requested_form(phi: polyphi.Phi) -> None:
         with pytest.raises(ValueError, match="response_format"):
             phi.generate("low", response_format=wrong)
     with pytest.raises(ValueError, match="found both"):
-        phi.generate("low", response_format=schema, grammar=polyphi.messages.Grammar("regex", "a"))
+        phi.generate(
+            "low", response_format=schema, grammar=polyphi.types.messages.Grammar("regex", "a")
+        )
 
 
 def test_a_saved_model_is_the_model(phi: polyphi.Phi, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import soundfile
 import torch
 from films import film
 from PIL import Image as PIL
+from polyphi.types.sampling import Grammar
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine.rows import parse_prompt
-from polyphi.messages import Grammar
+from polyphi.media import media as decoders
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing import media as decoders
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 
 EIGHT = SamplingParams(max_tokens=8)

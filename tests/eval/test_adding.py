@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import Benchmark, benchmarks, from_file, suite
 from polyphi_eval.sources import Data
@@ -19,7 +19,7 @@ class Atlas:
     """Answers one question exactly and another one with additional words."""
 
     def generate_many(self, conversations, *, sampling, adapter="auto"):  # type: ignore[no-untyped-def]
-        from polyphi.messages import Completion
+        from polyphi.types.completion import Completion
 
         answers = {"France": "Paris.", "Japan": "That is Tokyo."}
         return [

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from polyphi.messages import Message
-from polyphi.services.endpoint import RequestRejected
+from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.azure import EVALUATORS, Azure
 from polyphi_eval.cache import Request
 from polyphi_eval.judge import points
+from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.severity import AZURE, HARMS, JUDGING
 
 PROJECT = "https://name.services.ai.azure.com/api/projects/p"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Completion, Message, media
+from polyphi.types.messages import Message, media
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, belongs, benchmarks
 from polyphi_eval.cache import Cache
@@ -151,7 +152,7 @@ def test_hostile_answers_stop_nothing_and_score_nothing(
 
 
 def test_media_reach_the_model(benchmark: Benchmark, data: Callable[[Benchmark], Data]) -> None:
-    from polyphi.messages import Audio, Image
+    from polyphi.types.parts import Audio, Image
 
     media_type = {"vision": Image, "speech": Audio}.get(benchmark.modality)
     if media_type:

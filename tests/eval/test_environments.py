@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.services import sandbox
 from polyphi_eval.environments import Environment
+from polyphi_eval.services import sandbox
 
 
 def test_an_interpreter_that_is_not_there_is_named(

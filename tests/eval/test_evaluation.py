@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Completion, Message
+from polyphi.types.messages import Message
 from polyphi_eval import benchmark as benchmarks
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import Benchmark, Judging, Row

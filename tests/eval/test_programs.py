@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from polyphi.services import sandbox
 from polyphi_eval import programs
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.programs import Trial, Verdict, extract_program, longest_program, run_trials
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import read_rows
 from polyphi_eval.trial import outputs_equal, pack, printed_equal, unpack
 
@@ -263,7 +263,7 @@ def test_an_answer_without_end_is_read_quickly() -> None:
 
 def test_lenient_programs_include_the_prompt() -> None:
     from polyphi.data.shards import Sample
-    from polyphi.messages import Message
+    from polyphi.types.messages import Message
 
     prompt = 'import math\n\ndef f(x):\n    """Root."""\n'
     sample = Sample("s", (Message.assistant(""),), "", "", {"entry": "f", "prompt": prompt})

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Completion, Message, SamplingParams
-from polyphi.services.endpoint import RequestRejected
+from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
 from polyphi_eval.cache import Cache, Recorded
 from polyphi_eval.judge import rating
 from polyphi_eval.run import BLOCK, Line, read, write
 from polyphi_eval.scorers import exact
+from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.sources import Data
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import scorers
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
-from polyphi.messages import Completion, Message
+from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Score, suite
 from polyphi_eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions

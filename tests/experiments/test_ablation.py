@@ -16,7 +16,7 @@ from polyphi import cli
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
 
 TEXT = stages.load("text_1_pretrain")
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"

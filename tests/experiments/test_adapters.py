@@ -8,11 +8,11 @@ import torch
 from made_run import TASKS, evaluate
 
 from experiments import adapters
-from polyphi.planning.sizes import NANO
 from polyphi.train.options import TrainOptions
 from polyphi_eval.baselines import sample_vectors
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.stages.sizes import NANO
 
 
 def test_leads_are_of_equal_samples_and_the_means_of_modalities(tmp_path: Path) -> None:

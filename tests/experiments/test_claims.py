@@ -15,13 +15,13 @@ from variants import few
 from experiments.claims import mixture_of_loras, multi_crop, runner
 from experiments.claims.claim import Effect, contrast, find, finding, paired
 from polyphi.api import Phi
-from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import owners
 from polyphi.train.options import TrainOptions
+from polyphi.types.batch import pack
 from polyphi_recipe import stages
 from polyphi_recipe.report import page
 
@@ -200,7 +200,7 @@ def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> Non
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
     with pytest.raises(
         ValueError, match=r"lacks text_1_pretrain, .*`polyphi reproduce micro --out"
@@ -225,7 +225,7 @@ def test_the_page_shows_results(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     """Every experiment at micro size: two steps are too few to learn, but each arm is trained and evaluated once."""
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
     run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
     run.reproduce()

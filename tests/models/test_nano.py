@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 
 import polyphi
 from polyphi.data.sample import Sample
-from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.runtime.files import sha256
 from polyphi.train.options import TrainOptions
+from polyphi.types.messages import Message
 from polyphi_eval.heldout import find
 
 ROOT = Path(__file__).parents[2] / "models" / "nano"
@@ -72,7 +74,7 @@ def test_the_package_answers_as_stored(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.long
 def test_a_package_filled_from_a_micro_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyphi_recipe.graph import Run
+    from polyphi_recipe.graph.graph import Run
 
     run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
     run.reproduce()

@@ -8,7 +8,7 @@ import pytest
 from polyphi.cli import main
 from polyphi.train.options import TrainOptions
 from polyphi_eval import evaluation
-from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append((own.name, list(suites)))
         return []
 
-    monkeypatch.setattr("polyphi_recipe.graph.Run", Run)
+    monkeypatch.setattr("polyphi_recipe.graph.graph.Run", Run)
     monkeypatch.setattr(evaluation, "evaluated_model", model)
     monkeypatch.setattr(evaluation, "measure", measure)
     return calls

@@ -12,10 +12,10 @@ from rich.console import Console
 
 import polyphi
 from polyphi.cli.train import train
-from polyphi.messages import Message
 from polyphi.train.options import FinetuneOptions
-from polyphi_recipe import find_recipe, plan
-from polyphi_recipe.graph import Run
+from polyphi.types.messages import Message
+from polyphi_recipe.graph import find, plan
+from polyphi_recipe.graph.graph import Run
 
 STAGE = """
 from polyphi.train.loss import NextToken
@@ -101,8 +101,8 @@ def test_from_sources_to_answers(lab: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_its_tokens_and_flops(lab: Path) -> None:
-    recipe = find_recipe.of(lab, [str(FILE)])
+    recipe = find.of(lab, [str(FILE)])
     target = plan.stage_model("walks", recipe)
     assert target.trains("motion.") and target.config.towers == {"motion": "motion"}
     with pytest.raises(ValueError, match=r"'motion\.\*' matches no parameter"):
-        plan.stage_model("walks", find_recipe.of(lab))
+        plan.stage_model("walks", find.of(lab))

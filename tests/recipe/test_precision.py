@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from runtime.test_precision import fresh  # noqa: F401
 
-from polyphi.runtime import precision
-from polyphi.runtime.precision import Choice
+from polyphi.devices import precision
+from polyphi.devices.precision import Choice
 from polyphi.train import state
 from polyphi.train.options import TrainOptions
-from polyphi_recipe import processes
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph import processes
+from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.report import page
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyphi.planning import sizes
 from polyphi.train.options import TrainOptions
 from polyphi_recipe import stages
-from polyphi_recipe.graph import Run
+from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.stages import sizes
 
 
 @pytest.fixture

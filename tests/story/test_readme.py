@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 import polyphi
 from polyphi.cli import main
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import jinja2
 import soundfile
 from markupsafe import Markup
 
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 
 MAX_SAMPLE_MEDIA = 240_000
 """Most bytes of one sample's media."""

@@ -10,10 +10,10 @@ from itertools import cycle
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
-from polyphi.services.speech_synthesis import Voice
+from polyphi.types.messages import Message
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Benchmark, Judging, Row
+from polyphi_eval.services.speech_synthesis import Voice
 from polyphi_eval.sources import Data, Source, audio_of
 from polyphi_eval.spoken import SpokenText, synthesize
 

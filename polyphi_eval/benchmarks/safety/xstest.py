@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Benchmark, Judging, Row, Score
 from polyphi_eval.severity import REFUSED

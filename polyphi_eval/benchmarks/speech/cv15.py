@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import speech
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Source, audio_of

@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from polyphi.types.parts import Text
+
 from polyphi.data.sample import Sample
-from polyphi.messages import Message, Text
-from polyphi.text.normalization import normalise
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.text.normalization import normalise
 
 TASKS = ("music", "sound", "speech")
 SOURCE = Source(

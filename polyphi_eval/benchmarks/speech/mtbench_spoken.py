@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import Benchmark, Judging, Row
 from polyphi_eval.judge import PROMPTS, rating
 from polyphi_eval.sources import Data, Source, audio_of

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message, with_tools
-from polyphi.services import sandbox
+from polyphi.types.messages import Message, with_tools
 from polyphi_eval import calls, programs
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.environments import Environment
 from polyphi_eval.scorers import tool_calls
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, Source
 from polyphi_eval.statistics import measure
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
-from polyphi.services import sandbox
+from polyphi.types.messages import Message
 from polyphi_eval import programs
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.environments import Environment
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, Source
 
 SOURCE = Source(

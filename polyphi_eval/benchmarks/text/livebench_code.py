@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import programs
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.benchmarks.text import livecodebench

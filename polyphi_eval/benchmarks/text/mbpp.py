@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import programs
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.sources import Data, Source

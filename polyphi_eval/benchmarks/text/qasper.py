@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Data, Source

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
-from polyphi.services import sandbox
+from polyphi.types.messages import Message
 from polyphi_eval import programs, sql_results
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, Missing, Source
 
 SOURCE = Source(

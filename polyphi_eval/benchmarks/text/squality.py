@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
 from polyphi.runtime.installation import pip_install
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Data, Source

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.benchmarks.vision.mmmu import NUMBER

@@ -4,7 +4,7 @@ per cent: the points out of 1,000, divided by ten."""
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.sources import Data, Source, image_of
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image as PILImage
+from polyphi.types.parts import Image
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Image
 from polyphi.runtime.installation import pip_install
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import Benchmark, Row

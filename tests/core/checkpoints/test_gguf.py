@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.batch import row
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.batch import row
 
 library = pytest.importorskip("gguf")
 

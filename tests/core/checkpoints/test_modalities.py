@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine.conftest import fitted, tokenizer  # noqa: F401
 from items import FILE, add_motion, csv, motion, series
+from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file, save_file
 
 import polyphi
@@ -16,10 +17,10 @@ from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import files_beside
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.messages import Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 EIGHT = SamplingParams(max_tokens=8)
 QUESTION = [Message.user(series(30), "What is it?")]

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from command_line import RunCommand, parsed
 
-from polyphi.processing.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
+from polyphi.media.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
 from polyphi.transcription.options import TranscriptOptions
 
 

@@ -11,9 +11,9 @@ from commands import ROOT, completed
 from rich.console import Console
 
 from polyphi.cli import doctor
-from polyphi.planning.doctor import report
-from polyphi.planning.doctor.findings import Finding
-from polyphi.planning.doctor.report import Report
+from polyphi.doctor import report
+from polyphi.doctor.findings import Finding
+from polyphi.doctor.report import Report
 
 MODEL = {
     "model": "microsoft/Phi-4-multimodal-instruct",

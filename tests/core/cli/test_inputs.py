@@ -14,8 +14,8 @@ from command_line import RunCommand
 from PIL import Image as pil
 
 from polyphi.cli.inputs import check_first_word, with_repeated_options
-from polyphi.serve.fetch import read_url
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.answer.fetch import read_url
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_a_table_moves_no_cursor() -> None:
 
 def test_a_log_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     with load_progress():
-        logging.getLogger("polyphi.checkpoints.pull").warning("downloading %s", TITLE)
+        logging.getLogger("polyphi.hub.pull").warning("downloading %s", TITLE)
     assert capsys.readouterr().err == f"polyphi: downloading {SHOWN}\n"
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 import polyphi
 from polyphi import cli
-from polyphi.checkpoints import cache, files, pull
+from polyphi.checkpoints import files
+from polyphi.hub import cache, pull
 
 NAME = "owner/native"
 

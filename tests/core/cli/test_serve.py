@@ -6,7 +6,7 @@ import pytest
 from command_line import RunCommand, parsed
 
 from polyphi.cli.options import parse_adapters
-from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.admission.settings import MIB, Settings
 
 
 def settings(*words: str) -> Settings:

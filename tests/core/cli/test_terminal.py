@@ -22,27 +22,20 @@ import torch
 from engine.conftest import fitted
 from items import add_motion, csv
 from PIL import Image as PIL
+from polyphi.types.completion import Completion, Delta, Tokens
+from polyphi.types.parts import Audio, Image, Text, Video
+from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 
 import polyphi
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.printable import PrintableConsole
 from polyphi.cli.terminal import Terminal, as_openai, once
-from polyphi.messages import (
-    Audio,
-    Completion,
-    Delta,
-    Image,
-    Message,
-    SamplingParams,
-    Text,
-    Tokens,
-    Video,
-)
+from polyphi.media.media import CAPS
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import CAPS
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 CONTEXT = 1000
 

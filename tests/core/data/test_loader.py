@@ -20,8 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from variants import few
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
 from polyphi.data import loader as module
 from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
@@ -29,6 +27,8 @@ from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, RowSize, pack_step
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_a_killed_worker_is_told(folder: Path, no_workers_left: None) -> None:
 TRAINS = """
 import sys, time
 from contextlib import closing
-from polyphi.batch import row
+from polyphi.types.batch import row
 from polyphi.data.loader import Loader
 
 def rows(corpus, sample):

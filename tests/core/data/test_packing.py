@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
 from polyphi.data.packing import Capacity, RowSize, pack_step
-from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 SIZES = st.lists(
     st.builds(

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards, document, row_hash
-from polyphi.messages import Audio, Image, Message
+from polyphi.types.messages import Message
 
 
 def png(seed: int, side: int = 8) -> bytes:

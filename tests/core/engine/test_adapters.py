@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from adapter_folders import random_factors
+from polyphi.types.sampling import SamplingParams
 
-from polyphi.batch import Batch
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY, adapter_name
-from polyphi.messages import Message, SamplingParams
 from polyphi.model.config import AdapterConfig
 from polyphi.quantization.quantize import quantize
+from polyphi.types.batch import Batch
+from polyphi.types.messages import Message
 
 LONG = [Message.user("abc xyz 123 qrs tuv " * 5)]
 FEW = SamplingParams(max_tokens=12)

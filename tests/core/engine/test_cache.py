@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from polyphi.types.sampling import SamplingParams
 
 from polyphi import kernels
 from polyphi.engine.cache import (
@@ -18,7 +19,6 @@ from polyphi.engine.cache import (
     token_bytes,
 )
 from polyphi.engine.engine import Engine
-from polyphi.messages import SamplingParams
 from polyphi.model.attention import KVCache, packed_attention
 
 

@@ -10,19 +10,20 @@ from dataclasses import replace
 import pytest
 import torch
 from engine.conftest import picture
+from polyphi.types.sampling import Grammar, SamplingParams
 
+from polyphi.decoding.tool_calls import ToolCall, ToolParser, parse_calls
+from polyphi.devices.memory import OutOfMemory
 from polyphi.engine import engine as engine_module
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.request import Caller
 from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import StepPart
 from polyphi.engine.scores import logits_many, score_many
-from polyphi.engine.tools import ToolCall, ToolParser, parse_calls
-from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize
+from polyphi.types.messages import Message
 
 
 def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:

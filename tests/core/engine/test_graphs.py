@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 from adapter_folders import random_factors
+from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
-from polyphi.messages import Message, SamplingParams
 from polyphi.model.config import AdapterConfig
+from polyphi.types.messages import Message
 
 
 @pytest.mark.parametrize("seed", few(range(3), 1))

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from engine.conftest import clip, fitted, make_engine, picture
+from polyphi.types.completion import Completion
+from polyphi.types.parts import Image
+from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.engine import engine as engine_module
@@ -17,11 +20,11 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.prompt_lookup import DraftToken, PromptLookup
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
-from polyphi.messages import Completion, Image, Message, SamplingParams
 from polyphi.model.adapters import adapter_pairs
-from polyphi.planning import sizes
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
+from polyphi_recipe.stages import sizes
 
 LONG = "abc xyz 123 qrs tuv " * 5
 FEW = SamplingParams(max_tokens=12)

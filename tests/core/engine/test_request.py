@@ -2,9 +2,9 @@
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.request import AnswerText
-from polyphi.messages import SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from polyphi.types.sampling import Grammar, SamplingParams
 from torch import Tensor
 
+from polyphi.decoding.structured import compile_grammar
 from polyphi.engine.sampling import Sampler, candidates, check, likeliest
-from polyphi.engine.structured import compile_grammar
-from polyphi.messages import Grammar, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["yes no maybe"], vocab_size=320)

@@ -6,12 +6,13 @@ import pytest
 from engine.conftest import clip, picture
 from hypothesis import given
 from hypothesis import strategies as st
+from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.fairness import PATIENCE, RESERVED, SMALL, split_evenly
 from polyphi.engine.request import Caller, Request
-from polyphi.messages import Message, SamplingParams
+from polyphi.types.messages import Message
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]
@@ -295,7 +296,7 @@ def test_a_short_clip_does_not_wait_for_the_encoding_of_a_long_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices of both run in turn, with the answers that they get alone."""
-    monkeypatch.setattr("polyphi.audio_input.AudioInput.MOST", 100)  # frames: 1 s
+    monkeypatch.setattr("polyphi.types.inputs.audio.AudioInput.MOST", 100)  # frames: 1 s
     monkeypatch.setattr("polyphi.prepared.conformer.BATCH_FEATURES", 10)
     monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     encoder = engine.model.audio.encoder
@@ -319,7 +320,7 @@ def test_a_short_clip_does_not_wait_for_the_encoding_of_a_long_one(
 def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.image_input.ImageInput.MOST", 1)
+    monkeypatch.setattr("polyphi.types.inputs.image.ImageInput.MOST", 1)
     monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
     small = engine.submit([Message.user(picture(20, 20), "?")])

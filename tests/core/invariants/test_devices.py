@@ -7,20 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train import small
 
-from polyphi.batch import Batch, pack
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.kernels.linear import Four
-from polyphi.messages import Audio, Image, Message
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared import decoder, multimodal
 from polyphi.prepared.prepare import prepare
 from polyphi.quantization import integer_weights
 from polyphi.quantization.integer_weights import Int4Pack, Quantized
 from polyphi.quantization.quantize import quantize_frozen
+from polyphi.types.batch import Batch, pack
+from polyphi.types.messages import Message
 
 META = torch.device("meta")
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyphi.audio_input import AudioLayout
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import CausalDepthwise, ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.inputs.audio import AudioLayout
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import pack, row
 from polyphi.model.config import AdapterConfig
 from polyphi.model.lora import LoraLinear, Route, routes
+from polyphi.types.batch import pack, row
 
 CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}

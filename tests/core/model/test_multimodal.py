@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, pack, row
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.batch import Batch, pack, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 
 @pytest.fixture

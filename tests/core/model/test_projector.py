@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from polyphi.audio_input import AudioLayout
-from polyphi.image_input import ImageLayout
 from polyphi.model.projector import AudioProjector, VisionProjector
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi.types.inputs.image import ImageLayout
 
 
 def transparent(projector: VisionProjector) -> VisionProjector:

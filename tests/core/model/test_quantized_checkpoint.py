@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from polyphi.prepared.memory import model_bytes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from variants import few
 
 from polyphi import kernels
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import row
 from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import (
     load_checkpoint,
@@ -20,14 +19,15 @@ from polyphi.checkpoints.read import (
     stored_bytes,
 )
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
-from polyphi.engine.memory import model_bytes
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize as quantized
 from polyphi.quantization.integer_weights import FourBit
 from polyphi.quantization.quantize import STORED
+from polyphi.types.batch import row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyphi.batch import pack, row
 from polyphi.model.rope import LongRope, rotate
+from polyphi.types.batch import pack, row
 
 
 def test_each_sequence_of_a_pack_has_its_table(tiny_config):

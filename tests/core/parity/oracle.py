@@ -13,12 +13,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, row
-from polyphi.encoder_input import Inputs
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.batch import Batch, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.encoder import Inputs
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 LINEARS = r"model\.layers\.\d+\.((self_attn\.(qkv|o)_proj)|(mlp\.(gate_up|down)_proj))"
 

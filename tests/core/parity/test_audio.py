@@ -7,7 +7,7 @@ import torch
 from parity import oracle
 from variants import few
 
-from polyphi.audio_input import AudioLayout
+from polyphi.types.inputs.audio import AudioLayout
 
 # Same formulas in float32, sums in another order. Measured 3e-6 on features of spread 1; a swapped sign of the relative
 # distance moves them by 0.3.

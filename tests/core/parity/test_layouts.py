@@ -12,13 +12,13 @@ import pytest
 import torch
 from engine.conftest import fitted
 
-from polyphi.batch import pack, row
 from polyphi.checkpoints.names import LAYOUTS
 from polyphi.checkpoints.read import _open, load_checkpoint, read_config
 from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.batch import pack, row
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

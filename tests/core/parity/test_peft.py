@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import polyphi
-from polyphi.batch import row
 from polyphi.checkpoints.peft import FUSED, read_peft
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.messages import SamplingParams
 from polyphi.model.adapters import merge_adapter, put_adapter, remove_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
+from polyphi.types.batch import row
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from model.test_attention import noise
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, pack, row
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
+from polyphi.types.batch import Batch, pack, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 Pair = tuple[PhiModel, PhiModel]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.kernels import bf16
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
@@ -15,6 +14,7 @@ from polyphi.prepared import multimodal
 from polyphi.prepared.conformer import BATCH_FEATURES
 from polyphi.prepared.prepare import prepare
 from polyphi.prepared.subsampling import _from_one_channel
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
 
 
 @pytest.fixture

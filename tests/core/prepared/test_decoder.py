@@ -7,12 +7,12 @@ import torch
 from model.test_lora import ADAPTERS, CPU, random_linear
 from prepared.conftest import Pair
 
-from polyphi.batch import pack, row
 from polyphi.model import rope
 from polyphi.model.decoder import RMSNorm
 from polyphi.model.lora import Route, routes
 from polyphi.prepared.decoder import rotate, select_routes
 from polyphi.prepared.prepare import prepare
+from polyphi.types.batch import pack, row
 
 
 def test_requested_positions_equal_those_of_the_whole_forward(pair: Callable[..., Pair]):

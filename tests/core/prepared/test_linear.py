@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from model.test_lora import ADAPTERS, CPU, random_linear
 from torch import nn
 
-from polyphi.batch import pack, row
 from polyphi.model import decoder
 from polyphi.model.lora import LoraLinear, Route, routes
 from polyphi.model.projector import Projector
@@ -22,6 +21,7 @@ from polyphi.prepared.linear import (
     swiglu,
 )
 from polyphi.prepared.prepare import prepare
+from polyphi.types.batch import pack, row
 
 
 @pytest.fixture

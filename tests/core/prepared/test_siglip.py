@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.prepared import siglip
 from polyphi.prepared.multimodal import equal_crops
 from polyphi.prepared.prepare import prepare
 from polyphi.prepared.siglip import PackedPatches
-from polyphi.steps import result_of
+from polyphi.runtime.steps import result_of
+from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 
 @pytest.fixture

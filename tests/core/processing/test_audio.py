@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from variants import few
 
-from polyphi.audio_input import AudioLayout
 from polyphi.processing import audio
 from polyphi.processing.audio import (
     frames,
@@ -21,6 +20,7 @@ from polyphi.processing.audio import (
     resampled,
     resampled_length,
 )
+from polyphi.types.inputs.audio import AudioLayout
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,16 @@ import pypdf
 import pytest
 from pdfs import pages, pdf, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
+from polyphi.types.parts import Document, Image, Text
 from variants import few
 
-from polyphi.messages import Document, Image, Message, Text
-from polyphi.processing import media_decoder
+from polyphi.media import isolated
+from polyphi.media.media import CAPS, Caps, MediaError
 from polyphi.processing.document import document_parts
 from polyphi.processing.expansion import expand, expanded_part
 from polyphi.processing.image import count_tokens
-from polyphi.processing.media import CAPS, Caps, MediaError
 from polyphi.runtime.fork_server import ForkServer
+from polyphi.types.messages import Message
 
 BOX = 896, 1344
 LETTER = text_pdf("Dear Ann,\nthe total is 12.50.", "Yours\nBob")
@@ -31,7 +32,7 @@ STARTED: list[ForkServer] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def decoders() -> Iterator[None]:
-    STARTED.append(media_decoder.start_decoders())
+    STARTED.append(isolated.start_decoders())
     yield
     STARTED.pop().close()
 
@@ -294,8 +295,8 @@ def test_strange_files_are_read_or_refused(name: str) -> None:
 
 
 def test_work_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_decoder, "CPU_SECONDS", 1)
-    monkeypatch.setattr(media_decoder, "CPU_SECONDS_PER_PAGE", 0)
+    monkeypatch.setattr(isolated, "CPU_SECONDS", 1)
+    monkeypatch.setattr(isolated, "CPU_SECONDS_PER_PAGE", 0)
     shading = b"0 0 m " + b"595 842 l 0 842 l 595 0 l 0 0 l " * 300_000 + b"f*"
     with pytest.raises(MediaError, match="too long") as error:
         parts(pages([deflated(shading)]))
@@ -303,7 +304,7 @@ def test_work_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_decoder, "DOCUMENT_MEMORY", 1 << 20)
+    monkeypatch.setattr(isolated, "DOCUMENT_MEMORY", 1 << 20)
     with pytest.raises(MediaError) as error:
         parts(LETTER)
     assert error.value.reason in ("decoder", "content")
@@ -324,7 +325,7 @@ def test_truncated_files_are_read_or_refused(step: int) -> None:
 
 
 def test_pdfium_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_decoder, "find_spec", lambda name: None)
+    monkeypatch.setattr(isolated, "find_spec", lambda name: None)
     with pytest.raises(MediaError, match="pypdfium2; pip install") as error:
         parts(LETTER, forked=False)
     assert error.value.reason == "kind"

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyphi.batch import pack, row
-from polyphi.image_input import ImageInput, normalized
 from polyphi.processing import image
 from polyphi.processing.image import count_tokens, grid, plan
+from polyphi.types.batch import pack, row
+from polyphi.types.inputs.image import ImageInput, normalized
 
 
 def test_the_docstring() -> None:

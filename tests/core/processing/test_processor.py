@@ -12,16 +12,18 @@ import torch
 from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polyphi.types.parts import Audio, Image, Text, Video
 
-from polyphi.batch import IGNORE, pack
-from polyphi.messages import Audio, Image, Message, Text, Video
-from polyphi.processing import audio, media
+from polyphi.media import media
+from polyphi.media.media import LONGEST_AUDIO_SECONDS, Caps, MediaError
+from polyphi.processing import audio
 from polyphi.processing.expansion import expand
 from polyphi.processing.image import ImageReader
-from polyphi.processing.media import LONGEST_AUDIO_SECONDS, Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.steps import at_once, result_of
+from polyphi.runtime.steps import at_once, result_of
+from polyphi.types.batch import IGNORE, pack
+from polyphi.types.messages import Message
 
 Make = Callable[..., bytes]
 

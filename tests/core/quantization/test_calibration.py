@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyphi.batch import Batch, pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
@@ -15,6 +14,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.integer_weights import FourBit
 from polyphi.quantization.quantize import quantize
+from polyphi.types.batch import Batch, pack, row
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.audio_input import AudioLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared import subsampling
 from polyphi.quantization import int8_encoder, quantize
+from polyphi.types.inputs.audio import AudioLayout
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 CLIPS = [AudioLayout(n, "speech") for n in (33, 170, 9, 33)]

@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from polyphi.prepared.memory import model_bytes
 
 from polyphi import kernels
-from polyphi.audio_input import AudioLayout
-from polyphi.batch import pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.engine.memory import model_bytes
 from polyphi.kernels.linear import rows4
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -31,6 +29,8 @@ from polyphi.quantization.integer_weights import (
     per_token,
 )
 from polyphi.quantization.quantize import quantize
+from polyphi.types.batch import pack, row
+from polyphi.types.inputs.audio import AudioLayout
 
 
 @pytest.fixture(autouse=True)

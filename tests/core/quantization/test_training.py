@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train import small
 
-from polyphi.batch import Batch, pack
-from polyphi.messages import Audio, Image, Message
 from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
@@ -29,6 +28,8 @@ from polyphi.quantization.integer_weights import (
 )
 from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
+from polyphi.types.batch import Batch, pack
+from polyphi.types.messages import Message
 
 FORMS = pytest.mark.parametrize("form", [EightBit, FourBit])
 BASES = pytest.mark.parametrize("base", ["int8", "int4"])

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from polyphi.runtime import syscall_filter
-from polyphi.services import sandbox
+from polyphi_eval.services import sandbox
 
 ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 X86, ARM = syscall_filter.MACHINES

@@ -14,10 +14,10 @@ from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
-from polyphi.serve.connection import Connections
+from polyphi.serve.http.connection import Connections
 from polyphi.serve.run import bind, uvicorn_config
-from polyphi.serve.settings import Settings
 
 
 @dataclass

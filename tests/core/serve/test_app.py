@@ -10,11 +10,11 @@ from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
-from polyphi.serve import page
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.admission.shares import Pool
 from polyphi.serve.app import create_app
-from polyphi.serve.errors import AnthropicErrorResponse, ErrorResponse
-from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Pool
+from polyphi.serve.http.errors import AnthropicErrorResponse, ErrorResponse
+from polyphi.serve.page import page
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"

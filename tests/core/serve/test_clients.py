@@ -19,15 +19,17 @@ from openai import (
     OpenAI,
     pydantic_function_tool,
 )
+from polyphi.types.parts import Calls, Text
+from polyphi.types.sampling import SamplingParams
 from pydantic import BaseModel, ConfigDict
 from serve.conftest import Running, serving
 from serve.test_chat import CONTENTS
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import logits_many
-from polyphi.messages import Calls, Message, SamplingParams, Text, with_tools
-from polyphi.serve.settings import Settings
-from polyphi.tools import call_text
+from polyphi.serve.admission.settings import Settings
+from polyphi.types.messages import Message, with_tools
+from polyphi.types.tools import call_text
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]
 

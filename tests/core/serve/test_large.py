@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import routing
+from polyphi.types.sampling import SamplingParams
 from pydantic import ValidationError
 from serve.conftest import Running, serving
 from serve.test_chat import image_part
@@ -19,19 +20,18 @@ from starlette.responses import JSONResponse
 from variants import few
 
 from polyphi.engine.engine import Engine
-from polyphi.messages import SamplingParams
-from polyphi.processing import media
+from polyphi.media import media
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.fields import Fields
-from polyphi.serve.schema import (
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.admission.shares import Pool, Share
+from polyphi.serve.http.fields import Fields
+from polyphi.serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     Sampling,
     TokenizeRequest,
 )
-from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Pool, Share
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000

@@ -18,17 +18,18 @@ import httpx2
 import psutil
 import pytest
 import torch
+from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running, serving
 from serve.saved import save
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY
-from polyphi.messages import Message, SamplingParams
-from polyphi.serve.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.admission.shares import SMALL_THREADS
+from polyphi.serve.answer.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
+from polyphi.serve.answer.server import Ticket
 from polyphi.serve.run import FORCE_SECONDS, bind
-from polyphi.serve.server import Ticket
-from polyphi.serve.settings import Settings
-from polyphi.serve.shares import SMALL_THREADS
+from polyphi.types.messages import Message
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}
@@ -258,10 +259,10 @@ def test_free_memory_goes_back_when_nobody_is_answered(
 ) -> None:
     """Once after the last answer, not while the server is idle."""
     calls: list[int] = []
-    monkeypatch.setattr("polyphi.serve.server.TRIM_IDLE", 0.0)
+    monkeypatch.setattr("polyphi.serve.answer.server.TRIM_IDLE", 0.0)
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         monkeypatch.setattr(
-            "polyphi.serve.server.give_back",
+            "polyphi.serve.answer.server.give_back",
             lambda: calls.append(client_server(running).admitted),
         )
         assert client.post(PATH, json=SHORT).status_code == 200
@@ -312,7 +313,7 @@ from pathlib import Path
 import polyphi
 from polyphi.serve import run
 from polyphi.serve.app import create_app
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 settings = Settings("tiny", port=0, max_waiting=64, drain_seconds=1.0)
 listening = run.bind(settings)
@@ -380,7 +381,7 @@ import asyncio
 from types import SimpleNamespace
 from fastapi import FastAPI
 from polyphi.serve import run
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 settings = Settings("tiny", port=0, drain_seconds=1000.0)
 listening = run.bind(settings)

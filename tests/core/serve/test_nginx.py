@@ -19,7 +19,7 @@ from starlette.responses import Response
 from websockets.sync.client import connect
 
 from polyphi.engine.engine import Engine
-from polyphi.serve.settings import Settings
+from polyphi.serve.admission.settings import Settings
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 CONFIG = Path(__file__).parents[3] / "deploy" / "nginx.conf"

@@ -24,9 +24,9 @@ from starlette.routing import BaseRoute
 
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
-from polyphi.serve.page import PAGE
-from polyphi.serve.settings import Settings
+from polyphi.serve.page.page import PAGE
 
 KEYS = ("the-first-key", "the-second-key")
 PUBLIC = {"/", "/live", "/health", "/ready"}

@@ -19,11 +19,10 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image
 
-from polyphi.batch import Batch
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
-from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -41,6 +40,8 @@ from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 from polyphi.train.trainer import Caller, train
+from polyphi.types.batch import Batch
+from polyphi.types.messages import Message
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]

@@ -8,16 +8,17 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from polyphi.types.parts import Audio
 
-from polyphi.audio_input import AudioLayout
-from polyphi.batch import pack
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.aed import AttentionDecoder, Recogniser, augment
+from polyphi.types.batch import pack
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi.types.messages import Message
 
 
 @pytest.fixture(scope="module")

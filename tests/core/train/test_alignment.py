@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train.small import make_processor
 
-from polyphi.audio_input import AudioInput, AudioLayout
-from polyphi.batch import Batch, pack, row
 from polyphi.data.shards import Sample
-from polyphi.image_input import ImageInput, ImageLayout
-from polyphi.messages import Audio, Image, Message
 from polyphi.processing.label_grids import ROW_END
 from polyphi.train.alignment import (
     Alignment,
@@ -25,6 +22,10 @@ from polyphi.train.alignment import (
     word_loss,
 )
 from polyphi.train.loss import NextToken
+from polyphi.types.batch import Batch, pack, row
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from polyphi.types.inputs.image import ImageInput, ImageLayout
+from polyphi.types.messages import Message
 
 SIDE, WIDTH, BLANK, END = 2, 8, 0, 1
 LAYOUT = ImageLayout(1, 1, SIDE, SIDE)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from polyphi.types.parts import Image, Text
 
-from polyphi.batch import Batch, pack
 from polyphi.data.shards import Sample
-from polyphi.messages import Image, Message, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
@@ -25,6 +24,8 @@ from polyphi.train.contrastive import (
     caption_embeddings,
     caption_hashes,
 )
+from polyphi.types.batch import Batch, pack
+from polyphi.types.messages import Message
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
-from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.prepared.prepare import prepare
 from polyphi.train.features import Features, cached_features
+from polyphi.types.inputs.audio import AudioInput, AudioLayout
 
 LONG = replace(BUDGET, steps=8)
 FROZEN = replace(

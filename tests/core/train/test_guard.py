@@ -10,16 +10,16 @@ import pytest
 import torch
 from train.small import BUDGET, LANGUAGE, make_processor, run, trajectory
 
-from polyphi.batch import Batch
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
 from polyphi.runtime.progress import read_metrics
 from polyphi.train import state
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.loss import NextToken
 from polyphi.train.options import StepGuard
 from polyphi.train.stage import Mix
+from polyphi.types.batch import Batch
+from polyphi.types.messages import Message
 
 FEW = replace(BUDGET, steps=6, batch_tokens=60)
 POISON = "p"  # no other sample has this letter

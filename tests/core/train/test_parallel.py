@@ -11,13 +11,13 @@ import forked
 import numpy as np
 import pytest
 import torch
+from polyphi.types.parts import Image
 from ports import free_port
 from safetensors.torch import load_file
 from train import small
 from variants import few
 
 from polyphi.data.loader import Loader, ReaderGroup
-from polyphi.messages import Image, Message
 from polyphi.runtime import distributed
 from polyphi.runtime.progress import read_metrics
 from polyphi.train import parallel, trainer
@@ -26,6 +26,7 @@ from polyphi.train.evaluation import EVALUATIONS, EvalOptions
 from polyphi.train.parallel import clip_gradients
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
+from polyphi.types.messages import Message
 
 STAGES = {stage.name: stage for stage in small.STAGES}
 

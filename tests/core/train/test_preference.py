@@ -10,9 +10,7 @@ import torch
 from train.small import BUDGET, EVERYTHING, run
 from variants import few
 
-from polyphi.batch import pack
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
@@ -21,6 +19,8 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.train import loss
 from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.stage import Mix
+from polyphi.types.batch import pack
+from polyphi.types.messages import Message
 
 
 @pytest.fixture(scope="module")

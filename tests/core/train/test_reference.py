@@ -9,12 +9,12 @@ import torch
 from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, trajectory
 from variants import few
 
-from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.options import StepGuard
 from polyphi.train.preference import DPO, REFERENCE, References, answer_log_probs, key
 from polyphi.train.stage import Mix
+from polyphi.types.batch import pack
 
 STAGE = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO(nll=0.0))
 

@@ -13,10 +13,10 @@ from tones import say
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.runner import extend
-from polyphi.messages import Message
 from polyphi.prepared import decoder
 from polyphi.transcription import longform
 from polyphi.transcription.align import FRAME, AudioAttention, align, alignment_map, monotonic_path
+from polyphi.types.messages import Message
 
 
 @settings(max_examples=60, deadline=None)

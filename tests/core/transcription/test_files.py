@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import soundfile
 from engine.conftest import fitted
+from polyphi.types.completion import Completion
 from rich.console import Console
 from tones import decode_words, say
 
@@ -17,13 +18,12 @@ from polyphi import cli
 from polyphi.api import Phi, load
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.printable import PrintableConsole
-from polyphi.messages import Completion
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 from polyphi.transcription import files, record
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
+from polyphi_recipe.stages import sizes
 from tests import forked
 from tests.variants import few
 

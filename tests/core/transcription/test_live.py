@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 from tones import WORD, say
 from transcription.test_longform import ToneEngine
 
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.messages import Completion, SamplingParams
 from polyphi.transcription import live as live_module
 from polyphi.transcription.live import (
     BufferFull,

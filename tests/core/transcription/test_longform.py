@@ -12,12 +12,13 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polyphi.types.completion import Completion, TokenLogprob
+from polyphi.types.sampling import SamplingParams
 from tones import WORD, decode_words, say
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import Caller
-from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.processing.media import AudioStream, Caps
+from polyphi.media.media import AudioStream, Caps
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription import longform

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polyphi.types.transcript import Segment, Transcript, Word
 
-from polyphi.messages import Segment, Transcript, Word
 from polyphi.transcription.subtitles import (
     FORMATS,
     LINE,

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polyphi.types.completion import Completion
 
-from polyphi.messages import Completion
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.vad import VoiceFeatures

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import say
 
-from polyphi.processing.media import AudioStream
+from polyphi.media.media import AudioStream
 from polyphi.transcription.vad import (
     VoiceFeatures,
     measure,

@@ -13,10 +13,10 @@ import pytest
 from variants import few
 
 from polyphi.data.shards import Sample, row_hash, to_row
-from polyphi.planning import sizes
-from polyphi_recipe.curate import sources
-from polyphi_recipe.curate.corpus import Corpus, Work, generator
-from polyphi_recipe.curate.text import in_split
+from polyphi_recipe.pipeline.corpus import Corpus, Work, generator
+from polyphi_recipe.raw import packages
+from polyphi_recipe.raw.real_text import in_split
+from polyphi_recipe.stages import sizes
 from polyphi_recipe.synthetic import instructions
 from polyphi_recipe.synthetic.qa import QA
 
@@ -28,11 +28,11 @@ CORPORA: list[Corpus] = [
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every package is unavailable."""
-    monkeypatch.setattr(sources, "_fill", _refuse)
+    monkeypatch.setattr(packages, "_fill", _refuse)
 
 
 def _refuse(*_: object) -> None:
-    raise sources.Unavailable("no network")
+    raise packages.Unavailable("no network")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_fingerprint_changes_with_the_packages(
     corpus = next(c for c in CORPORA if c.name == "instructions")
     _, without = generator(corpus, work)
     monkeypatch.setattr(instructions, "_sentences", lambda *_: ["words of a help page"])
-    monkeypatch.setattr("polyphi_recipe.curate.corpus.FIRST", 200)
+    monkeypatch.setattr("polyphi_recipe.pipeline.corpus.FIRST", 200)
     _, with_help = generator(corpus, work)
     assert without != with_help
 

@@ -6,26 +6,27 @@ from random import Random
 
 import pytest
 from PIL import Image
+from polyphi.types.parts import Audio
+from polyphi.types.parts import Image as Picture
 from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, media
-from polyphi.messages import Image as Picture
-from polyphi.planning.sizes import CORPORA, FULL, NANO
-from polyphi.services.speech_synthesis import unavailable
+from polyphi.types.messages import media
+from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import capacities, long_documents, multi_image, ocr
 from polyphi_recipe.corpora.lookup import find_corpus
-from polyphi_recipe.curate import sources, text
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.image_sizes import ImageSizes
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.pipeline.image_sizes import ImageSizes
+from polyphi_recipe.raw import packages, real_text
+from polyphi_recipe.stages.sizes import CORPORA, FULL, NANO
 from polyphi_recipe.synthetic.scenes import Scene
 
 
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (sources, text):
+    for module in (packages, real_text):
         monkeypatch.setattr(module, "unpack", lambda name, cache, report=print: None, raising=False)
 
 
@@ -136,18 +137,18 @@ SHARED = "This paragraph, which begins all pages of the help, is once in a docum
 def test_documents_have_more_than_100k_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def help_pages(language: str, work: Work) -> dict[str, text.Page]:
+    def help_pages(language: str, work: Work) -> dict[str, real_text.Page]:
         paragraphs = {
             f"{n % 7}/{n}": (("", SHARED), *((str(k), PARAGRAPH.format(k, n)) for k in range(30)))
             for n in range(900 if language == "en" else 0)
         }
-        return {path: text.Page(path, "", lines) for path, lines in paragraphs.items()}
+        return {path: real_text.Page(path, "", lines) for path, lines in paragraphs.items()}
 
-    for module in (text, long_documents):
+    for module in (real_text, long_documents):
         monkeypatch.setattr(module, "help_pages", help_pages)
     rows = samples("long_documents", at_full("long_documents", tmp_path, 1000))
     per_token = long_documents.CHARACTERS_PER_TOKEN
-    pages = [s.answer for s in rows if s.source == sources.LIBREOFFICE["en"]]
+    pages = [s.answer for s in rows if s.source == packages.LIBREOFFICE["en"]]
     assert max(map(len, pages)) > 100_000 * per_token["en"]
     assert all(page.count(SHARED) == 1 for page in pages)
     lines = [line for page in pages for line in page.split("\n") if line not in ("", SHARED)]

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from polyphi.types.parts import Audio, Image, Text
 from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.messages import Audio, Image, Message, Text
-from polyphi.processing.media import decode_audio
-from polyphi.services.speech_synthesis import unavailable
+from polyphi.media.media import decode_audio
+from polyphi.types.messages import Message
+from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.corpora import vision_speech
-from polyphi_recipe.curate import sources, waves
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.synthetic import speech, stamps
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.raw import packages
+from polyphi_recipe.synthetic import speech, stamps, waves
 
 pytestmark = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
@@ -50,7 +51,7 @@ SENSITIVE = re.compile(
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages are unavailable, so that these tests run anywhere in seconds."""
-    for module in (speech, sources, stamps.sources):
+    for module in (speech, packages, stamps.sources):
         monkeypatch.setattr(module, "unpack", lambda name, cache, report=print: None)
 
 

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.data.shards import Shards
-from polyphi.messages import Completion, SamplingParams
-from polyphi.planning.sizes import MICRO, NANO
 from polyphi_eval.baselines import select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
-from polyphi_recipe.curate import sources
-from polyphi_recipe.curate.corpus import Corpus, Work, build
+from polyphi_recipe.pipeline.corpus import Corpus, Work, build
+from polyphi_recipe.raw import packages
+from polyphi_recipe.stages.sizes import MICRO, NANO
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
 CHATS = {
@@ -45,10 +46,10 @@ def build_with_parents(name: str, work: Work) -> dict:
 @pytest.fixture(scope="module", autouse=True)
 def offline() -> Iterator[None]:
     def refuse(*_: object) -> None:
-        raise sources.Unavailable("no network")
+        raise packages.Unavailable("no network")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_fill", refuse)
+        patch.setattr(packages, "_fill", refuse)
         yield
 
 
@@ -93,7 +94,7 @@ def test_corpus_builds_without_packages(name, shared):
         for sample in rows:
             assert sample.messages[-1].role == ("document" if name in DOCUMENTS else "assistant")
             assert sample.answer.strip() and sample.meta["task"] and sample.meta["language"]
-            assert sources.SOURCES[sample.source].licence == sample.licence
+            assert packages.SOURCES[sample.source].licence == sample.licence
             if name in ("preferences", "reasoning_pairs"):
                 assert sample.meta["rejected"] and sample.meta["rejected"] != sample.answer
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from polyphi.types.parts import Image as Picture
 from variants import few
 
 from polyphi.data.shards import Sample, Shards, to_row
-from polyphi.messages import Image as Picture
-from polyphi.messages import media
-from polyphi.text.lexicon import COLOURS, LANGUAGES, SHAPES
+from polyphi.types.messages import media
 from polyphi_eval.heldout import find
 from polyphi_eval.scorers import refuses
 from polyphi_recipe.corpora import (
@@ -27,17 +26,18 @@ from polyphi_recipe.corpora import (
     multi_image,
     ocr,
 )
-from polyphi_recipe.curate import safety, sources, text
-from polyphi_recipe.curate.corpus import Corpus, Work, build, generator
-from polyphi_recipe.curate.decontaminate import Index
+from polyphi_recipe.dedup.decontaminate import Index
+from polyphi_recipe.pipeline.corpus import Corpus, Work, build, generator
+from polyphi_recipe.raw import packages, real_text, safety
 from polyphi_recipe.synthetic import described_scenes, images, scenes, stamps
+from polyphi_recipe.text.lexicon import COLOURS, LANGUAGES, SHAPES
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 
 
 @pytest.fixture
 def no_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "unpack", lambda name, cache, report=print: None)
+    monkeypatch.setattr(packages, "unpack", lambda name, cache, report=print: None)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Pat
         assert sample.licence == {
             "polyphi": "MIT", "scikit-learn-digits": "BSD-3-Clause", "tuxpaint-stamps-default": "GPL-2.0-or-later"
         }[sample.source]  # fmt: skip
-        assert sample.source in sources.SOURCES
+        assert sample.source in packages.SOURCES
         assert sample.meta["language"] in LANGUAGES
         if corpus.name == "interleaved":
             assert [m.role for m in sample.messages] == ["document"] and len(pictures) >= 2
@@ -338,10 +338,10 @@ def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
 def test_pages_to_read_are_help_of_the_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pages(language: str, work: Work) -> dict[str, text.Page]:
+    def pages(language: str, work: Work) -> dict[str, real_text.Page]:
         texts = {n: f"{language} page {n} has five" for n in range(200)}
         return {
-            f"{n}.html": text.Page(
+            f"{n}.html": real_text.Page(
                 f"{n}.html",
                 "",
                 (("a", page_text), ("b", "too few"), ("c", "→ 字 x y"), ("d", "On every page.")),
@@ -358,11 +358,11 @@ def test_pages_to_read_are_help_of_the_split(
     numbers = {}
     for name, samples in page_samples.items():
         for s in samples:
-            assert s.source == sources.LIBREOFFICE[s.meta["language"]] and s.licence == "MPL-2.0"
+            assert s.source == packages.LIBREOFFICE[s.meta["language"]] and s.licence == "MPL-2.0"
             assert s.answer.startswith((f"{s.meta['language']} page ", "On every"))
             assert name == "train" or s.answer[:2] != "On"
         numbers[name] = {s.answer.split()[2] for s in samples if s.answer[:2] != "On"}
-        assert all(text.in_split(name, f"{n}.html", percent=5) for n in numbers[name])
+        assert all(real_text.in_split(name, f"{n}.html", percent=5) for n in numbers[name])
     assert numbers["test"] and numbers["train"] and not numbers["test"] & numbers["train"]
     photos = {
         s.meta["task"]: media(s.messages, Picture)[0].source[:2] for s in page_samples["test"]

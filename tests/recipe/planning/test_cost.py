@@ -11,22 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from polyphi.prepared.memory import model_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from variants import few
 
-from polyphi.batch import pack
-from polyphi.engine.memory import model_bytes
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import cost, sizes
+from polyphi.planning import cost
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.quantization import quantize
 from polyphi.train.stage import Budget
-from polyphi_recipe import find_recipe, stages
-from polyphi_recipe.plan import stage_model
+from polyphi.types.batch import pack
+from polyphi_recipe import stages
+from polyphi_recipe.graph import find
+from polyphi_recipe.graph.plan import stage_model
+from polyphi_recipe.stages import sizes
 
-MICRO, FULL = find_recipe.of("micro"), find_recipe.of("full")
+MICRO, FULL = find.of("micro"), find.of("full")
 
 PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backward"}
 

@@ -7,16 +7,17 @@ import pytest
 import torch
 from variants import few
 
-from polyphi.batch import pack
 from polyphi.planning import cost
 from polyphi.planning.dry_run import Meter, dry_run
 from polyphi.planning.example_rows import example_rows
 from polyphi.train.contrastive import Contrastive
-from polyphi_recipe import find_recipe, stages
-from polyphi_recipe.plan import stage_model
-from polyphi_recipe.recipe import Recipe
+from polyphi.types.batch import pack
+from polyphi_recipe import stages
+from polyphi_recipe.graph import find
+from polyphi_recipe.graph.plan import stage_model
+from polyphi_recipe.recipe.recipe import Recipe
 
-MICRO, LAB, FULL = (find_recipe.of(size) for size in ("micro", "lab", "full"))
+MICRO, LAB, FULL = (find.of(size) for size in ("micro", "lab", "full"))
 
 QUICK = [("vision_1_align", LAB)]
 LONG = [("text_3_post", LAB)]

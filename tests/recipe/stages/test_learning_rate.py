@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.scaling import EXPONENT, Law, Point, fit
-from polyphi.planning import sizes
 from polyphi_recipe import stages
+from polyphi_recipe.stages import sizes
 
 FITS = json.loads(Path(sizes.__file__).with_name("learning_rate.json").read_text())
 

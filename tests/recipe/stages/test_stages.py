@@ -4,10 +4,10 @@ import importlib
 
 import pytest
 
-from polyphi.planning import sizes
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.heldout import find
 from polyphi_recipe import stages
+from polyphi_recipe.stages import sizes
 
 EVERY = {name: stages.load(name) for name in stages.ORDER}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES
 from polyphi_recipe.synthetic import charts, images, slides, stamps, tables
 from polyphi_recipe.synthetic.scenes import Scene
+from polyphi_recipe.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES
 
 
 def scene(split: str = "train", index: int = 0, seed: int = 0) -> Scene:

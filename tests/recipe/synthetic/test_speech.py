@@ -9,14 +9,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.processing.media import decode_audio
-from polyphi.services.speech_synthesis import unavailable
-from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate import voices
-from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.waves import RATE, augment, encode, join, level, trim
-from polyphi_recipe.synthetic import number_questions, speech
+from polyphi.media.media import decode_audio
+from polyphi_eval.services.speech_synthesis import unavailable
+from polyphi_recipe.pipeline.corpus import Work
+from polyphi_recipe.synthetic import number_questions, speech, voices
 from polyphi_recipe.synthetic.speech import Reader, TTSSampler
+from polyphi_recipe.synthetic.waves import RATE, augment, encode, join, level, trim
+from polyphi_recipe.text.lexicon import LANGUAGES
 
 needs_espeak = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
+from polyphi.types.parts import Audio, Text
+from polyphi.types.transcript import LANGUAGES
 
 from polyphi.data.shards import Sample
-from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
-from polyphi.services.endpoint import RequestRejected
+from polyphi.types.messages import Message
 from polyphi_eval import evaluation, run
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
 from polyphi_eval.cache import Cache, Recorded, as_text, key_of
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.options import EvalOptions
+from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import SpokenText, audio_only, synthesize, text_only
@@ -40,7 +43,7 @@ class Model:
 
     @property
     def keys(self) -> Counter[str]:
-        from polyphi.messages import SamplingParams
+        from polyphi.types.sampling import SamplingParams
 
         return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.prompts)
 

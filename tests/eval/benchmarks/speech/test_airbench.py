@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Completion, Message
+from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.speech.airbench import benchmark, read
 from polyphi_eval.cache import Cache

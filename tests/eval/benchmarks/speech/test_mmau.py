@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Completion, Message
+from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.speech.mmau import benchmark, string_match

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.speech.mmmlu_spoken import FILES, benchmark, letter
 from polyphi_eval.sources import Data, write_rows

@@ -10,11 +10,11 @@ import pytest
 from eval.wheels import unpacked
 
 from polyphi.data.shards import Sample
-from polyphi.services import sandbox
 from polyphi_eval import calls
 from polyphi_eval.benchmarks.text import bfcl
 from polyphi_eval.run import Line
 from polyphi_eval.score import rows_of
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, check
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.text import competition_math
 from polyphi_eval.benchmarks.text.competition_math import plain_box

@@ -21,12 +21,12 @@ from serve.saved import save, served
 import polyphi
 from polyphi.data.shards import Sample
 from polyphi.engine.engine import Engine
-from polyphi.services import sandbox
 from polyphi_eval import programs
 from polyphi_eval.benchmark import suite
 from polyphi_eval.benchmarks.text import evalplus, humaneval
 from polyphi_eval.cache import Cache, Request
 from polyphi_eval.environments import Environment
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, write_rows
 
 EVALPLUS = Environment("evalplus", ("evalplus==0.3.1",))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.text import ifeval
 from polyphi_eval.sources import Data

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from polyphi.services import sandbox
 from polyphi_eval.benchmarks.text import livebench_code, livecodebench
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data
 
 CASES = [{"input": "1", "output": "2", "testtype": "stdin"}]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.services import sandbox
 from polyphi_eval.benchmarks.text import evalplus, mbpp
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data
 
 

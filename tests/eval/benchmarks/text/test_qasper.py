@@ -3,7 +3,7 @@
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.text.qasper import answer_text, token_f1
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.services import sandbox
 from polyphi_eval import sql_results
 from polyphi_eval.benchmarks.text import spider
+from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data
 
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")

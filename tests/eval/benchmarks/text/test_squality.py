@@ -3,7 +3,7 @@
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
+from polyphi.types.messages import Message
 from polyphi_eval.benchmarks.text.squality import rouge
 from polyphi_eval.statistics import measure, vector
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from polyphi.messages import Image, media
+from polyphi.types.parts import Image
+
+from polyphi.types.messages import media
 from polyphi_eval.benchmarks.vision import mmbench
 from polyphi_eval.sources import Data
 

@@ -1,0 +1,218 @@
+"""Everything that needs torch, in a child process: an import that fails, an instruction that this CPU lacks or a lack
+of memory ends the child, and the report says so.
+
+>>> probe = run(); probe.facts["kernels"], probe.errors
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+LIMIT = 300.0
+"""Seconds after which a phase has failed; all phases together take some seconds on an idle machine."""
+PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub", "polyphi.api")
+"""What chat imports."""
+Facts = dict[str, Any]
+
+
+@dataclass
+class Probe:
+    """`facts` by phase, as JSON values; `errors`: messages of the phases that failed."""
+
+    facts: Facts = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def run(
+    progress: Callable[[str], None] = lambda phase: None,
+    limit: float = LIMIT,
+    phases: Mapping[str, Callable[[Facts], Any]] | None = None,
+) -> Probe:
+    """Run all phases in a child process; `progress` is called with the name of each one that begins. A forked child is
+    emulated where this process is (qemu), so it is preferred where forking is safe: before torch has threads."""
+    phases = phases or PHASES
+    fork = sys.platform == "linux" and "torch" not in sys.modules
+    context: Any = multiprocessing.get_context("fork" if fork else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_all, args=(sender, phases), daemon=True)
+    process.start()
+    sender.close()
+    result, problem = Probe(), "it ended"
+    for phase in phases:
+        progress(phase)
+        try:
+            if not receiver.poll(limit):
+                problem = f"no answer in {limit:.0f} s"
+                process.kill()
+                break
+            value, error = receiver.recv()
+        except EOFError:
+            break
+        if error is None:
+            result.facts[phase] = value
+        else:
+            result.errors[phase] = error
+    else:
+        process.join()
+        return result
+    process.join()
+    if problem == "it ended" and (process.exitcode or 0) < 0:
+        problem = f"killed by {signal.Signals(-process.exitcode).name}"
+    result.errors[phase] = problem
+    return result
+
+
+def _send_all(sender: Connection, phases: Mapping[str, Callable[[Facts], Any]]) -> None:
+    """The child: each phase's value and error. Phases after a failed import aren't run."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    facts: Facts = {}
+    failed = False
+    for phase, function in phases.items():
+        if failed and phase not in PACKAGES:
+            sender.send((None, None))
+            continue
+        try:
+            facts[phase] = function(facts)
+            sender.send((facts[phase], None))
+        except Exception as error:
+            failed |= phase in PACKAGES
+            sender.send((None, str(error) or type(error).__name__))
+
+
+# ------------------------------------------------------------------------------ phases
+
+
+@dataclass(frozen=True)
+class Import:
+    """Imports a package and returns its version."""
+
+    package: str
+
+    def __call__(self, facts: Facts) -> str | None:
+        return getattr(importlib.import_module(self.package), "__version__", None)
+
+
+def _libraries(facts: Facts) -> Facts:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "threads": torch.get_num_threads(),
+        "instructions": sorted(name for name, value in capabilities.items() if value is True),
+        "torch_uses": torch.backends.cpu.get_cpu_capability(),
+        "cuda_build": torch.version.cuda or torch.version.hip,
+    }
+
+
+def _memory(facts: Facts) -> Facts:
+    """Free memory as `load` measures it."""
+    import torch
+
+    from polyphi.devices.memory import free_memory
+    from polyphi.devices.placement import choose
+
+    device = choose("auto")
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        gpus.append({"device": f"cuda:{index}", "name": name, "total": total, "free": free})
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        gpus.append(
+            {"device": "mps", "name": "Apple GPU", "total": total, "free": free_memory(device)}
+        )
+    return {"device": device.type, "free": free_memory(torch.device("cpu")), "gpus": gpus}
+
+
+def _kernels(facts: Facts) -> Facts:
+    import torch
+
+    from polyphi import kernels
+    from polyphi.kernels import bf16
+    from polyphi.quantization.integer_weights import OneDnn, is_right
+
+    missing = kernels.missing()
+    has_onednn = torch.backends.mkldnn.is_available()
+    ours = "ours" if missing is None else "torch"
+    return {
+        "missing": missing,
+        "path": kernels.path(),
+        "bf16": f"{ours}, in float32" if bf16.needed() else "oneDNN",
+        "encoders_int8": "oneDNN" if has_onednn and is_right(OneDnn, "cpu") else ours,
+    }
+
+
+def _precision(facts: Facts) -> Facts:
+    """The dtype of unquantized weights on the CPU, and the precision of training, with their reasons."""
+    import torch
+
+    from polyphi.devices import placement, precision
+    from polyphi.doctor import published
+
+    cpu = torch.device("cpu")
+    chosen = placement.choose_dtype({published.STORED: 1}, cpu, 1 << 62)
+    training = precision.choose("auto", cpu, placement.products(published.MINI))
+    reason: str | None = "as they are stored"
+    if precision.pinned() is not None:
+        reason = f"set by {precision.VARIABLE}"
+    elif chosen is not None:
+        reason = precision.missing(torch.bfloat16)
+    return {
+        "inference": str(chosen or published.STORED).removeprefix("torch."),
+        "reason": reason,
+        "training": training.precision,
+        "training_reason": training.reason,
+    }
+
+
+def _rates(facts: Facts) -> Facts:
+    import torch
+
+    from polyphi.doctor import rates
+
+    dtype = facts.get("precision", {}).get("inference", "bfloat16")
+    return asdict(rates.measure(getattr(torch, dtype)))
+
+
+def _models(facts: Facts) -> list[Facts]:
+    """What fits on the CPU, with tokens per second unless the rates are disturbed, and on the GPU that `load`
+    selects."""
+    import torch
+
+    from polyphi.doctor import hardware, published
+
+    memory, decoding = facts["memory"], {}
+    if (rates := facts.get("rates")) and rates["cpu_share"] >= hardware.CPU_SHARE:
+        decoding = rates["decoding"]
+    names = {"bfloat16": "bf16", "float32": "fp32"}
+    rows = []
+    for fit in published.fits(torch.device("cpu"), memory["free"]):
+        form = names[fit.dtype] if fit.quant is None else fit.quant.removesuffix("-all")
+        if form in decoding:
+            fit = replace(fit, tokens_per_second=round(decoding[form] / fit.per_token, 2))
+        rows.append(asdict(fit))
+    for gpu in memory["gpus"][:1]:
+        device = torch.device(gpu["device"])
+        rows += [asdict(fit) for fit in published.fits(device, gpu["free"])]
+    return rows
+
+
+PHASES: Mapping[str, Callable[[Facts], Any]] = {
+    **{package: Import(package) for package in PACKAGES},
+    "libraries": _libraries,
+    "memory": _memory,
+    "kernels": _kernels,
+    "precision": _precision,
+    "rates": _rates,
+    "models": _models,
+}
+"""Name -> function of the facts so far. Memory is measured before anything else takes some."""

@@ -1,0 +1,126 @@
+"""One path for the three APIs that answer conversations: each translates its body to a `Generation`, and formats the
+outputs of its job.
+
+>>> return await answer(server, request, generation, lambda job, sampling: ChatAnswer(...), stream=True)
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from polyphi.engine.rows import PromptEnd
+from polyphi.serve.answer.conversation import InputTurn, conversation
+from polyphi.serve.answer.jobs import Job
+from polyphi.serve.answer.prepare import prepare, with_expansion
+from polyphi.serve.answer.server import Server, Ticket, is_large, release_body
+from polyphi.serve.http.events import Events, unless_disconnected
+from polyphi.serve.openai.schema import Sampling
+from polyphi.types.batch import Batch
+from polyphi.types.completion import Tokens
+from polyphi.types.messages import with_tools
+from polyphi.types.sampling import SamplingParams
+
+
+@dataclass
+class Generation:
+    """A conversation to answer: its `turns`, the functions in `tools`, an adapter, and sampling whose `max_tokens` is 0
+    where the request has none. `param`: the request's field with the turns, for errors; `body`: the request; `end`: how
+    the prompt ends."""
+
+    turns: Sequence[InputTurn]
+    tools: list[dict[str, Any]]
+    adapter: str | None
+    sampling: SamplingParams
+    body: Sampling
+    param: str
+    end: PromptEnd = "generation_prompt"
+
+
+class Answer(Protocol):
+    """The outputs of a job in the format of an API."""
+
+    async def whole(self) -> Response: ...
+
+    def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events."""
+        ...
+
+
+def with_reasoning(
+    sampling: SamplingParams, enabled: bool, effort: str | None, budget: int | None
+) -> SamplingParams:
+    """Sampling with the reasoning of a model that has it (`enabled`), unless a grammar determines the answer from its
+    first token on. Effort "none" closes its block at once; no other effort has an effect."""
+    if not enabled or sampling.grammar is not None:
+        return sampling
+    return replace(sampling, reasoning=True, reasoning_budget=0 if effort == "none" else budget)
+
+
+async def answer(
+    server: Server,
+    request: HttpRequest,
+    generation: Generation,
+    formatted: Callable[[Job, SamplingParams], Answer],
+    *,
+    stream: bool | None,
+) -> Response:
+    """The response to a request. `formatted` also frees the request's copy of the conversation."""
+    with server.admit(server.caller(request)) as ticket:
+        ticket.use_adapter(generation.adapter)
+        row, sampling = await unless_disconnected(
+            request, _prepare(server, request, ticket, generation)
+        )
+        (job,) = await server.submit(ticket, [row], sampling)
+        del row  # its pixels are freed when the answers have ended
+        generation.turns = ()
+        result = formatted(job, sampling)
+        release_body(request)
+        if stream:
+            return Events(result.events(), ticket.transfer())
+        return await unless_disconnected(request, result.whole())
+
+
+async def _prepare(
+    server: Server, request: HttpRequest, ticket: Ticket, generation: Generation
+) -> tuple[Batch, SamplingParams]:
+    turns, param = generation.turns, generation.param
+    sampling = await server.check_sampling(ticket, generation.sampling, generation.body)
+    with server.media.request(ticket.caller.client) as media:
+        messages = await conversation(media, turns, server.settings, param)
+        server.log_prompt(request, [(m.role, m.text) for m in messages])
+        messages = with_tools(messages, generation.tools)
+        with server.api_errors(param, turns):
+            return await prepare(
+                server, ticket, messages, generation.adapter, sampling, generation.end
+            )
+
+
+async def count_tokens(
+    server: Server,
+    request: HttpRequest,
+    turns: Sequence[InputTurn],
+    tools: Sequence[dict[str, Any]],
+    param: str,
+    end: PromptEnd = "generation_prompt",
+) -> Tokens:
+    """The tokens of a prompt, without running the model; of images and most audio only the headers are read."""
+
+    async def counted(ticket: Ticket) -> Tokens:
+        with server.media.request(ticket.caller.client) as media:
+            messages = await conversation(media, turns, server.settings, param)
+            messages = with_tools(messages, list(tools))
+            expanded = await with_expansion(server, ticket, messages)
+            count = server.engine.processor.count_steps(
+                expanded.messages, continue_final=end == "final_message"
+            )
+            with expanded.errors():
+                return await server.in_steps(is_large(messages), ticket.caller, count)
+
+    with (
+        server.admit(server.caller(request)) as ticket,
+        server.api_errors(param, turns),
+    ):
+        return await unless_disconnected(request, counted(ticket))

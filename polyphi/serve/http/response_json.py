@@ -1,0 +1,336 @@
+"""How responses are written: JSON encoding, server-sent events, usage counts, and the fields beyond OpenAI's.
+
+Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
+Python's global lock for a whole call, and all other threads wait for that lock.
+
+>>> writer = Writer(shares.answers, client_of_scope)
+>>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
+>>> return await writer.response({"text": text, "logprobs": logprobs})
+
+Large responses are sent in pieces, as fast as the client reads. Until they are sent, their bytes count in the pool
+`shares.answers`.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polyphi.serve.admission.settings import MIB
+from polyphi.serve.admission.shares import Full, Pool, Reservation
+from polyphi.serve.http.errors import ApiError, body_for
+from polyphi.types.completion import Completion
+
+T = TypeVar("T")
+SMALL = 2048
+"""Maximum values that one encoder call encodes: about a millisecond of work."""
+CHARACTERS = 32
+"""Characters of a string that take about as long to encode as one value."""
+NUMBERS = frozenset({int, float, bool, type(None)})
+"""Types whose values count as one value each."""
+CHUNK = 64 << 10
+"""Bytes of a large response that are sent at once."""
+RETRY_SECONDS = 10
+"""After which a client may retry that has too many responses to read."""
+
+
+@dataclass(frozen=True)
+class EncodedJson:
+    """A value whose JSON is already encoded, in `pieces`."""
+
+    pieces: tuple[bytes, ...]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Sequence[Any]]) -> "EncodedJson":
+        """One list with the elements of all `parts`; only one part is in memory at a time."""
+        inner = (piece for part in parts if part for piece in (b",", *_inner(part)))
+        next(inner, None)  # the comma before the first one
+        return cls((b"[", *_chunks(inner), b"]"))
+
+
+def json_pieces(value: Any) -> Iterator[bytes]:
+    """The JSON of a value in pieces of about `SMALL` values each; joined, they equal the output of `JSONResponse`."""
+    if isinstance(value, EncodedJson):
+        yield from value.pieces
+    elif _size(value) <= SMALL:
+        yield _dumps(value)
+    elif isinstance(value, str):
+        yield b'"'
+        for start in range(0, len(value), SMALL * CHARACTERS):
+            yield _dumps(value[start : start + SMALL * CHARACTERS])[1:-1]
+        yield b'"'
+    elif isinstance(value, dict):
+        for number, (key, item) in enumerate(value.items()):
+            yield (b"," if number else b"{") + _dumps(key) + b":"
+            yield from json_pieces(item)
+        yield b"}"
+    else:
+        yield b"["
+        yield from _inner(value)
+        yield b"]"
+
+
+def _inner(elements: Sequence[Any]) -> Iterator[bytes]:
+    """The JSON of a list without its brackets."""
+    for number, group in enumerate(_groups(elements)):
+        if number:
+            yield b","
+        if len(group) == 1:
+            yield from json_pieces(group[0])
+        else:
+            yield _dumps(group)[1:-1]
+
+
+def _groups(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Groups of elements for one encoder call each; a large element is a group of one."""
+    for start in range(0, len(elements), SMALL):
+        window = elements[start : start + SMALL]
+        if NUMBERS.issuperset(map(type, window)):
+            yield window
+            continue
+        group: list[Any] = []
+        size = 0
+        for element in window:
+            element_size = _size(element)
+            if group and size + element_size > SMALL:
+                yield group
+                group, size = [], 0
+            group.append(element)
+            size += element_size
+        yield group
+
+
+def _size(value: Any, limit: int = SMALL) -> int:
+    """The number of values inside `value`; counting stops above `limit`."""
+    if isinstance(value, EncodedJson):
+        return limit + 1
+    if isinstance(value, str):
+        return 1 + len(value) // CHARACTERS
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    size = 1
+    for item in value.values() if isinstance(value, dict) else value:
+        size += _size(item, limit - size)
+        if size > limit:
+            break
+    return size
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes; pieces below `CHUNK` bytes are joined."""
+    chunk = bytearray()
+    for piece in pieces:
+        if len(piece) >= CHUNK:
+            if chunk:
+                yield bytes(chunk)
+                chunk = bytearray()
+            yield piece
+            continue
+        chunk += piece
+        if len(chunk) >= CHUNK:
+            yield bytes(chunk)
+            chunk = bytearray()
+    if chunk:
+        yield bytes(chunk)
+
+
+class Writer:
+    """Builds and encodes responses: small ones directly, large ones in a thread. `unread`: the pool for the bytes of
+    large responses; `client_of`: the client of an ASGI scope."""
+
+    def __init__(self, unread: Pool, client_of: Callable[[Scope], bytes]) -> None:
+        self._unread, self._client_of = unread, client_of
+        self._thread = ThreadPoolExecutor(1, "write answers")
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    async def build_part(self, build: Callable[[], T], size: int) -> T | EncodedJson:
+        """The result of `build`, a part of a response with about `size` values; a large part comes already encoded."""
+        if size <= SMALL:
+            return build()
+        return await self.in_thread(lambda: EncodedJson(tuple(_chunks(json_pieces(build())))))
+
+    async def response(self, value: Any) -> Response:
+        """A JSON response. A large one is replaced by an error if its client has too many responses to read."""
+        if _size(value) <= SMALL:
+            return JSONResponse(value)
+        return CountedJson((await self.encoded(value)).pieces, self._take)
+
+    def _take(self, scope: Scope, amount: int) -> Reservation:
+        return self._unread.take(self._client_of(scope), amount)
+
+    async def event(self, value: Any, name: str | None = None) -> AsyncIterator[bytes]:
+        """A server-sent event in pieces; those of a large one are encoded when the client has read the piece before."""
+        if _size(value) <= SMALL:
+            yield event(value, name)
+            return
+        pieces = _chunks(chain((_event_start(name),), json_pieces(value), (b"\n\n",)))
+        while (piece := await self.in_thread(lambda: next(pieces, None))) is not None:
+            yield piece
+
+    async def encoded(self, value: Any) -> EncodedJson:
+        """A value as JSON."""
+        if _size(value) <= SMALL:
+            return EncodedJson((_dumps(value),))
+        return await self.in_thread(lambda: EncodedJson(tuple(_chunks(json_pieces(value)))))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work`, run in the encoding thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class PacedBodyMiddleware:
+    """ASGI middleware: passes bodies on in parts of at most `CHUNK` bytes, each when the client has read those before.
+    uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_parts(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            for end in range(CHUNK, len(body), CHUNK):
+                part = body[end - CHUNK : end]
+                await send({"type": message["type"], "body": part, "more_body": True})
+                # The system may take megabytes at once, of each of many responses: others run in between.
+                await asyncio.sleep(0)
+            if len(body) > CHUNK:
+                message = {**message, "body": body[(len(body) - 1) // CHUNK * CHUNK :]}
+            await send(message)
+
+        await self.app(scope, receive, send_parts if scope["type"] == "http" else send)
+
+
+class ChunkedJson(Response):
+    """A JSON response that is sent piece by piece, as fast as the client reads."""
+
+    media_type = "application/json"
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = deque(pieces)
+        self._unsent = sum(map(len, self._pieces))
+        super().__init__(headers={"content-length": str(self._unsent)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        while self._pieces:
+            piece = self._pieces.popleft()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._unsent -= len(piece)
+            self.piece_sent()
+        await send({"type": "http.response.body", "body": b""})
+
+    def piece_sent(self) -> None:
+        """Called after each piece was passed on."""
+
+
+class CountedJson(ChunkedJson):
+    """The same for pieces that nothing else refers to: until they are sent they count in a pool, of which `take` takes
+    the client's part. Where there is too little, an error is sent instead."""
+
+    def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Reservation]) -> None:
+        super().__init__(pieces)
+        self._take = take
+        self._reservation: Reservation | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._reservation = self._take(scope, self._unsent)
+        except Full as full:
+            self._pieces.clear()
+            error = too_many_unread(full)
+            refusal = JSONResponse(body_for(error, scope["path"]), error.status, error.headers)
+            await refusal(scope, receive, send)
+            return
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reservation.release()
+
+    def piece_sent(self) -> None:
+        assert self._reservation is not None
+        self._reservation.resize(self._unsent)
+
+
+def too_many_unread(full: Full) -> ApiError:
+    """The error for a client that has too many responses to read, or where all clients have."""
+    clients, status = ("this client", 429) if full.by_client else ("all clients", 503)
+    return ApiError(
+        status,
+        f"responses of {full.in_use / MIB:,.1f} MiB wait to be read by {clients}, and this one would add "
+        f"{full.amount / MIB:,.1f} MiB to at most {full.limit / MIB:,.0f} MiB; read or close the others, then try "
+        "again",
+        code="unread_responses",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
+def event(body: dict[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event."""
+    return _event_start(name) + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _event_start(name: str | None) -> bytes:
+    return f"event: {name}\ndata: ".encode() if name else b"data: "
+
+
+def base_fields(prefix: str, object_type: str, model: str) -> dict[str, Any]:
+    """The first fields of a response and of each chunk of its stream."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": object_type,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+def token_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """The counts of the `usage` field."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
+    """The `usage` field for the answers to one or more prompts; each prompt counts once."""
+    first_completions = [completions[0] for completions in answers]
+    prompt_tokens = sum(completion.prompt_tokens for completion in first_completions)
+    completion_tokens = sum(
+        len(completion.tokens) for completions in answers for completion in completions
+    )
+    reasoning_tokens = sum(
+        completion.reasoning_tokens for completions in answers for completion in completions
+    )
+    inputs = Counter({"image": 0, "audio": 0})
+    for completion in first_completions:
+        inputs.update(completion.input_tokens)
+    return {
+        **token_usage(prompt_tokens, completion_tokens),
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(completion.cached for completion in first_completions),
+            **{f"{name}_tokens": count for name, count in inputs.items()},
+        },
+    }
+
+
+def extra_fields(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The fields beyond OpenAI's: the adapter that was used, and the LongRoPE tables."""
+    return {"adapter": completions[0].adapter, "rope": completions[0].rope}

@@ -1,0 +1,54 @@
+"""Audio clips as the audio encoder reads them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polyphi.types.inputs.encoder import Inputs
+
+
+@dataclass(frozen=True)
+class AudioLayout:
+    """One audio clip: `frames` log-mel frames of 10 ms, projected by the audio projector `branch` ("speech", or
+    "vision" if the sequence also has an image)."""
+
+    frames: int
+    branch: str
+
+    @property
+    def tokens(self) -> int:
+        """80 ms per token: ceil(frames / 8)."""
+        return -(-self.frames // 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInput(Inputs):
+    """Clips. `mels` are the log-mel frames of all, `words` (clip, token id) in the order of speech."""
+
+    NAME: ClassVar[str] = "audio"
+    UNIT: ClassVar[str] = "frames"
+    MOST: ClassVar[int] = 12_000
+
+    layouts: tuple[AudioLayout, ...]
+    words: Int[Tensor, "_ 2"] | None = None
+    mels: Float[Tensor, "F M"]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The number of tokens of each clip."""
+        return [clip.tokens for clip in self.layouts]
+
+    @property
+    def size(self) -> int:
+        """Log-mel frames of 10 ms."""
+        return sum(clip.frames for clip in self.layouts)
+
+    def split(self) -> Iterator["AudioInput"]:
+        """Each clip as its own inputs, without copying frames."""
+        at = 0
+        for clip in self.layouts:
+            yield AudioInput(layouts=(clip,), mels=self.mels[at : at + clip.frames])
+            at += clip.frames

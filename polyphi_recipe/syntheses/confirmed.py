@@ -1,0 +1,117 @@
+"""Syntheses of syntheses.py that a second request confirms, for the built-in corpora (teacher_rows.py).
+
+A text is judged beside its source: by the judge, or, where media must be seen, by the teacher in another request.
+Answers about pages and charts are asked for again. Answers to the generator's spoken questions are compared with the
+right ones.
+"""
+
+from dataclasses import replace
+
+from polyphi.types.parts import Image
+
+from polyphi.data.shards import Sample
+from polyphi.types.messages import media
+from polyphi_recipe.syntheses.media import ASKED_AGAIN, MOST_QUESTIONS
+from polyphi_recipe.syntheses.syntheses import (
+    AUDIO_QA,
+    CAPTION,
+    CHART_QA,
+    NUMBER,
+    OCR_QA,
+    PASSAGE_TEXT,
+    SPEECH_QA,
+    SPEECH_SUMMARY,
+    SPOKEN_ANSWER,
+    judged,
+    words,
+)
+
+PASSAGE = replace(
+    PASSAGE_TEXT,
+    checks=(
+        judged("""
+<passage>
+{passage}
+</passage>
+
+<text>
+{item}
+</text>
+
+Does the text explain, in good language and without a mistake, what can be learned from the passage?
+"""),
+    ),
+)
+IMAGE_CAPTION = replace(
+    CAPTION,
+    checks=(
+        replace(
+            judged("""
+<description>
+{item}
+</description>
+
+Does the picture show all that the description says?
+"""),
+            shows=lambda sample, item: media(sample.messages, Image),
+            by_judge=False,
+        ),
+    ),
+)
+PAGE_QUESTIONS = replace(OCR_QA, checks=(ASKED_AGAIN,), most_checked=MOST_QUESTIONS)
+CHART_QUESTIONS = replace(CHART_QA, checks=(ASKED_AGAIN,), most_checked=MOST_QUESTIONS)
+
+_QUESTION = """
+<question>
+{item[question]}
+</question>
+
+<answer>
+{item[answer]}
+</answer>
+"""
+SPEECH_QUESTIONS = replace(
+    SPEECH_QA,
+    checks=(
+        judged(
+            "<recording>\n{transcript}\n</recording>\n"
+            + _QUESTION
+            + "\nIs this answer right, by what is said in the recording alone?"
+        ),
+    ),
+    most_checked=MOST_QUESTIONS,
+)
+AUDIO_QUESTIONS = replace(
+    AUDIO_QA,
+    checks=(
+        judged(
+            "<recording>\n{facts}\n</recording>\n"
+            + _QUESTION
+            + "\nIs this answer right, by what is known about the recording alone?"
+        ),
+    ),
+    most_checked=MOST_QUESTIONS,
+)
+RECORDING_SUMMARIES = replace(
+    SPEECH_SUMMARY,
+    checks=(
+        judged(
+            "<recording>\n{transcript}\n</recording>\n"
+            + _QUESTION
+            + "\nDoes the answer do as asked, and say nothing that isn't said in the recording?"
+        ),
+    ),
+    most_checked=5,
+)
+
+
+def _known(sample: Sample, text: str) -> str:
+    """Return a reason unless the last number of an answer, or its first yes or no, is the generator's answer."""
+    expected = sample.answer.strip().casefold()
+    results = [word for word in words(text) if word in ("yes", "no")][:1]
+    if NUMBER.fullmatch(expected):
+        results = NUMBER.findall(text)[-1:]
+    return "" if results == [expected] else f"wrong: expected {expected}"
+
+
+KNOWN_ANSWER = replace(SPOKEN_ANSWER, verify=_known)

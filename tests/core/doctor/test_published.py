@@ -1,0 +1,72 @@
+"""What fits, computed without weights: against a quantized model in memory, and the published sizes."""
+
+import pytest
+import torch
+from polyphi.prepared.memory import model_bytes
+
+from polyphi import kernels
+from polyphi.devices.memory import other_tensors, tensor_bytes
+from polyphi.doctor import published
+from polyphi.engine.cache import BLOCK
+from polyphi.model.multimodal import PhiModel
+from polyphi.quantization import quantize
+from polyphi_recipe.stages import sizes
+
+CPU = torch.device("cpu")
+CONFIG = sizes.MICRO.model
+
+
+def meta() -> PhiModel:
+    with torch.device("meta"):
+        return PhiModel(CONFIG)
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.parametrize("scheme", published.SCHEMES[1:])
+def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
+    model = PhiModel(CONFIG).to(torch.bfloat16)
+    fit = published.fit("micro", meta(), scheme, CPU, 10**9)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    quantize.quantize(model, scheme)
+    # Which layout oneDNN chooses depends on the CPU; its blocks pad weights as small as these.
+    layouts = [tensor for tensor in other_tensors(model) if tensor.is_mkldnn]
+    padding = sum(tensor_bytes(t) - t.numel() * t.element_size() for t in layouts)
+    # Buffers are in memory too.
+    assert model_bytes(model) - padding == pytest.approx(fit.weights, rel=0.03)
+    assert fit.parameters == sum(p.numel() for p in meta().parameters())
+    assert fit.per_token < fit.weights
+
+
+def test_a_gpu_also_has_the_table_of_embeddings() -> None:
+    on_cpu, on_gpu = (
+        published.fit("micro", meta(), "int8", torch.device(name), 10**9)
+        for name in ("cpu", "cuda")
+    )
+    table = CONFIG.decoder.vocab_size * CONFIG.decoder.hidden_size
+    assert on_gpu.weights - on_cpu.weights == 2 * table
+
+
+def test_context_is_half_of_what_the_weights_leave() -> None:
+    """With much memory it is the longest one of the model."""
+    fit = published.fit("micro", meta(), "int4", CPU, 10**9)
+    left = 2 * 320 * fit.token_bytes
+    assert published.fit("micro", meta(), "int4", CPU, fit.weights + left).context == 320
+    assert (
+        published.fit("micro", meta(), "int4", CPU, fit.weights + left - 1).context == 320 - BLOCK
+    )
+    assert published.fit("micro", meta(), "int4", CPU, fit.weights - 1).context == 0
+    longest = CONFIG.decoder.max_position_embeddings
+    assert published.fit("micro", meta(), "int4", CPU, 10**12).context == longest
+
+
+@pytest.mark.long
+def test_published_sizes() -> None:
+    rows = list(published.fits(CPU, 20 * 10**9))
+    assert {(r.model.split("-")[2], r.quant) for r in rows} == {
+        *(("mini", quant) for quant in (None, "int8", "int4")),
+        *(("multimodal", quant) for quant in published.SCHEMES),
+    }
+    parameters = {r.model.split("-")[2]: r.parameters for r in rows}
+    assert parameters["mini"] == pytest.approx(3.8e9, rel=0.01)  # report, 2.1
+    assert parameters["multimodal"] == pytest.approx(5.6e9, rel=0.01)  # report, 2.2

@@ -1,0 +1,111 @@
+"""Output deltas that no client reads: they count, and end the stream where they are too many."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from polyphi.types.sampling import SamplingParams
+
+from polyphi.engine.engine import Engine
+from polyphi.engine.request import Caller
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.admission.shares import Pool, Share
+from polyphi.serve.answer.jobs import UNCOUNTED, Job, OutputDelta
+from polyphi.serve.answer.prepare import prepare
+from polyphi.serve.answer.server import Server, Ticket
+from polyphi.serve.http.errors import ApiError
+from polyphi.types.messages import Message
+
+LIMIT = 60_000
+"""Bytes of output that one client may leave unread."""
+LONG = SamplingParams(temperature=0.0, max_tokens=450, logprobs=20)
+Work = Callable[[Server, "Answers"], Coroutine[Any, Any, None]]
+
+
+class Answers:
+    """Jobs of clients."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.tickets: list[Ticket] = []
+
+    async def start(self, client: bytes, sampling: SamplingParams = LONG) -> Job:
+        ticket = self._server.admit(Caller(client, b""))
+        self.tickets.append(ticket)
+        messages = [Message.user("hi")]
+        row, sampling = await prepare(self._server, ticket, messages, "auto", sampling)
+        (job,) = await self._server.submit(ticket, [row], sampling)
+        return job
+
+
+def run(engine: Engine, work: Work) -> None:
+    """Runs `work` with a server, whose pool for unread streams is small."""
+
+    async def main() -> None:
+        server = Server(engine, Settings("tiny"))
+        server.shares.streams = Pool(Share("unread output", "bytes", LIMIT, 2 * LIMIT, ""))
+        server.start()
+        answers = Answers(server)
+        try:
+            await work(server, answers)
+        finally:
+            for ticket in answers.tickets:
+                ticket.release()
+            assert server.shares.streams.used == 0
+            server.close()
+
+    asyncio.run(main())
+    assert engine.counters().requests == 0
+
+
+async def ended(job: Job) -> None:
+    async with asyncio.timeout(120):
+        while any(request.finish_reason is None for request in job.requests):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+
+
+async def read(job: Job) -> list[OutputDelta]:
+    return [delta async for delta in job]
+
+
+def test_a_stream_that_is_not_read_ends(engine: Engine) -> None:
+    async def work(server: Server, answers: Answers) -> None:
+        job = await answers.start(b"a")
+        await ended(job)
+        assert 0 < server.shares.streams.used <= LIMIT
+        waiting = [delta for delta in job._deltas._queue if delta.error is None]  # type: ignore[attr-defined]
+        assert sum(delta.size for delta in waiting) <= LIMIT + UNCOUNTED
+        with pytest.raises(ApiError) as caught:
+            await read(job)
+        assert (caught.value.status, caught.value.code) == (429, "unread_stream")
+        assert job.delivered_tokens == len(waiting)
+        assert server.shares.streams.used == 0
+
+    run(engine, work)
+
+
+def test_streams_that_are_read_go_on_beside_it(engine: Engine) -> None:
+    """Also those of the same client, and where the limit of all is reached."""
+
+    async def work(server: Server, answers: Answers) -> None:
+        for client in (b"a", b"b"):
+            await ended(await answers.start(client))
+        assert server.shares.streams.used > 1.9 * LIMIT
+        for client in (b"a", b"d"):
+            job = await answers.start(client)
+            deltas = await read(job)
+            assert deltas[-1].finish_reason == "length" and job.delivered_tokens == LONG.max_tokens
+
+    run(engine, work)
+
+
+def test_output_without_log_probabilities_counts_too(engine: Engine) -> None:
+    async def work(server: Server, answers: Answers) -> None:
+        sampling = SamplingParams(temperature=0.0, max_tokens=1500, n=2)
+        job = await answers.start(b"a", sampling)
+        await ended(job)
+        assert server.shares.streams.used > LIMIT // 2
+
+    run(engine, work)

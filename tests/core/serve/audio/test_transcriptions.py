@@ -1,0 +1,803 @@
+"""Transcriptions and translations through the official client: the engine's results in every format; uploads leave
+nothing behind."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import soundfile
+import torch
+from openai import (
+    APIStatusError,
+    BadRequestError,
+    InternalServerError,
+    NotFoundError,
+    OpenAI,
+    RateLimitError,
+)
+from polyphi.types.transcript import Transcript
+from serve.conftest import Running, serving
+from starlette.requests import Request as HttpRequest
+from tones import say
+
+from polyphi.engine.engine import Engine
+from polyphi.engine.request import Caller
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.audio import form as audio_form
+from polyphi.serve.audio import transcriptions
+from polyphi.serve.http.errors import ApiError
+from polyphi.serve.http.events import ClientGone
+from polyphi.transcription import longform, subtitles
+from polyphi.transcription.longform import transcription
+
+SHAPES = {"text": str, "srt": str, "vtt": str}
+
+
+def clip(words: int = 4, form: str = "FLAC", pause: float = 0.2, **options: Any) -> bytes:
+    file = io.BytesIO()
+    wave = say([5 * n % 90 for n in range(words)], [pause] * (words + 1))
+    soundfile.write(file, wave, 16000, format=form, **options)
+    return file.getvalue()
+
+
+CLIP = clip()
+
+
+@pytest.fixture
+def engine(engine: Engine) -> Engine:
+    """An engine whose answers end after about ten tokens, so that nothing is repeated."""
+    weight = engine.model.decoder.embed_tokens.weight
+    with torch.no_grad():
+        for number in engine.processor.tokenizer.eos_ids:
+            weight[number] = 0.5 * torch.randn(
+                len(weight[number]), generator=torch.Generator().manual_seed(number)
+            )
+    return engine
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[OpenAI]:
+    warnings.filterwarnings("ignore", "deprecated", DeprecationWarning)
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def engine_transcript(engine: Engine, task: Any = None, window: float | None = None) -> Transcript:
+    (transcript,) = longform.transcribe(engine, [CLIP], task or transcription(), window=window)
+    return transcript
+
+
+def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI) -> None:
+    timed = longform.replace(transcription(), words="estimated")
+    expected = engine_transcript(running.engine, timed)
+    ask: Callable[..., Any] = client.audio.transcriptions.create
+    fields: dict[str, Any] = {"file": ("clip", CLIP), "model": "tiny"}
+    answer = ask(**fields)
+    assert answer.text == expected.text and expected.text
+    used, inputs = answer.usage, answer.usage.input_token_details
+    assert used.to_dict() == transcriptions.usage(expected) and used.type == "tokens"
+    assert used.input_tokens == inputs.text_tokens + inputs.audio_tokens > 20
+    assert used.total_tokens == used.input_tokens + used.output_tokens > used.input_tokens
+    assert answer.model_extra["adapter"] == "speech"
+    assert answer.model_extra.get("warnings", []) == list(expected.warnings)
+    assert ask(**fields, response_format="text") == expected.text + "\n"
+    for form in ("srt", "vtt"):
+        assert ask(**fields, response_format=form) == subtitles.write(expected, form)
+    params = {"response_format": "verbose_json", "language": "en-US"}
+    both = ask(**fields, **params, timestamp_granularities=["word", "segment"])
+    assert (both.language, both.duration) == ("english", round(expected.seconds, 3))
+    assert both.usage.to_dict() == {"type": "duration", "seconds": both.duration}
+    for received, segment in zip(both.segments, expected.segments, strict=True):
+        assert (received.start, received.end) == (round(segment.start, 3), round(segment.end, 3))
+        assert received.text == segment.text and received.tokens == list(segment.tokens)
+        assert received.avg_logprob == pytest.approx(segment.avg_logprob)
+        assert received.temperature == segment.temperature and received.compression_ratio > 0
+        assert received.no_speech_prob == pytest.approx(segment.silence, abs=1e-3)
+        assert received.source == segment.source
+    for word, its in zip(both.words, expected.words, strict=True):
+        assert (word.word, word.start) == (its.text, round(its.start, 3))
+    plain = ask(**fields, response_format="verbose_json")
+    assert plain.language == "unknown" and plain.words is None and plain.segments
+    only = ask(**fields, response_format="verbose_json", timestamp_granularities=["word"])
+    assert only.segments is None and only.words
+    assert client.audio.transcriptions.with_raw_response.create(**fields).status_code == 200
+    assert running.idle()
+
+
+def test_what_was_heard_is_counted(running: Running, client: OpenAI) -> None:
+    answer = client.audio.transcriptions.create(file=CLIP, model="tiny")
+    with pytest.raises(APIStatusError):
+        client.audio.transcriptions.create(file=b"Dear Sir", model="tiny")
+    with pytest.raises(APIStatusError):
+        client.audio.transcriptions.create(file=damaged()["cut wav"], model="tiny")
+    with running.client() as plain:
+        metrics = dict(
+            line.rsplit(" ", 1)
+            for line in plain.get("/metrics").text.splitlines()
+            if line.startswith("polyphi:")
+        )
+    one = '{model_name="tiny"}'
+    assert float(metrics[f"polyphi:audio_seconds_total{one}"]) == pytest.approx(2.2)
+    assert float(metrics[f"polyphi:prompt_tokens_total{one}"]) == answer.usage.input_tokens
+    assert float(metrics[f"polyphi:generation_tokens_total{one}"]) == answer.usage.output_tokens
+    ended = 'polyphi:request_success_total{finished_reason="stop",model_name="tiny"}'
+    assert float(metrics[ended]) == 1
+    assert float(metrics['polyphi:adapter_requests_total{adapter="speech",model_name="tiny"}']) == 1
+    refused = 'polyphi:media_rejected_total{model_name="tiny",reason="content"}'
+    assert float(metrics[refused]) == 1
+
+
+def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
+    params: dict[str, Any] = {"file": CLIP, "model": "tiny", "include": ["logprobs"]}
+    answer = client.audio.transcriptions.create(**params)
+    text = b"".join(bytes(map(int, t.bytes)) for t in answer.logprobs).decode(errors="replace")
+    assert text.split() == answer.text.split()
+    assert all(t.logprob <= 0 and t.token for t in answer.logprobs)
+    *_, done = client.audio.transcriptions.create(**params, stream=True)
+    logprobs = [t.logprob for t in answer.logprobs]
+    assert [t.logprob for t in done.logprobs] == pytest.approx(logprobs, abs=1e-3)
+
+
+def test_a_stream_joins_to_the_answer(
+    running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcriptions, "WINDOW", 1.0)
+    expected = engine_transcript(running.engine, window=1.0)
+    params: dict[str, Any] = {"file": CLIP, "model": "tiny"}
+    *deltas, done = client.audio.transcriptions.create(**params, stream=True)
+    assert {e.type for e in deltas} == {"transcript.text.delta"} and len(deltas) > 1
+    assert "".join(e.delta for e in deltas) == done.text == expected.text
+    assert done.type == "transcript.text.done" and done.usage.to_dict() == transcriptions.usage(
+        expected
+    )
+    assert done.model_extra["adapter"] == "speech"
+    cut = client.audio.transcriptions.create(**params, chunking_strategy="auto")
+    assert cut.text == expected.text and cut.usage.to_dict() == transcriptions.usage(expected)
+    with running.client() as plain:
+        raw = plain.post("/v1/audio/transcriptions", files={"file": CLIP}, data={"stream": "true"})
+    assert raw.headers["content-type"].startswith("text/event-stream")
+    events = raw.text.split("\n\n")
+    assert events.pop() == "" and json.loads(events[-1].removeprefix("data: "))["text"] == done.text
+
+
+def test_a_stream_without_speech_has_an_empty_delta(client: OpenAI) -> None:
+    stream = client.audio.transcriptions.create(file=silence(20), model="tiny", stream=True)
+    assert [(e.type, e.to_dict().get("delta")) for e in stream] == [
+        ("transcript.text.delta", ""),
+        ("transcript.text.done", None),
+    ]
+
+
+def test_translations(running: Running, client: OpenAI) -> None:
+    fields: dict[str, Any] = {"file": CLIP, "model": "tiny"}
+    ask: Callable[..., Any] = client.audio.translations.create
+    expected = engine_transcript(running.engine, transcription("en"))
+    assert ask(**fields).text == expected.translation and expected.translation
+    verbose = ask(**fields, response_format="verbose_json")
+    assert (verbose.language, verbose.text) == ("english", expected.translation)
+    both = engine_transcript(running.engine, transcription("de", True))
+    answer = ask(**fields, extra_body={"to_language": "german", "cot": True})
+    assert answer.text == (both.translation or "" if both.translation is not None else both.text)
+    assert answer.model_extra["usage"] == transcriptions.usage(both)
+
+
+def test_a_translation_has_its_transcript_beside_it(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = longform_segment("good day", "guten Tag")
+    transcript = Transcript(
+        "good day", 1.0, "guten Tag", ("doubtful",), (segment,), adapter="speech"
+    )
+    monkeypatch.setattr(longform, "transcribe", lambda *_, **__: [transcript])
+    fields: dict[str, Any] = {"file": CLIP, "model": "tiny", "extra_body": {"cot": True}}
+    ask: Callable[..., Any] = client.audio.translations.create
+    answer = ask(**fields)
+    assert answer.text == "guten Tag"
+    assert answer.model_extra["transcript"] == "good day"
+    assert answer.model_extra["warnings"] == ["doubtful"]
+    assert ask(**fields, response_format="text") == "guten Tag\n"
+    verbose = ask(**fields, response_format="verbose_json")
+    assert (verbose.text, verbose.model_extra["transcript"]) == ("guten Tag", "good day")
+    assert verbose.segments[0].text == "guten Tag"
+
+
+def longform_segment(text: str, translation: str) -> Any:
+    from polyphi.types.transcript import Segment
+
+    return Segment(0.0, 1.0, text, -0.5, translation=translation)
+
+
+def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
+    def ask(temperature: float) -> Any:
+        return client.audio.transcriptions.create(
+            file=CLIP, model="tiny", temperature=temperature, response_format="verbose_json"
+        )
+
+    transcripts = [ask(1.0) for _ in range(2)]
+    assert transcripts[0].text != transcripts[1].text, "each request has its own seed"
+    assert {s.temperature for f in transcripts for s in f.segments} == {1.0}
+    assert ask(0).text == ask(0).text
+
+
+def test_a_seed_and_several_temperatures(client: OpenAI) -> None:
+    def ask(**fields: Any) -> Any:
+        return client.audio.transcriptions.create(
+            file=CLIP, model="tiny", response_format="verbose_json", extra_body=fields
+        )
+
+    drawn = [ask(temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {s.temperature for s in ask(temperature=["1.0", "0.5"]).segments} <= {1.0, 0.5}
+    assert {s.temperature for s in ask(temperature=["0"]).segments} <= set(longform.TEMPERATURES)
+
+
+def test_a_prompt_is_a_hint_that_is_ignored_with_a_warning(client: OpenAI) -> None:
+    for form in ("json", "verbose_json"):
+        plain, hinted = (
+            client.audio.transcriptions.create(
+                file=CLIP, model="tiny", response_format=form, **prompt
+            )
+            for prompt in ({}, {"prompt": "Names: Ann"})
+        )
+        assert hinted.text == plain.text
+        warnings = [answer.model_extra.get("warnings", []) for answer in (plain, hinted)]
+        assert [text for text in warnings[1] if text not in warnings[0]] == [
+            transcriptions.PROMPT_WARNING
+        ]
+
+
+WRONG = [
+    ({"response_format": "diarized_json"}, "response_format", "speakers are not told apart"),
+    ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "'word' or 'segment'"),
+    ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
+    ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
+    ({"language": "tlh"}, "language", "unknown language 'tlh'.*de \\(German\\)"),
+    ({"extra_body": {"seed": "one"}}, "seed", "whole number"),
+    ({"extra_body": {"temperature": ["0"] * 9}}, "temperature", "at most 8"),
+    ({"extra_body": {"top_p": 0.5}}, "top_p", "isn't supported"),
+    ({"temperature": -1}, "temperature", "from 0 to 100"),
+    ({"temperature": "nan"}, "temperature", "from 0 to 100"),
+    ({"temperature": "hot"}, "temperature", "from 0 to 100"),
+    ({"stream": True, "response_format": "srt"}, "response_format", "json or text"),
+    ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy", "'auto'"),
+    ({"keywords": ["Ann"]}, "keywords", "isn't supported"),
+    ({"known_speaker_names": ["Ann"]}, "known_speaker_names", "isn't supported"),
+    ({"extra_body": {"langage": "en"}}, "langage", "'language'"),
+    ({"extra_body": {"stream": "maybe"}}, "stream", "true or false"),
+    ({"extra_body": {"adapter": "x"}}, "adapter", "'speech'"),
+    ({"extra_body": {"to_language": "de"}}, "to_language", "unknown field"),
+    ({"extra_body": {"model": ["tiny", "tiny"]}}, "model", "once"),
+]
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [("auto", "unknown"), ("pt_BR", "portuguese"), ("German", "german"), ("zh-Hant-TW", "chinese")],
+)
+def test_languages_by_name_and_region(client: OpenAI, language: str, expected: str) -> None:
+    fields = {"file": CLIP, "model": "whisper-1", "response_format": "verbose_json"}
+    assert client.audio.transcriptions.create(language=language, **fields).language == expected
+
+
+def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) -> None:
+    for params, param, message in WRONG:
+        fields = {"file": CLIP, "model": "tiny", **params}
+        with pytest.raises(BadRequestError, match=message) as caught:
+            client.audio.transcriptions.create(**fields)
+        assert caught.value.param == param, params
+        assert caught.value.type == "invalid_request_error"
+    with pytest.raises(NotFoundError) as missing:
+        client.audio.transcriptions.create(file=CLIP, model="mini")
+    assert missing.value.code == "model_not_found" and missing.value.param == "model"
+    with pytest.raises(BadRequestError, match="detects that of the recording") as caught:
+        client.audio.translations.create(file=CLIP, model="tiny", extra_body={"language": "en"})
+    assert caught.value.param == "language"
+    client.audio.transcriptions.create(file=CLIP, model="speech", prompt="", language="Chinese")
+    client.audio.transcriptions.create(file=CLIP, model="", extra_body={"adapter": "null"})
+    assert running.engine.counters().requests == 0
+
+
+def test_a_form_that_is_none(running: Running) -> None:
+    with running.client() as plain:
+
+        def post(**options: Any) -> tuple[int, dict[str, Any]]:
+            answer = plain.post("/v1/audio/transcriptions", **options)
+            return answer.status_code, answer.json()["error"]
+
+        assert post(json={"file": "x"})[0] == 415
+        assert post()[0] == 415
+        assert post(data={"file": "no file"})[0] == 415
+        head = {"content-type": "multipart/form-data"}
+        assert post(content=b"x", headers=head)[0] == 400  # no boundary
+        head = {"content-type": "multipart/form-data; boundary=B"}
+        assert post(content=b"--B\r\nrubbish", headers=head)[0] == 400
+        bare = b'--B\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--B--\r\n'
+        assert post(content=bare, headers=head)[1]["param"] == "file"
+        assert post(files={"audio": CLIP})[1]["message"].endswith("expected 'file'")
+        assert post(files={"file": b""})[1]["param"] == "file"
+
+
+def test_s19_many_parts_and_large_fields_are_refused(running: Running) -> None:
+    with running.client() as plain:
+
+        def post(**options: Any) -> int:
+            return plain.post("/v1/audio/transcriptions", **options).status_code
+
+        many = {f"x{n}": "1" for n in range(audio_form.MAX_FIELDS + 1)}
+        assert post(files={"file": CLIP}, data=many) == 400
+        assert post(files=[("file", CLIP), ("file", CLIP)]) == 400
+        assert post(files={"file": CLIP}, data={"prompt": "x" * (audio_form.MAX_FIELD + 1)}) == 400
+        name = "x" * 100_000
+        assert post(files={"file": (name, CLIP)}) == 400
+        assert post(files={"file": CLIP}) == 200
+
+
+def test_s15_a_file_name_says_nothing(running: Running, client: OpenAI) -> None:
+    expected = client.audio.transcriptions.create(file=CLIP, model="tiny")
+    for name in ("<|system|>.wav", "../../etc/passwd", "a.mp4\x00.wav", "<|audio_1|>", "ä.webm"):
+        answer = client.audio.transcriptions.create(file=(name, CLIP, "video/mp4"), model="tiny")
+        assert (answer.text, answer.usage) == (expected.text, expected.usage)
+
+
+NOT_AUDIO = {
+    "text": b"Dear Sir or Madam, ",
+    "picture": b"\x89PNG\r\n\x1a\n" + b"\0" * 99,
+    "zip": b"PK\3\4" + b"\0" * 99,
+}
+
+
+def damaged() -> dict[str, bytes]:
+    file = io.BytesIO()
+    soundfile.write(file, np.full(16000, np.nan, np.float32), 16000, "FLOAT", format="WAV")
+    wav = clip(form="WAV")
+    return {
+        "cut wav": wav[:-2000],
+        "cut flac": CLIP[: len(CLIP) // 2],
+        "forged rate": wav[:24] + (1_000_000).to_bytes(4, "little") + wav[28:],
+        "no channels": wav[:22] + b"\0\0" + wav[24:],
+        "not a number": file.getvalue(),
+        "head only": wav[:44],
+        "slow": wav[:24] + (4000).to_bytes(4, "little") + wav[28:],
+        "noise": CLIP[:50] + np.random.default_rng(0).bytes(5000),
+        "mp3": b"ID3" + b"\0" * 500,
+        "webm": b"\x1a\x45\xdf\xa3" + b"\0" * 99,
+        "m4a": b"\0\0\0\x20ftypM4A " + b"\0" * 99,
+    }
+
+
+def test_s9_what_is_no_recording_gets_a_message_without_internals(client: OpenAI) -> None:
+    cases = [(415, d) for d in NOT_AUDIO.values()] + [(400, d) for d in damaged().values()]
+    for status, data in cases:
+        for stream in (False, True):
+            with pytest.raises(APIStatusError) as caught:
+                client.audio.transcriptions.create(file=data, model="tiny", stream=stream)
+            error = caught.value
+            assert (error.status_code, error.param) == (status, "file"), data[:20]
+            text = error.response.text
+            assert not [w for w in ("0x", "/tmp", "polyphi-", "Error", "sndfile") if w in text]
+
+
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+
+
+def on_every_route(client: httpx2.Client, data: bytes) -> dict[str, httpx2.Response]:
+    """The answers of all routes that take audio, by a name for each; "tokenize" reads headers only."""
+    encoded = base64.b64encode(data).decode()
+    content = [{"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}]
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "max_tokens": 2}
+    logprobs = {"logprobs": True, "top_logprobs": 2}
+    files = {"file": data}
+    return {
+        "chat": client.post("/v1/chat/completions", json={**chat, **logprobs}),
+        "drawn": client.post("/v1/chat/completions", json={**chat, "temperature": 1.0, "seed": 1}),
+        "chat stream": client.post("/v1/chat/completions", json={**chat, "stream": True}),
+        "transcription": client.post(TRANSCRIPTIONS, files=files),
+        "words": client.post(
+            TRANSCRIPTIONS,
+            files=files,
+            data={"response_format": "verbose_json", "timestamp_granularities[]": "word"},
+        ),
+        "transcription stream": client.post(TRANSCRIPTIONS, files=files, data={"stream": "true"}),
+        "translation": client.post(TRANSLATIONS, files=files),
+        "tokenize": client.post("/tokenize", json={"messages": chat["messages"]}),
+    }
+
+
+def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
+    """The answers of the routes that decode; they must fail with an HTTP status, not later."""
+    for name, answer in answers.items():
+        assert answer.status_code < 500, (name, answer.text)
+        if answer.status_code == 200:
+            assert '"error"' not in answer.text, (name, answer.text)
+    return {answer.status_code for name, answer in answers.items() if name != "tokenize"}
+
+
+def noise(form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    wave = 0.1 * np.random.default_rng(0).standard_normal(6000)
+    soundfile.write(file, wave, 16000, format=form, **options)
+    return file.getvalue()
+
+
+FORMS = {
+    "wav": noise("WAV"),
+    "float wav": noise("WAV", subtype="FLOAT"),
+    "flac": noise("FLAC"),
+    "ogg": noise("OGG"),
+    "opus": noise("OGG", subtype="OPUS"),
+    "mp3": noise("MP3"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> None:
+    """Truncated, or with flipped bits: refused by all routes or by none, and never a server error."""
+    dice, whole = random.Random(form), FORMS[form]
+    seen: set[int] = set()
+    with running.client() as client:
+        assert statuses(on_every_route(client, whole)) == {200}
+        for _ in range(3):
+            cut = whole[: dice.randrange(12, len(whole) * 9 // 10)]
+            assert statuses(on_every_route(client, cut)) == {400}
+        for _ in range(8):
+            data = bytearray(whole)
+            for _ in range(dice.choice((1, 3, 30))):
+                at = dice.randrange(12, dice.choice((60, len(data))))
+                data[at] ^= 1 << dice.randrange(8)
+            status = statuses(on_every_route(client, bytes(data)))
+            assert len(status) == 1, status
+            seen |= status
+    assert seen <= {200, 400} and 400 in seen
+
+
+def flipped(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        # One bit of the exponent of a sample: 1e37, whose square is no number any more.
+        (flipped(FORMS["float wav"], FORMS["float wav"].index(b"data") + 8 + 4 * 999 + 3, 6), "-1"),
+        # One bit of the number of samples: the header promises days.
+        (flipped(FORMS["flac"], 21, 3), "can hold"),
+    ],
+)
+def test_s9_one_wrong_bit_is_400_on_every_route(
+    running: Running, data: bytes, message: str
+) -> None:
+    with running.client() as client:
+        answers = on_every_route(client, data)
+        assert statuses(answers) == {400}
+        for name, answer in answers.items():
+            assert name == "tokenize" or message in answer.json()["error"]["message"], name
+
+
+@pytest.mark.parametrize("samples", [1, 2000, 20_000])
+def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
+    running: Running, samples: int
+) -> None:
+    """Independent of the duration: 20,000 samples at 1 Hz are more than five hours."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(samples), 1, format="WAV")
+    with running.client() as client:
+        answers = on_every_route(client, file.getvalue())
+    assert {answer.status_code for answer in answers.values()} == {400}
+    errors = [answer.json()["error"] for answer in answers.values()]
+    (error,) = {(e["message"], e["code"], e["type"]) for e in errors}
+    assert "found 1 Hz" in error[0]
+    assert {e["param"] for e in errors} == {
+        "file",
+        "messages[0].content[0].input_audio.data",
+    }
+
+
+def test_s9_a_failure_of_ours_says_no_more_than_that(
+    running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **options: Any) -> Any:
+        options["on_progress"](0.0)
+        raise RuntimeError("secret at 0x7f00")
+
+    monkeypatch.setattr(longform, "transcribe", broken)
+    with pytest.raises(InternalServerError) as caught:
+        client.audio.transcriptions.create(file=CLIP, model="tiny")
+    assert "secret" not in caught.value.response.text
+    with running.client() as plain:
+        raw = plain.post("/v1/audio/transcriptions", files={"file": CLIP}, data={"stream": "1"})
+    (only,) = raw.text.strip().split("\n\n")  # an error in the stream, and no end of it
+    assert json.loads(only.removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The files in the temporary folder, and open deleted ones."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def left() -> list[str]:
+        links = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                links.append(os.readlink(f"/proc/self/fd/{number}"))
+            except OSError:
+                continue
+        return [*os.listdir(tmp_path), *(link for link in links if str(tmp_path) in link)]
+
+    return left
+
+
+@pytest.fixture
+def large() -> bytes:
+    """A recording of twenty seconds that is stored in a file."""
+    return clip(40, "WAV", subtype="FLOAT") + b"\0" * transcriptions.IN_MEMORY
+
+
+def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it didn't come about"
+        time.sleep(0.01)
+
+
+def test_s25_uploads_are_private_and_gone_afterwards(
+    running: Running,
+    client: OpenAI,
+    large: bytes,
+    temporary: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, list[str]]] = []
+    real = longform.transcribe
+
+    def watched(engine: Engine, sources: Any, *args: Any, **named: Any) -> Any:
+        (path,) = sources
+        seen.append((path.stat().st_mode & 0o777, temporary()))
+        named["window"] = 10.0
+        return real(engine, sources, *args, **named)
+
+    monkeypatch.setattr(longform, "transcribe", watched)
+    client.audio.transcriptions.create(file=large, model="tiny")
+    assert seen[0][0] == 0o600 and seen[0][1] and not temporary()
+    with pytest.raises(BadRequestError):  # refused while it is read
+        client.audio.transcriptions.create(file=large[:1_100_000], model="tiny")
+    assert len(seen) == 2 and not temporary()
+    with pytest.raises(BadRequestError):  # before it is
+        client.audio.transcriptions.create(file=large, model="tiny", language="tlh")
+    assert len(seen) == 2 and not temporary()
+    with (
+        running.client() as plain,
+        plain.stream(
+            "POST", "/v1/audio/transcriptions", files={"file": large}, data={"stream": "true"}
+        ) as answer,
+    ):
+        assert answer.status_code == 200 and temporary()
+    eventually(lambda: not temporary())
+
+
+@pytest.mark.parametrize("end", ["gone", "too much", "no form"])
+def test_s25_a_broken_upload_is_gone(
+    end: str, large: bytes, temporary: Callable[[], list[str]]
+) -> None:
+    body = form(large)[:-2000]
+    seen: list[list[str]] = []
+
+    async def receive() -> dict[str, Any]:
+        seen.append(temporary())
+        if len(seen) == 1:
+            return {"type": "http.request", "body": body, "more_body": True}
+        if end == "too much":
+            return {"type": "http.request", "body": bytes(1 << 20), "more_body": True}
+        if end == "no form":
+            return {"type": "http.request", "body": b"\r\n--B\r\n\0", "more_body": False}
+        return {"type": "http.disconnect"}
+
+    kind = [(b"content-type", b"multipart/form-data; boundary=B")]
+    request = HttpRequest({"type": "http", "headers": kind}, receive)  # type: ignore[arg-type]
+    with pytest.raises((ClientGone, ApiError)):
+        asyncio.run(audio_form.receive(request, 4_000_000))
+    assert seen[1] and not temporary()
+
+
+def head(length: int) -> bytes:
+    return (
+        f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n"
+        "Content-Type: multipart/form-data; boundary=B\r\n\r\n"
+    ).encode()
+
+
+def form(data: bytes, **fields: str) -> bytes:
+    parts = [
+        f'--B\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'
+        for n, v in fields.items()
+    ]
+    front = '--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    return "".join(parts).encode() + front.encode() + data + b"\r\n--B--\r\n"
+
+
+@pytest.mark.parametrize("when", ["answered", "streamed", "waiting"])
+def test_who_hangs_up_frees_everything(
+    running: Running, when: str, temporary: Callable[[], list[str]], large: bytes
+) -> None:
+    """Alone it would run on for hundreds of steps: an answer to twenty seconds has room for 224 tokens, is asked for
+    again with twice as many, and in halves."""
+    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    weight = running.engine.model.decoder.embed_tokens.weight
+    with torch.no_grad():
+        weight[list(running.engine.processor.tokenizer.eos_ids)] = 0
+    body = form(large, **({"stream": "true"} if when == "streamed" else {}))
+    port = int(running.url.rpartition(":")[2])
+    count = server.shares.recordings.share.total + 2 if when == "waiting" else 1
+    lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    for line in lines:
+        line.sendall(head(len(body)) + body)
+    if when == "streamed":
+        assert b"text/event-stream" in lines[0].recv(4096)
+    eventually(lambda: server.admitted == count and running.engine.counters().running > 0)
+    before = running.engine.counters().steps
+    for line in lines:
+        line.close()
+    eventually(lambda: running.idle() and server.admitted == 0 and not temporary())
+    after = running.engine.counters().steps
+    assert after - before < 100
+    time.sleep(0.1)
+    assert running.engine.counters().steps == after
+
+
+def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
+    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    others = [bytes([i]) for i in range(server.capacity - 1)]
+    tickets = [server.admit(Caller(client)) for client in (b"127.0.0.1", *others)]
+    with pytest.raises(RateLimitError) as caught:
+        client.audio.transcriptions.create(file=CLIP, model="tiny")
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    for ticket in tickets:
+        ticket.release()
+    client.audio.transcriptions.create(file=CLIP, model="tiny")
+    assert server.admitted == 0
+
+
+@pytest.fixture
+def narrow(engine: Engine) -> Iterator[Running]:
+    settings = Settings("tiny", max_audio_bytes=200_000, max_recording_seconds=30)
+    with serving(engine, settings) as running:
+        yield running
+
+
+def silence(seconds: int, rate: int = 16000) -> bytes:
+    """Some kilobytes per minute."""
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="FLAC") as flac:
+        for _ in range(0, seconds, 60):
+            flac.write(np.zeros(rate * 60, np.int16))
+    return file.getvalue()
+
+
+def test_s8_large_and_long_recordings_are_refused(narrow: Running) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000 * 40, np.float32), 8000, "OPUS", format="OGG")
+    with narrow.client() as plain:
+
+        def post(data: bytes, **fields: str) -> tuple[int, str]:
+            answer = plain.post("/v1/audio/transcriptions", files={"file": data}, data=fields)
+            return answer.status_code, answer.text
+
+        for fields in ({}, {"stream": "true"}):
+            assert post(CLIP[:100] + bytes(200_000), **fields)[0] == 413
+            assert post(bytes(200_000 + 2 * audio_form.AROUND), **fields)[0] == 413
+            status, error = post(file.getvalue(), **fields)  # its header tells
+            assert status == 413 and "may last 30 s" in error
+
+
+def test_pieces_are_no_longer_than_clips_may_be(engine: Engine) -> None:
+    with serving(engine, Settings("tiny", max_audio_seconds=1.0)) as running:
+        client = OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        answer = client.audio.transcriptions.create(
+            file=CLIP, model="tiny", response_format="verbose_json"
+        )
+        assert len({segment.seek for segment in answer.segments}) > 1
+
+
+def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
+    """Its bodies may be as much larger, and frames of longer pieces count as prompts."""
+    half, hour = Settings("tiny"), Settings("tiny", max_audio_seconds=3600)
+    for name in ("max_audio_bytes", "max_body_bytes", "body_seconds"):
+        assert getattr(hour, name) == 2 * getattr(half, name)
+    assert (
+        hour.max_bodies_bytes - hour.max_body_bytes == half.max_bodies_bytes - half.max_body_bytes
+    )
+    with pytest.raises(ValueError, match="between 1 and 10,080"):
+        Settings("tiny", max_audio_seconds=10_081)
+    long = base64.b64encode(silence(31 * 60)).decode()
+    audio = {"type": "input_audio", "input_audio": {"data": long, "format": "flac"}}
+    chat = {"messages": [{"role": "user", "content": [audio]}], "max_tokens": 1}
+    for settings, status, message in (
+        (half, 413, "may last 1800 s, found 1860"),
+        (hour, 400, "at least 23"),
+    ):
+        with serving(engine, settings) as running, running.client() as client:
+            answer = client.post("/v1/chat/completions", json=chat)
+            assert answer.status_code == status and message in answer.text
+            prompts = running.uvicorn.config.app.state.server.shares.prompts
+            reservation = prompts.take(b"another", prompts.share.total)
+            answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
+            assert answer.status_code == (200 if settings is half else 429), answer.text
+            reservation.release()
+            answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
+            assert answer.status_code == 200 and prompts.used == 0
+
+
+def test_s8_samples_are_counted_while_they_are_decoded(
+    narrow: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trusting(longform.StoppableStream):
+        """Takes any header for true."""
+
+        def __init__(self, source: Any, max_seconds: float, stop: Any, decoders: Any) -> None:
+            longform.AudioStream.__init__(self, source, max_seconds=max_seconds)
+            self._stopped = stop
+
+    monkeypatch.setattr(longform, "StoppableStream", Trusting)
+    with narrow.client() as plain:
+        for fields in ({}, {"stream": "true"}):
+            files = {"file": silence(3600)}
+            answer = plain.post("/v1/audio/transcriptions", files=files, data=fields)
+            assert answer.status_code == 413 and "found 32" in answer.text, answer.text
+
+
+BOMB = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+import conftest, httpx2
+from engine.conftest import SAYINGS
+from serve.conftest import serving, tiny_engine
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.admission.settings import Settings
+
+config = conftest.tiny_config.__wrapped__()
+engine = tiny_engine(config, Tokenizer.train(SAYINGS, vocab_size=384))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+data = open({path!r}, "rb").read()
+with serving(engine, Settings("tiny", max_recording_seconds=3 * 3600)) as running:
+    with httpx2.Client(base_url=running.url, timeout=300, trust_env=False) as client:
+        post = lambda data: client.post("/v1/audio/transcriptions", files={{"file": data}})
+        assert post(data[:5000]).status_code == 400
+        before = peak()
+        answer = post(data)
+        print(peak() - before, answer.status_code)
+        print(answer.text)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("minutes", "rate"), [(3, 192_000), (150, 16_000)])
+def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate: int) -> None:
+    """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
+    path = tmp_path / "silence.flac"
+    path.write_bytes(silence(minutes * 60, rate))
+    tests = str(Path(__file__).parents[2])
+    script = textwrap.dedent(BOMB).format(tests=tests, path=str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures, summary = done.stdout.strip().split("\n")
+    grown, status = map(int, figures.split())
+    assert status == 200 and json.loads(summary)["text"] == ""
+    assert "silence" in json.loads(summary)["warnings"][0]
+    assert grown < 60, f"{grown} MiB more"
