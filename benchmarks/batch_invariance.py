@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from polyphi.types.sampling import SamplingParams
 from quantization import PROMPTS, prompts
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
 from polyphi.engine.scores import logits_many
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.heldout import find
 
 PRECISIONS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
@@ -26,6 +25,7 @@ from polyphi.processing import image
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.options import TrainOptions
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio, Image
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.graph.graph import Run

@@ -21,11 +21,11 @@ import curation
 import leaked_items
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.dedup.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.filters.language import LanguageFilter

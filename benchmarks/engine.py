@@ -48,9 +48,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image as Picture
-from polyphi.prepared.memory import model_bytes
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +61,8 @@ from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import Engine
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.matrix_products import matrix_products
+from polyphi.prepared.memory import model_bytes
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization import quantize as quantized
@@ -72,6 +71,8 @@ from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import row
 from polyphi.types.inputs.audio import AudioLayout
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 
 HERE = Path(__file__).parent
 PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
@@ -765,7 +766,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     size = Size().cut(args.layers)
-    library = choose_transformers(placement.products(size.config), args.peer_dtype)
+    library = choose_transformers(matrix_products(size.config), args.peer_dtype)
     works = {
         "decoder": decoder,
         "encoders": encoders,

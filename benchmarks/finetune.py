@@ -41,10 +41,11 @@ from polyphi.data import shards
 from polyphi.data.draws import Unfit
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
-from polyphi.devices import placement, precision
+from polyphi.devices import precision
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.matrix_products import matrix_products
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
@@ -223,7 +224,7 @@ def ours(
     model = load_checkpoint(folder / "model")
     plan = stage(batches)
     trainable = plan.learning_rates(n for n, _ in model.named_parameters())
-    choice = precision.choose(dtype, "cpu", placement.products(model.config), work.batch_tokens)
+    choice = precision.choose(dtype, "cpu", matrix_products(model.config), work.batch_tokens)
     if base:
         quantize_frozen(model, base, trainable)
     for name, parameter in model.named_parameters():

@@ -31,7 +31,6 @@ import psutil
 import soundfile
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image, Text
 from random_checkpoint import make
 
 from polyphi.checkpoints.processor import make_processor
@@ -56,6 +55,7 @@ from polyphi.types.batch import Batch
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.inputs.image import ImageInput
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 
 HERE = Path(__file__).parent
 SENTENCES = (

@@ -13,7 +13,6 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
 from torch import Tensor
 
 from polyphi.checkpoints.processor import make_processor
@@ -25,6 +24,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, parts
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 from polyphi_recipe.stages import sizes
 
 

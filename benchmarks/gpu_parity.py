@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_models import Line, conversations, difference, multimodal, whole_float32
-from polyphi.types.sampling import SamplingParams
 from torch import Tensor
 
 from polyphi.engine.engine import Engine
@@ -26,6 +25,7 @@ from polyphi.quantization.quantize import BASES, head_of, quantize_frozen
 from polyphi.train.loss import NextToken
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = {"float32": 4.0, "bf16": 2.0}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from gpu_models import Line, language, median_seconds, random_packed, text_rows, wait
-from polyphi.types.sampling import SamplingParams
 from torch import Tensor
 
 from polyphi.checkpoints.processor import make_processor
@@ -27,6 +26,7 @@ from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage_loss import StageLoss
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe import stages
 from polyphi_recipe.stages import sizes
 

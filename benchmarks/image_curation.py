@@ -17,12 +17,12 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from PIL import Image
-from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import decode_image
 from polyphi.processing.video import decode_video
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as Picture
 from polyphi_recipe.filters.images import DownscaleImages, ImageSizeFilter, captions, encoded
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.pipeline.documents import document

@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sidebyside import ENVIRONMENTS, install
@@ -50,6 +48,8 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, specification
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "interchange.md"

@@ -64,10 +64,10 @@ from sidebyside import (
 )
 
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.devices import placement
 from polyphi.devices.memory import free_memory
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.matrix_products import matrix_products as products_of
 from polyphi.runtime.files import cache_folder
 
 HERE = Path(__file__).parent
@@ -623,7 +623,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     threads = args.threads
     torch.set_num_threads(threads)
-    args.library = choose_transformers(placement.products(engine.Size().config), args.peer_dtype)
+    args.library = choose_transformers(products_of(engine.Size().config), args.peer_dtype)
     if "products" in args.parts:
         show(matrix_products.compare(args.repeats, args.library), as_json=args.json)
     results: list[Measured] = []

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import soundfile
 from PIL import Image, ImageEnhance
-from polyphi.types.parts import Audio
-from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.parts import Image as Picture
 from polyphi_eval.services.speech_synthesis import Voice, speak, unavailable
 from polyphi_recipe.corpora.image_qa import draw_digits, draw_text
 from polyphi_recipe.dedup.decontaminate import Index

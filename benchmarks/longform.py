@@ -26,8 +26,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from polyphi.types.parts import Audio
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from rich.table import Table
 from sidebyside import peak_bytes
@@ -49,6 +47,8 @@ from polyphi.transcription.transcript import Piece, estimated
 from polyphi.transcription.words import token_spans, word_spans
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.speech_synthesis import Voice, speak, unavailable
 from polyphi_recipe.raw.packages import unpack
 from polyphi_recipe.stages import sizes

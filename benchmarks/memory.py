@@ -24,8 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from sidebyside import peak_bytes
 
@@ -38,6 +36,8 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.rendering import table
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 
 LIMITS = {"int4": 6.2, "int4-all": 4.6, "int8": 7.8, "int8-all": None}
 """GB, without keys and values."""

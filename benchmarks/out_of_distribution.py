@@ -26,10 +26,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
-from polyphi.types.transcript import TRANSCRIBE
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_recipe.synthetic.voices import ACCENTS, VARIANTS
 
 SIDE = 112

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 
 import polyphi
@@ -30,6 +29,7 @@ from polyphi.quantization.quantize import quantize
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.baselines import Result, evaluate, select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find

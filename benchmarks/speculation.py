@@ -32,8 +32,6 @@ from types import ModuleType
 
 import torch
 from engine import random_model
-from polyphi.types.parts import Text
-from polyphi.types.sampling import SamplingParams
 from sidebyside import console
 
 import polyphi
@@ -52,6 +50,8 @@ from polyphi.quantization.quantize import SCHEMES, quantize
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.batch import row
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.baselines import select
 from polyphi_eval.heldout import find
 

@@ -40,13 +40,13 @@ def measured(rows: int | None) -> dict[str, float]:
     from dataclasses import replace
 
     import torch
-    from polyphi.types.sampling import Grammar, SamplingParams
 
     from polyphi.checkpoints.processor import make_processor
     from polyphi.engine.engine import Engine
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
     from polyphi.types.messages import Message
+    from polyphi.types.sampling import Grammar, SamplingParams
     from polyphi_recipe.stages import sizes
 
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]

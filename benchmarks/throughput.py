@@ -26,10 +26,10 @@ import leaked_items
 import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
-from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.dedup.decontaminate import held_out
 from polyphi_recipe.dedup.dedup import TEXTS, deduplicate

@@ -52,7 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.data import shards
 from polyphi.data.loader import Loader
-from polyphi.devices import placement, precision
+from polyphi.devices import precision
 from polyphi.kernels import training_attention
 from polyphi.model.config import (
     AdapterConfig,
@@ -62,6 +62,7 @@ from polyphi.model.config import (
     VisionConfig,
 )
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.matrix_products import matrix_products
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -444,7 +445,7 @@ def compare(
     precision."""
     console.print(f"[bold]{work.name}[/bold]")
     ours_in = precision.choose(
-        "auto", "cpu", placement.products(configuration(work)), work.batch_tokens
+        "auto", "cpu", matrix_products(configuration(work)), work.batch_tokens
     )
     limit = limits[ours_in.precision]
     with tempfile.TemporaryDirectory() as name:

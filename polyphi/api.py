@@ -26,7 +26,6 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     files_beside,
     load_checkpoint,
-    locate,
     read_config,
     read_quantization,
     stored_bytes,
@@ -37,12 +36,13 @@ from polyphi.decoding.forms import CallRules, response_grammar, with_rules
 from polyphi.decoding.output import Output
 from polyphi.devices import memory, placement
 from polyphi.engine import scores
-from polyphi.engine.capacity import MemoryReport
+from polyphi.engine.capacity import MemoryReport, memory_report
 from polyphi.engine.engine import MAX_NUM_SEQS, Engine
 from polyphi.engine.request import GREEDY
 from polyphi.engine.rows import Conversation, Prompt, parse_prompt
 from polyphi.hub import hashes, pull
 from polyphi.hub.fingerprint import fingerprint
+from polyphi.hub.location import locate
 from polyphi.media.media import Caps
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
@@ -61,11 +61,11 @@ from polyphi.types.completion import Completion, Delta, Tokens
 from polyphi.types.dialects import as_media
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.media_sources import AnyAudio, ImageSource, audio_source
-from polyphi.types.messages import FunctionCall, Message, with_tools
+from polyphi.types.messages import Message, with_tools
 from polyphi.types.modality import Modality
 from polyphi.types.parts import Audio, Image, Item
 from polyphi.types.sampling import Grammar, SamplingOptions, SamplingParams
-from polyphi.types.tools import functions
+from polyphi.types.tools import FunctionCall, functions
 from polyphi.types.transcript import Transcript
 
 log = logging.getLogger(__name__)
@@ -455,7 +455,7 @@ class Phi:
                 f"{target}: expected a new or empty folder, found a file or files in it"
             )
         with tempfile.TemporaryDirectory() as temporary:
-            beside = [] if self.source is None else files_beside(self.source, "native")
+            beside = [] if self.source is None else files_beside(locate(self.source), "native")
             if self.tokenizer.has_vocabulary:  # after load(tokenizer=), not the checkpoint's
                 self.tokenizer.save(temporary)
             own = {file.name: file for file in Path(temporary).iterdir()}
@@ -631,7 +631,7 @@ def load(
         kv=kv,
     )
     phi.source = path_or_id
-    phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
+    phi.memory = memory_report(model, free, target, phi.engine.capacity, kv)
     # The template of Phi-4-mini-reasoning, the only one with a fixed system text, doesn't mention the marks.
     named = "reasoning" in Path(path_or_id).name.lower() or phi.tokenizer.fixed_system is not None
     phi.reasoning = named or THINK in read_chat_template(folder)

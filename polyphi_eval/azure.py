@@ -11,9 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.endpoint import RequestRejected
 
 EVALUATORS = {

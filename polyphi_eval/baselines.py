@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polyphi.types.completion import Generate
-from polyphi.types.parts import PUBLISHED, Part, Text
-from polyphi.types.routing import modalities_of, route
 
 from polyphi.data.sample import Sample
+from polyphi.types.completion import Generate
 from polyphi.types.messages import Message
+from polyphi.types.parts import PUBLISHED, Part, Text
+from polyphi.types.routing import modalities_of, route
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi_eval.cache import Cache
 from polyphi_eval.heldout import CORE_NAMES, GOALS, find

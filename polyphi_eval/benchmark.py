@@ -24,10 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.cache import Cache
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.sources import Data, Source

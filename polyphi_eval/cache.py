@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyphi.types.completion import Answers, Completion
+from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
-
-from polyphi.types.messages import Message
 from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.services.response_cache import ResponseCache, media_settings, media_sha256
 

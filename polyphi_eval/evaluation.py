@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.completion import Answers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import polyphi
 from polyphi.runtime.files import write_json
+from polyphi.types.completion import Answers
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded

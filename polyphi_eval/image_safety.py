@@ -6,10 +6,9 @@ a reference and the reply, without the image.
 
 from collections.abc import Sequence
 
-from polyphi.types.parts import Image, Text
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image, Text
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Judging
 

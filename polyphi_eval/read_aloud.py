@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Image
-from polyphi.types.transcript import LANGUAGES
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polyphi.runtime.files import write_whole
 from polyphi.text.quantity import quantity
+from polyphi.types.parts import Image
+from polyphi.types.transcript import LANGUAGES
 from polyphi_eval.benchmark import benchmarks, suite
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_eval.services.response_cache import ResponseCache, request_key

@@ -18,11 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Audio
-
 from polyphi.data.sample import Sample
 from polyphi.runtime.files import write_whole
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_eval.benchmark import Benchmark, belongs, in_rows
 from polyphi_eval.cache import Answer, Cache, Request, as_text, media_hashes
 from polyphi_eval.services.response_cache import dump

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polyphi.types.completion import Answers
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.data.sample import Sample
+from polyphi.types.completion import Answers
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score, belongs, benchmarks
 from polyphi_eval.cache import Cache, Request
 from polyphi_eval.run import BLOCK, Line, Progress, answer, file_name, prompts_of, read, write

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polyphi.types.transcript import LANGUAGES
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.transcript import LANGUAGES
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Judging, Row, Score, Statistic
 from polyphi_eval.sources import Data, Source, audio_of

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.types.parts import Audio, Image
-
 from polyphi.data.sample import Sample
 from polyphi.runtime.files import whole_file
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")

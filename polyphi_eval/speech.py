@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 
-from polyphi.types.parts import Audio
-from polyphi.types.transcript import LANGUAGES, TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.transcript import LANGUAGES, TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE
 from polyphi_eval import scorers, whisper_normalize
 from polyphi_eval.benchmark import Metric, Row, Score
 from polyphi_eval.text.normalization import UNSPACED, errors

@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from polyphi.types.parts import Audio, Part, Text
 
 from polyphi.runtime.installation import pip_install
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Part, Text
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice
 
 RATE = 16_000

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyphi.types.parts import Image, Text
-
 from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image, Text
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Source

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from polyphi.types.parts import Item
 
 from polyphi.checkpoints import modalities
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.types.modality import Modality, load_modality
+from polyphi.types.parts import Item
 
 FILE = Path(__file__).parents[1] / "examples" / "motion" / "motion.py"
 HEADER = "ax,ay,az,gx,gy,gz"

@@ -1,4 +1,4 @@
-"""Writes docs/limits.md from polyphi/serve/admission/shares.py and the server's settings: `python tests/limits_page.py`."""
+"""Writes docs/limits.md from polyphi/serve/admission (shares.py, settings.py): `python tests/limits_page.py`."""
 
 import ast
 import importlib.util

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import soundfile
 from PIL import Image as Picture
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio, Image
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval import baselines
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.cache import key_of

@@ -241,9 +241,8 @@ def test_a_pipe_that_nobody_writes_to_does_not_stop_a_prompt(
 def test_ctrl_c_ends_one_answer_quietly(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.types.completion import Delta
-
     from polyphi.engine.engine import Engine
+    from polyphi.types.completion import Delta
 
     def stream(self: Engine, messages: list, **options: object) -> Iterator[Delta]:
         yield Delta("Once upon")
@@ -259,11 +258,10 @@ def test_ctrl_c_ends_one_answer_quietly(
 def test_a_quantized_export_is_loaded_without_being_asked_for(
     checkpoint: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
-    from polyphi.types.sampling import SamplingParams
-
     import polyphi
     from polyphi.data import shards
     from polyphi.types.messages import Message
+    from polyphi.types.sampling import SamplingParams
 
     out = tmp_path / "int4"
     cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])

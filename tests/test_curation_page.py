@@ -12,11 +12,11 @@ import pytest
 import soundfile
 from matplotlib.figure import Figure
 from PIL import Image, ImageStat
-from polyphi.types.parts import Image as Picture
 
 from polyphi import cli
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.types.messages import media
+from polyphi.types.parts import Image as Picture
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.filters import quality
 from polyphi_recipe.pipeline import corpus

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 
 import polyphi
 from polyphi.decoding.grammars import (
@@ -23,6 +21,8 @@ from polyphi.decoding.structured import compile_grammar
 from polyphi.decoding.tool_calls import CallDelta
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_DRAFT, MAX_LOGPROBS, MAX_STOPS, Sampler
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 
 PAGE = (Path(__file__).parents[1] / "docs" / "generation.md").read_text()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 
 import polyphi
 from polyphi.data.shards import Shards
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
 

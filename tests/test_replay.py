@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
 
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import benchmarks

@@ -12,8 +12,6 @@ from typing import Any
 import engine
 import numpy as np
 import torch
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
@@ -23,6 +21,8 @@ from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.inputs.image import ImageInput
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 
 
 class Language:

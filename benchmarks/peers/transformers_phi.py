@@ -23,13 +23,13 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image, Text
 from turns import take_turns
 
 from polyphi.checkpoints.processor import make_processor
 from polyphi.devices.precision import DTYPES
 from polyphi.model.multimodal import PhiModel
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 
 ADAPTED = r"model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj)"
 

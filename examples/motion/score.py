@@ -8,11 +8,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from polyphi.types.parts import Item
-from polyphi.types.sampling import SamplingParams
-
 import polyphi
 from polyphi.types.messages import Message
+from polyphi.types.parts import Item
+from polyphi.types.sampling import SamplingParams
 
 FILE = Path(__file__).with_name("motion.py")
 

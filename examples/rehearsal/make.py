@@ -24,7 +24,6 @@ import pyarrow as pa
 import soundfile
 import torch
 from PIL import Image, ImageDraw
-from polyphi.types.transcript import LANGUAGES
 from safetensors.torch import save_file
 
 from polyphi.checkpoints.write import save_checkpoint
@@ -33,6 +32,7 @@ from polyphi.model.initialise import initialise
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.transcript import LANGUAGES
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.stages import sizes
 

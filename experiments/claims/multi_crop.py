@@ -11,7 +11,6 @@ from random import Random
 
 import numpy as np
 from PIL import Image as Picture
-from polyphi.types.parts import Image
 
 from experiments.claims.claim import (
     DRAWS,
@@ -30,6 +29,7 @@ from polyphi.processing.image import ImageReader
 from polyphi.processing.processor import Processor
 from polyphi.processing.reader import Decoding
 from polyphi.train.stage import Mix, Stage
+from polyphi.types.parts import Image
 from polyphi_recipe.corpora.image_qa import draw_text
 from polyphi_recipe.synthetic.scenes import Scene, image_question
 

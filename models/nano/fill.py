@@ -15,12 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Audio, Image, Text
-
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime.files import RECORD, sha256, write_json
 from polyphi.train.state import code_revision
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval.baselines import read
 from polyphi_eval.heldout import find
 from polyphi_recipe.report.page import collect

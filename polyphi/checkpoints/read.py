@@ -39,12 +39,11 @@ from polyphi.checkpoints.names import (
     in_pieces,
     public_name,
 )
-from polyphi.hub.location import locate
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.runtime.files import RECORD
+from polyphi.runtime.files import RECORD, restore
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.text.quantity import quantity
@@ -78,7 +77,7 @@ class _Stored:
 
 
 def load_checkpoint(
-    source: str | Path,
+    folder: Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -87,7 +86,7 @@ def load_checkpoint(
     apart: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
-    """The model in a folder, or of the hub id `owner/name`, in any of the three layouts. `dtype=None` keeps the stored
+    """The model in a folder (hub/location.py finds that of a hub id), in any of the three layouts. `dtype=None` keeps the stored
     dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With `apart` every
     tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors one by one.
     `progress` is called with the share of the tensors that are loaded.
@@ -99,7 +98,7 @@ def load_checkpoint(
     a damaged file, pickles; tensors that are missing, unexpected, or of a wrong shape or dtype, by name; an adapter
     (which may come from any source) with NaN or infinity.
     """
-    folder = locate(source)
+    restore(folder)
     notes: list[str] = []
     layout, config, stored = _open(folder, notes)
     for note in notes:
@@ -203,20 +202,19 @@ def _read(stored: _Stored) -> Tensor:
         return tensors.get_tensor(stored.key)
 
 
-def read_config(source: str | Path) -> ModelConfig:
+def read_config(folder: Path) -> ModelConfig:
     """The configuration of a checkpoint, from config.json and tensor shapes."""
-    return _open(locate(source))[1]
+    return _open(folder)[1]
 
 
-def read_layout(source: str | Path) -> str:
+def read_layout(folder: Path) -> str:
     """The layout of a checkpoint: one of the three, or QUANTIZED."""
-    return _open(locate(source))[0]
+    return _open(folder)[0]
 
 
-def read_quantization(source: str | Path) -> str | None:
+def read_quantization(folder: Path) -> str | None:
     """The scheme (`quantize.py`) of a quantized checkpoint, None for others. Raises ValueError for weights quantized by
     other software, and for a newer version of our layout."""
-    folder = locate(source)
     settings = read_json(folder / "config.json").get("quantization_config")
     if not settings:
         return None
@@ -237,10 +235,10 @@ def read_quantization(source: str | Path) -> str | None:
     return str(scheme)
 
 
-def stored_bytes(source: str | Path, table: bool = True) -> int:
+def stored_bytes(folder: Path, table: bool = True) -> int:
     """Bytes of all tensors of a checkpoint; `table`: with the embeddings that lie beside a quantized head."""
     dtypes = TYPES | BYTES
-    tensors = _open(locate(source))[2]
+    tensors = _open(folder)[2]
     if not table:
         tensors.pop(LOOKUP, None)
     return sum(
@@ -248,21 +246,20 @@ def stored_bytes(source: str | Path, table: bool = True) -> int:
     )
 
 
-def stored_types(source: str | Path) -> Counter[torch.dtype]:
+def stored_types(folder: Path) -> Counter[torch.dtype]:
     """Number of parameters of a checkpoint by stored dtype; only headers are read."""
     counts: Counter[torch.dtype] = Counter()
-    for name, tensor in _open(locate(source))[2].items():
+    for name, tensor in _open(folder)[2].items():
         if name != "lm_head.weight":  # a copy of the embedding
             dtype = TYPES.get(tensor.type, torch.float32)  # loading raises for other dtypes
             counts[dtype] += math.prod(tensor.shape)
     return counts
 
 
-def files_beside(source: str | Path, layout: str) -> list[Path]:
+def files_beside(folder: Path, layout: str) -> list[Path]:
     """What to copy when a checkpoint is written again in a `layout`: its tokenizer, the folders of users' modalities,
     and for an equal layout also the settings of its processor and templates. Raises ValueError for a link out of the
     folder."""
-    folder = locate(source)
     stored_layout = read_layout(folder)
     further = [path.parent for path in sorted(folder.glob(MODALITY))]
     inside(folder, (path for one in further for path in one.iterdir()))

@@ -71,11 +71,12 @@ def export(
     from polyphi.api import as_dtype
     from polyphi.checkpoints import gguf, modalities
     from polyphi.checkpoints.processor import make_processor
-    from polyphi.checkpoints.read import files_beside, load_checkpoint, locate, read_config
+    from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.data import calibration
     from polyphi.data.shards import Shards
     from polyphi.hub import model_card, push
+    from polyphi.hub.location import locate
     from polyphi.model.adapters import check_mergeable, merge_adapter
     from polyphi.processing.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from polyphi.media.file_types import IMAGE_SUFFIXES, SOUND_SUFFIXES, sniff
-from polyphi.types.messages import MediaSource
+from polyphi.types.media_sources import MediaSource
 from polyphi.types.parts import Audio, Image, Part, Text, Video
 from polyphi.types.routing import ROUTES
 

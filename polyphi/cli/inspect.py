@@ -40,7 +40,8 @@ def inspect(
     import polyphi
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.parts import parts
-    from polyphi.checkpoints.read import locate, read_config
+    from polyphi.checkpoints.read import read_config
+    from polyphi.hub.location import locate
 
     if (logits is None) != (out is None):
         raise ValueError(
@@ -56,7 +57,8 @@ def inspect(
         )
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
-    config = with_modalities(read_config(model), modality, locate(model))
+    folder = locate(model)
+    config = with_modalities(read_config(folder), modality, folder)
     for part in parts(config):
         table.add_row(
             part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""

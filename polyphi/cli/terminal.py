@@ -34,7 +34,8 @@ from polyphi.processing.expansion import expand
 from polyphi.text.quantity import quantity
 from polyphi.types.completion import Delta
 from polyphi.types.dialects import openai_part
-from polyphi.types.messages import MediaSource, Message
+from polyphi.types.media_sources import MediaSource
+from polyphi.types.messages import Message
 from polyphi.types.messages import media as parts_of
 from polyphi.types.parts import Audio, Image, Item, Part, Text, Video
 from polyphi.types.routing import ROUTES, modalities_of, normalize_adapter, route

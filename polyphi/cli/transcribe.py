@@ -140,8 +140,8 @@ def _transcribe_files(
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     if out is not None:  # its transcripts depend on the model
-        from polyphi.checkpoints.read import locate
         from polyphi.hub.fingerprint import fingerprint
+        from polyphi.hub.location import locate
 
         options = replace(options, model=f"{fingerprint(locate(model))} {quant} {kv}")
     todo, failed = select(recordings, options, force=force, console=error_console)

@@ -1,6 +1,6 @@
-"""Memory of a model, and free memory of the machine, its container or a GPU.
+"""Free memory of the machine, its container or a GPU, and bytes of tensors.
 
->>> model_bytes(model), free_memory(torch.device("cpu"))
+>>> free_memory(torch.device("cpu"))
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from polyphi.devices import cgroup
-from polyphi.model.multimodal import PhiModel
 
 
 class OutOfMemory(RuntimeError):
@@ -35,33 +34,11 @@ def free_memory(device: torch.device) -> int:
     return available if limit is None else min(available, limit.free)
 
 
-def free_beside(model: PhiModel) -> int:
-    """Free bytes once all weights of a model are in memory: weights that are mapped from their file take none until
-    they are read."""
-    device = model.decoder.device
-    if device.type != "cpu":
-        return free_memory(device)
-    process = psutil.Process().memory_info()
-    own = process.rss - getattr(process, "shared", 0)
-    return max(0, free_memory(device) - max(0, model_bytes(model) - own))
-
-
 @runtime_checkable
 class HasTensors(Protocol):
     """A quantized weight."""
 
     def tensors(self) -> Iterable[Tensor]: ...
-
-
-def model_bytes(model: PhiModel) -> int:
-    """Bytes of a model's tensors, without a table of embeddings on a CPU that is only used for lookups: it is mapped
-    from its file, and only rows that are read take memory."""
-    decoder = model.decoder
-    tensors = (*model.parameters(), *model.buffers(), *other_tensors(model))
-    sizes = {id(t): tensor_bytes(t) for t in tensors}
-    if getattr(decoder, "head", None) is not None and decoder.device.type == "cpu":
-        sizes.pop(id(decoder.embed_tokens.weight), None)
-    return sum(sizes.values())
 
 
 def other_tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -157,10 +157,11 @@ def _precision(facts: Facts) -> Facts:
 
     from polyphi.devices import placement, precision
     from polyphi.doctor import published
+    from polyphi.prepared.matrix_products import matrix_products
 
     cpu = torch.device("cpu")
     chosen = placement.choose_dtype({published.STORED: 1}, cpu, 1 << 62)
-    training = precision.choose("auto", cpu, placement.products(published.MINI))
+    training = precision.choose("auto", cpu, matrix_products(published.MINI))
     reason: str | None = "as they are stored"
     if precision.pinned() is not None:
         reason = f"set by {precision.VARIABLE}"

@@ -24,6 +24,7 @@ import torch
 
 from polyphi.devices import placement
 from polyphi.engine.cache import BLOCK, default_blocks, token_bytes
+from polyphi.engine.capacity import MemoryReport
 from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -93,7 +94,7 @@ def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, fr
     config = model.config.decoder
     each = token_bytes(config, dtype)
     capacity = BLOCK * default_blocks(config, each, max(0, free - weights), MAX_NUM_SEQS)
-    report = placement.MemoryReport(
+    report = MemoryReport(
         str(device), str(dtype), weights, free, each, config.max_position_embeddings, capacity
     )
     return Fit(

@@ -36,7 +36,7 @@ from polyphi.train.report.stage import loss_points, stage_row, training_records
 from polyphi.train.stage import Stage
 from polyphi.types.parts import Audio, Image
 
-TEMPLATES = environment("polyphi.train.report")
+TEMPLATES = environment("polyphi.finetuning", "polyphi.train.report")
 TEMPLATES.filters.update(count=count, inputs=inputs)
 
 SECTIONS = {

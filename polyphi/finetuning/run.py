@@ -36,7 +36,6 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     files_beside,
     load_checkpoint,
-    locate,
     read_config,
     read_layout,
     read_quantization,
@@ -53,6 +52,7 @@ from polyphi.finetuning import page
 from polyphi.finetuning.monitor import evaluations, fixed_samples
 from polyphi.finetuning.stages import check_model, for_rows, named_stage
 from polyphi.hub import model_card
+from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

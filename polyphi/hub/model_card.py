@@ -248,7 +248,7 @@ def _trained_parts(globs: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(part for glob in globs for part in part_of(glob)))
 
 
-TEMPLATES = environment("polyphi.checkpoints")
+TEMPLATES = environment("polyphi.hub")
 TEMPLATES.filters["trained_parts"] = _trained_parts
 
 

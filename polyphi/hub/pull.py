@@ -15,7 +15,6 @@ from polyphi.checkpoints.names import FORMAT
 from polyphi.checkpoints.read import (
     files_beside,
     load_checkpoint,
-    locate,
     read_config,
     read_layout,
     read_quantization,
@@ -24,6 +23,7 @@ from polyphi.checkpoints.read import (
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.hub import cache, download, hashes
 from polyphi.hub.download import Progress, silent
+from polyphi.hub.location import locate
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.files import RECORD, whole_folder

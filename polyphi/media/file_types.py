@@ -132,3 +132,20 @@ _MAGIC = (
     (b"FORM", "AIFF"),
     (b"\x1f\x8b", "gzip"),
 )
+
+
+def is_image(data: bytes) -> bool:
+    """Whether the first bytes are those of an image in one of `IMAGE_FORMATS`."""
+    return sniff(data) in IMAGE_FORMATS
+
+
+def is_audio(data: bytes, *, containers: bool = False) -> bool:
+    """Whether the first bytes are those of a WAV, FLAC, OGG or MP3 file, or with `containers` of an M4A, MP4, WebM, AAC
+    or AMR file."""
+    file_type = sniff(data)
+    return file_type in AUDIO_FORMATS or (containers and file_type in CONTAINER_FORMATS)
+
+
+def is_video(data: bytes) -> bool:
+    """Whether the first bytes are those of an MP4, WebM, Matroska or AVI file."""
+    return sniff(data) in VIDEO_FORMATS

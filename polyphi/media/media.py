@@ -44,7 +44,7 @@ from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.runtime.steps import Stop
 from polyphi.text.quantity import quantity
-from polyphi.types.messages import AudioSource, MediaSource
+from polyphi.types.media_sources import AudioSource, MediaSource
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB

@@ -16,7 +16,7 @@ from polyphi.media.isolated import DecoderError, video_frames
 from polyphi.media.media import CAPS, Caps, MediaError, bmp, decoder_media_error, open_media
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.steps import Stop
-from polyphi.types.messages import MediaSource
+from polyphi.types.media_sources import MediaSource
 from polyphi.types.parts import Image, Video
 
 

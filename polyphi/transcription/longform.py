@@ -36,7 +36,8 @@ from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, j
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 from polyphi.types.completion import Completion
-from polyphi.types.messages import AudioSource, Message
+from polyphi.types.media_sources import AudioSource
+from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.transcript import TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE, Transcript

@@ -4,14 +4,12 @@
 >>> teacher.chat([Message.user(Image("cat.png"), Text("What is this?"))]).text
 'A cat.'
 
-It implements `Generate` (polyphi/types/messages.py), so it can be evaluated like polyphi's own models, except on tasks that
-need log-probabilities. OpenAI's SDK sends the requests and reads the responses. Here requests respect rate limits
+It implements `Generate` (polyphi/types/completion.py), so it can be evaluated like polyphi's own models, except on tasks
+that need log-probabilities. OpenAI's SDK sends the requests and reads the responses. Here requests respect rate limits
 (`Pace`), and are retried if the server is busy, fails or can't be reached. The key is read from an environment variable
 for each request, and appears in no message, file or `repr`; the SDK's own variables (OPENAI_API_KEY, ...) aren't sent.
 """
 
-import base64
-import io
 import json
 import os
 import random
@@ -22,16 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyphi.runtime.installation import pip_install
 from polyphi.types.completion import Completion, Delta
-from polyphi.types.parts import Document, Image, Item, Media, Part, Text, Video
+from polyphi.types.dialects import media_format, openai_part
+from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 from polyphi.types.routing import normalize_adapter
 from polyphi.types.sampling import SamplingParams
-
-from polyphi.runtime.installation import pip_install
-from polyphi.types.messages import Message
 from polyphi.types.tools import call_text, functions
 
 if TYPE_CHECKING:
@@ -48,17 +45,6 @@ _HEADERS = "host accept accept-encoding connection user-agent content-type conte
 """Headers of the SDK that are sent; others have OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS, and facts about this machine."""
 _MALFORMED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 """Errors of reading a response that has another form than OpenAI's."""
-_FORMATS = {
-    b"\x89PNG": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"GIF8": "gif",
-    b"RIFF": "wav",
-    b"fLaC": "flac",
-    b"OggS": "ogg",
-    b"ID3": "mp3",
-    b"\xff\xfb": "mp3",
-    b"\xff\xf3": "mp3",
-}
 
 
 class RequestRejected(ValueError):
@@ -224,7 +210,7 @@ class Endpoint:
             "/audio/transcriptions",
             0,
             body=body,
-            files={"file": (f"clip.{_format(clip, 'wav')}", clip)},
+            files={"file": (f"clip.{media_format(clip, 'wav')}", clip)},
             options={"headers": {"Content-Type": "multipart/form-data"}},
         )
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
@@ -495,47 +481,3 @@ def _message(message: Message) -> dict[str, Any]:
     if all(isinstance(p, Text) for p in message.parts):
         return {"role": message.role, "content": message.text}
     return {"role": message.role, "content": [openai_part(p) for p in message.parts]}
-
-
-def openai_part(part: Part) -> dict[str, Any]:
-    """A part in OpenAI's format with embedded media. Raises ValueError for a video and a missing file."""
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    if isinstance(part, Video):
-        raise ValueError("an endpoint accepts no videos; send some of the frames as Images")
-    data = _media_bytes(part)
-    text = base64.b64encode(data).decode()
-    if isinstance(part, Document):
-        media_type = "application/pdf" if b"%PDF-" in data[:1024] else "text/plain"
-        file = {"filename": part.name, "file_data": f"data:{media_type};base64,{text}"}
-        return {"type": "file", "file": file}
-    if isinstance(part, Item):  # for polyphi's own server
-        return {"type": part.modality, part.modality: {"data": text}}
-    if isinstance(part, Image):
-        url = {"url": f"data:image/{_format(data, 'png')};base64,{text}"}
-        if part.detail != "auto":
-            url["detail"] = part.detail
-        return {"type": "image_url", "image_url": url}
-    return {"type": "input_audio", "input_audio": {"data": text, "format": _format(data, "wav")}}
-
-
-def _media_bytes(part: Media | Document) -> bytes:
-    if isinstance(part.source, bytes):
-        return part.source
-    if isinstance(part.source, tuple):
-        import soundfile
-
-        wave, rate = part.source
-        out = io.BytesIO()
-        soundfile.write(out, wave, rate, format="WAV", subtype="PCM_16")
-        return out.getvalue()
-    path = Path(part.source)
-    if not path.exists():
-        raise ValueError(f"there is no file {path}")
-    return path.read_bytes()
-
-
-def _format(data: bytes, default: str) -> str:
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return next((name for magic, name in _FORMATS.items() if data.startswith(magic)), default)

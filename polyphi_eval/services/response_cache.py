@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from polyphi.types.parts import Part, Text
 
 from polyphi.types.messages import Message
+from polyphi.types.parts import Part, Text
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 Line = dict[str, Any]

@@ -163,6 +163,7 @@ def _run(
             + (["main.py"] if isolated else ["-c", _GUARD]),
             "readable": [*SYSTEM, *_prefixes(python)],
             "report": writing,
+            "syscall_filter": _syscall_filter_file(),
         }
         started = time.monotonic()
         process = subprocess.Popen(
@@ -317,7 +318,8 @@ def _launch(job: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(_DEATH_SIGNAL, signal.SIGKILL)
     _leave_keyring()
-    syscall_filter = _syscall_filter()  # before this process can't read the file any more
+    # Before this process can't read the file any more.
+    syscall_filter = _syscall_filter(job["syscall_filter"])
     box, user = Path(job["folder"], "box"), FIRST_UID + os.getpid()
     if isolated:
         code = (box / "main.py").read_bytes()
@@ -351,9 +353,15 @@ def _line(**fields: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def _syscall_filter() -> Any:
-    """polyphi/runtime/syscall_filter.py: this file runs alone, without the package."""
-    sys.path.append(str(Path(__file__).parents[1] / "runtime"))
+def _syscall_filter_file() -> str:
+    from polyphi.runtime import syscall_filter
+
+    return str(syscall_filter.__file__)
+
+
+def _syscall_filter(file: str) -> Any:
+    """The module in polyphi/runtime/syscall_filter.py: this file runs alone, without the package."""
+    sys.path.append(str(Path(file).parent))
     return import_module("syscall_filter")
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from random import Random
 
-from polyphi.types.transcript import TRANSCRIBE
-
 from polyphi.data.shards import Sample
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_recipe.corpora import audio_safety
 from polyphi_recipe.corpora.vision_speech import spoken_questions
 from polyphi_recipe.dedup.decontaminate import against

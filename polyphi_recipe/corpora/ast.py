@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from polyphi.types.transcript import TRANSLATE
-
 from polyphi.data.shards import Sample
+from polyphi.types.transcript import TRANSLATE
 from polyphi_recipe.dedup.decontaminate import against
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.raw.real_text import fill, interleave

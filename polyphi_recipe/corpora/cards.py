@@ -37,7 +37,7 @@ def card(folder: Path) -> str:
             for step in pipeline.counts(folder / name, manifest["pipeline"])
         ]
         splits.append({**manifest, "name": name, "steps": steps, "warning": warning(folder / name)})
-    template = environment("polyphi_recipe.curate").get_template("card.md")
+    template = environment("polyphi_recipe.corpora").get_template("card.md")
     return template.render(name=folder.name, splits=splits).rstrip("\n")
 
 

@@ -5,11 +5,10 @@ Each document has two or three images, each followed by its caption; the last se
 
 from collections.abc import Iterator
 
-from polyphi.types.parts import Image as ImagePart
-from polyphi.types.parts import Text
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as ImagePart
+from polyphi.types.parts import Text
 from polyphi_recipe.corpora import captions
 from polyphi_recipe.dedup.decontaminate import against
 from polyphi_recipe.pipeline.corpus import Corpus, Work

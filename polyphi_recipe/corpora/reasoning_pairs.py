@@ -10,9 +10,8 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.dedup.decontaminate import against
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.raw.real_text import fill, origin

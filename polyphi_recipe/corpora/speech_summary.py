@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from random import Random
 
-from polyphi.types.parts import Audio
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_recipe.dedup.decontaminate import against
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.raw.packages import LIBREOFFICE

@@ -15,11 +15,10 @@ from itertools import islice
 from random import Random
 from statistics import median
 
-from polyphi.types.parts import Audio, Image
-
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import image_size
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.text.normalization import wer
 from polyphi_recipe.corpora.image_qa import QUESTIONS
 from polyphi_recipe.filters.transcripts import USABLE

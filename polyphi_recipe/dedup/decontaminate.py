@@ -26,12 +26,12 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.parts import Audio, Image, Item
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import decode_audio, decode_image
 from polyphi.runtime.files import whole_folder
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Item
 from polyphi_recipe.dedup.audio_index import AudioFingerprintIndex
 from polyphi_recipe.dedup.image_index import ImageHashIndex
 from polyphi_recipe.dedup.phash import is_flat, thumbnail

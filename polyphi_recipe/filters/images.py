@@ -21,11 +21,11 @@ from datatrove.data import Document, DocumentsPipeline, Media
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from PIL import Image
-from polyphi.types.parts import Image as Picture
-from polyphi.types.parts import Text
 
 from polyphi.data.shards import Sample
 from polyphi.media.media import decode_image
+from polyphi.types.parts import Image as Picture
+from polyphi.types.parts import Text
 from polyphi_recipe.pipeline.documents import note, sample
 
 CAP = 1344

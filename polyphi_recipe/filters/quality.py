@@ -270,7 +270,7 @@ def _share(k: int, n: int) -> tuple[float, tuple[float, float]]:
 def table(measured: Iterable[Measured]) -> str:
     """Return a Markdown table with a row per head."""
     heads = sorted(measured, key=lambda m: (m.aspect, m.language))
-    template = environment("polyphi_recipe.curate").get_template("quality.md")
+    template = environment("polyphi_recipe.filters").get_template("quality.md")
     return template.render(heads=heads).rstrip("\n")
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample
 from polyphi.processing.audio import resample
+from polyphi.types.parts import Audio
 from polyphi_eval.text.normalization import wer
 from polyphi_recipe.pipeline.documents import note, sample
 

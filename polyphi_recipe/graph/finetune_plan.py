@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import locate, read_config
+from polyphi.checkpoints.read import read_config
 from polyphi.data import own
 from polyphi.finetuning.plan import EPOCHS, default_batch, load_of
 from polyphi.finetuning.run import Draft, corpus_sources, load_stage, sketch_of
 from polyphi.finetuning.stages import MULTIMODAL, for_rows, named_stage
 from polyphi.finetuning.stages import ROWS as TRAIN_ROWS
+from polyphi.hub.location import locate
 from polyphi.planning import cost
 from polyphi.planning.cost import Switches, work
 from polyphi.planning.example_rows import ROWS, example_rows
@@ -97,7 +98,7 @@ TYPICAL_ROWS = 1000
 
 def typical_load(stage: Stage, rows: OwnRows) -> Load:
     """The load of a built-in stage on `TYPICAL_ROWS` typical rows, at the published size or that of a checkpoint."""
-    published = sizes.load("full").model if rows.model is None else read_config(rows.model)
+    published = sizes.load("full").model if rows.model is None else read_config(locate(rows.model))
     config = sketch_of(stage, published).config
     stage = with_default_lrs(stage, config.adapters)
     target = cost.stage_model(stage, Budget(stage.steps, stage.batch_tokens, stage.context), config)

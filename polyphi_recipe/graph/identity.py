@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.devices import placement
 from polyphi.devices.precision import Choice, Requested, choose
+from polyphi.prepared.matrix_products import matrix_products
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.train.state import REASON, recorded
@@ -58,7 +58,7 @@ class Identity:
 
         def record(values: dict[str, Any]) -> dict[str, Any]:
             choice = recorded(values) or choose(
-                self.requested, distributed.device(), placement.products(self.recipe.size.model)
+                self.requested, distributed.device(), matrix_products(self.recipe.size.model)
             )
             return {**values, "precision": choice.precision, REASON: choice.reason}
 

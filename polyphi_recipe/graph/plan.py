@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 
-from polyphi.types.parts import Audio, Image, Item
 from rich.table import Table
 
 from polyphi.media.media import audio_size, image_size
@@ -28,6 +27,7 @@ from polyphi.processing.item_reader import ItemReader
 from polyphi.runtime.progress import duration
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio, Image, Item
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe.recipe import Recipe, short
 

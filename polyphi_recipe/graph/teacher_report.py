@@ -33,7 +33,7 @@ def write(out: Path, corpus: str) -> str:
         for name in by_synthesis
     }
     text = (
-        environment("polyphi_recipe")
+        environment("polyphi_recipe.graph")
         .get_template("teachers.md")
         .render(
             corpus=corpus,

@@ -19,9 +19,6 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.parts import Audio
-from polyphi.types.routing import modalities_of
-from polyphi.types.transcript import TRANSCRIBE
 
 from polyphi.data.formats import sample
 from polyphi.data.own import origin
@@ -35,6 +32,9 @@ from polyphi.runtime import inputs
 from polyphi.train.stage import Comparing, Stage
 from polyphi.types import modality as users
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio
+from polyphi.types.routing import modalities_of
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_eval import heldout, scorers
 from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
 from polyphi_recipe.dedup.decontaminate import held_out

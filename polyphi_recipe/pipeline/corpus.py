@@ -29,10 +29,10 @@ from polyphi_recipe.text.lexicon import LANGUAGES
 
 ROOT = Path(__file__).parents[2]
 CODE = (
-    "polyphi_recipe.curate.",
-    "polyphi_recipe.corpora.",
-    "polyphi_recipe.synthetic.",
+    *(f"polyphi_recipe.{name}." for name in ("text", "pipeline", "raw", "filters", "dedup")),
+    *(f"polyphi_recipe.{name}." for name in ("syntheses", "synthetic", "corpora")),
     "polyphi.text.",
+    "polyphi_eval.text.",
 )
 """Packages whose code and data files decide the rows of a corpus."""
 FIRST = 64

@@ -47,7 +47,8 @@ COUNTED = ("documents", "total", "forwarded")
 """Numbers of a step that are summed over its tasks, with those of what it dropped by reason, and those of syntheses
 (synthesis_step.py)."""
 PRELOADED = [
-    f"polyphi_recipe.curate.{name}" for name in ("children", "pipeline", "decontaminate", "dedup")
+    *(f"polyphi_recipe.pipeline.{name}" for name in ("children", "pipeline")),
+    *(f"polyphi_recipe.dedup.{name}" for name in ("decontaminate", "dedup")),
 ]
 """Modules of the process from which those of datatrove are forked; with one worker only the first."""
 

@@ -31,14 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Audio, Image
-
 from polyphi.data.confinement import inside
 from polyphi.data.shards import Sample
 from polyphi.media import media
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 from polyphi_recipe.raw.safety import REFUSAL
 from polyphi_recipe.text.lexicon import LANGUAGES
 

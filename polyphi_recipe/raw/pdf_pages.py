@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample
 from polyphi.processing.document import clean_text
 from polyphi.runtime import inputs
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as Picture
 from polyphi_recipe.filters.images import CAP, encoded, shrunk
 from polyphi_recipe.raw.pages import content, files
 from polyphi_recipe.raw.photos import photo

@@ -100,7 +100,7 @@ def text(
     needed = replace(
         every, targets=tuple(order), stages={n: every.stages[n] for n in order}
     ).tokens_needed()
-    return environment("polyphi_recipe").get_template("recipe.md").render(
+    return environment("polyphi_recipe.recipe").get_template("recipe.md").render(
         goal=goal,
         about=aim.about,
         size=size,

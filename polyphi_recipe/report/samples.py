@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Audio, Image
-
 from polyphi.data.shards import Shards
 from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, medium, question
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.baselines import read
 from polyphi_eval.report.heldout import METRICS, number
 from polyphi_recipe.recipe.recipe import OWN_TASK

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from polyphi.types.transcript import LANGUAGES
-
 from polyphi.model.config import (
     LONG_FACTOR,
     AdapterConfig,
@@ -21,6 +19,7 @@ from polyphi.model.config import (
     VisionConfig,
 )
 from polyphi.train.stage import Budget, Stage
+from polyphi.types.transcript import LANGUAGES
 
 ORDER = (
     "text_1_pretrain",

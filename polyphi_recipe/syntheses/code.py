@@ -3,18 +3,17 @@
     CODE_DOCUMENT   any sample -> a task, a function and its tests, as a document
     CODE_ANSWER     the same as a question with the code as its answer
 
-A function must pass its tests in the sandbox (polyphi_eval/services/sandbox.py), and an empty one must fail them: tests that
-nothing fails prove nothing.
+A function must pass its tests in the sandbox (polyphi_eval/services/sandbox.py), and an empty one must fail them: tests
+that nothing fails prove nothing.
 """
 
 import ast
 from dataclasses import replace
 
-from polyphi.types.parts import Text
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services import verifiers
 from polyphi_recipe.syntheses.syntheses import JSON_TEXT, json_object, pick
 from polyphi_recipe.syntheses.synthesize import Json, Synthesis

@@ -7,10 +7,9 @@ right ones.
 
 from dataclasses import replace
 
-from polyphi.types.parts import Image
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import media
+from polyphi.types.parts import Image
 from polyphi_recipe.syntheses.media import ASKED_AGAIN, MOST_QUESTIONS
 from polyphi_recipe.syntheses.syntheses import (
     AUDIO_QA,

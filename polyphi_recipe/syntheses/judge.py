@@ -28,12 +28,12 @@ from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.completion import Generate
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.data.shards import Sample
 from polyphi.runtime.installation import pip_install
+from polyphi.types.completion import Generate
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.response_cache import ResponseCache, messages_json
 from polyphi_eval.services.verifiers import Verdict, Verify, final, verdict_on
 from polyphi_recipe.pipeline.documents import note

@@ -15,11 +15,10 @@ boxes by the phrase alone. Boxes that the generator of an image recorded (`meta[
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from polyphi.types.parts import Audio, Image
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     NUMBER,

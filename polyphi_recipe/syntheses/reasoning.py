@@ -11,11 +11,10 @@ The rule is that a solution ends in the right answer. Of a problem that the teac
 
 from dataclasses import replace
 
-from polyphi.types.parts import Text
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     final_answer,

@@ -10,10 +10,9 @@ of each request whether it must be refused.
 
 from dataclasses import replace
 
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.filters.language import identify
 from polyphi_recipe.raw.safety import HELP, REFUSAL
 from polyphi_recipe.syntheses.judge import NO_VERDICT, yes_or_no

@@ -27,12 +27,11 @@ from fractions import Fraction
 from itertools import permutations
 from typing import Any, TypeVar
 
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.text.scripts import HAN, KANA
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.verifiers import equations
 from polyphi_recipe.syntheses.judge import yes_or_no
 from polyphi_recipe.syntheses.synthesize import Check, Json, Synthesis

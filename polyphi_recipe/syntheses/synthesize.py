@@ -24,12 +24,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from polyphi.types.parts import Audio, Image
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.runtime.files import whole_file
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.endpoint import RequestRejected, rough_tokens
 from polyphi_eval.services.response_cache import ResponseCache, messages_json, request_key
 from polyphi_recipe.syntheses.teachers import Teacher

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.endpoint import RequestRejected, chat_body
 
 GREEDY = SamplingParams()

@@ -10,11 +10,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from polyphi.types.parts import Text
-from polyphi.types.sampling import SamplingParams
-
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message, with_calls, with_tools
+from polyphi.types.parts import Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     json_list,

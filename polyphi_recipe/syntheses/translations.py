@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from polyphi.data.shards import Sample
+from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Text
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.transcript import TRANSLATE
-
-from polyphi.data.shards import Sample
-from polyphi.types.messages import Message, media
 from polyphi_recipe.syntheses.syntheses import JSON_TEXT, json_list, json_object, transcript, words
 from polyphi_recipe.syntheses.synthesize import Check, Json, Synthesis, synthesize
 from polyphi_recipe.syntheses.teachers import Teacher

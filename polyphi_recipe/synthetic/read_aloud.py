@@ -20,11 +20,11 @@ from random import Random
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.parts import Audio, Image, Part
 
 from polyphi.data.shards import Sample
 from polyphi.text.scripts import has_kanji
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Part
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.filters.language import language_of
 from polyphi_recipe.pipeline.documents import note, replace_sample, sample

@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from polyphi.types.parts import Audio
-from polyphi.types.transcript import TRANSCRIBE
 
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice
 from polyphi_recipe.filters.language import language_of
 from polyphi_recipe.pipeline.documents import note, replace_sample, sample

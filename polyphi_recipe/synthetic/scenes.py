@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
-from polyphi.types.parts import Image as ImagePart
-from polyphi.types.parts import Part
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as ImagePart
+from polyphi.types.parts import Part
 from polyphi_recipe.pipeline.corpus import Work
 from polyphi_recipe.pipeline.image_sizes import ImageSizes
 from polyphi_recipe.raw.packages import SOURCES

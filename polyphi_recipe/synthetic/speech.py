@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from polyphi.types.parts import Audio
-from polyphi.types.transcript import TRANSCRIBE_AND_TRANSLATE
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.transcript import TRANSCRIBE_AND_TRANSLATE
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.pipeline.corpus import Work
 from polyphi_recipe.raw.packages import SOURCES, unpack

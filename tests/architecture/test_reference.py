@@ -14,9 +14,9 @@ from limits_page import PAGE as LIMITS
 from limits_page import text as limits_text
 from models_page import PAGE as MODELS
 from models_page import table as models_table
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.cli import app
+from polyphi.types.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 GAP = "…"

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from polyphi.types.sampling import SamplingParams
 
 import polyphi
+from polyphi.types.sampling import SamplingParams
 
 
 @pytest.fixture

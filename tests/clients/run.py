@@ -27,12 +27,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import soundfile
-from polyphi.types.parts import Audio, Image
 from rich.console import Console
 
 from polyphi.data.shards import Shards
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio, Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

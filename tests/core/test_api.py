@@ -13,9 +13,6 @@ import soundfile
 import torch
 from films import film
 from PIL import Image as PIL
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio
-from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file
 from tones import say
 
@@ -31,7 +28,10 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.expansion import expand
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
+from polyphi.types.sampling import SamplingParams
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image as pil
-from polyphi.types.completion import Delta
 from published import write
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +18,7 @@ import polyphi
 from polyphi import Audio, Completion, Image, Message, SamplingParams
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.quantization import quantize
+from polyphi.types.completion import Delta
 from polyphi.types.messages import with_tools
 from polyphi.types.tools import FunctionCall
 

@@ -10,7 +10,6 @@ import soundfile
 import torch
 from films import film
 from PIL import Image as PIL
-from polyphi.types.sampling import Grammar
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
@@ -20,6 +19,7 @@ from polyphi.media import media as decoders
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
+from polyphi.types.sampling import Grammar
 
 EIGHT = SamplingParams(max_tokens=8)
 # Matrix products with another number of rows may sum in another order. Measured at most 8e-6 on logits of up to 6.

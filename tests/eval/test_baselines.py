@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.routing import adapter_for
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.routing import adapter_for
 from polyphi_eval import baselines, scorers, statistics
 from polyphi_eval.benchmark import Score
 from polyphi_eval.heldout import CORE, TASKS, find, task

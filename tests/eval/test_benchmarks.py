@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, belongs, benchmarks

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from polyphi.types.completion import Completion
+from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
-
-from polyphi.types.messages import Message
 from polyphi_eval.cache import BATCH, Cache, Request, key_of
 from polyphi_eval.run import write
 

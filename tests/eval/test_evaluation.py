@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
 
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi_eval import benchmark as benchmarks
 from polyphi_eval import evaluation

@@ -12,13 +12,13 @@ import httpx2
 import pytest
 import torch
 from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
-from polyphi.types.sampling import SamplingParams
 from serve.saved import save, served
 
 import polyphi
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval import lm_tasks
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT, suite

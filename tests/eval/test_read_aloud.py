@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from polyphi.types.parts import Audio, Image, Text
 
 from polyphi import cli
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval import read_aloud, spoken
 from polyphi_eval.read_aloud import SpeechCache, synthesise, voice_of
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
 from polyphi_eval.cache import Cache, Recorded

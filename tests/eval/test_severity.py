@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
 
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Score, suite

@@ -5,13 +5,13 @@ import random
 import jiwer
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 from variants import few
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_eval import speech, statistics
 from polyphi_eval.benchmark import Score
 from polyphi_eval.whisper_normalize import english

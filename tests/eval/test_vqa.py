@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from polyphi.types.parts import Image, Text
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image, Text
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.benchmarks.vision import mathvista, mmmu, ocrbench, pope

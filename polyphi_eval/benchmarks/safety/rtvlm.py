@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Image
-
 from polyphi.data.sample import Sample
+from polyphi.types.parts import Image
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.image_safety import JUDGING, image_prompt
 from polyphi_eval.sources import Data, Missing, Source, read_rows

@@ -6,10 +6,9 @@ the model's counts. AIR-Bench's own score, the mean of both orders, has separate
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from polyphi.types.parts import Text
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Benchmark, Judging, Row
 from polyphi_eval.sources import Data, Source, audio_of

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyphi.types.parts import Audio
-
 from polyphi.data.sample import Sample
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_eval import speech
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Missing, Source, audio_of

@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from polyphi.types.parts import Text
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Data, Source, audio_of

@@ -7,10 +7,9 @@ average.
 
 from collections.abc import Iterator
 
-from polyphi.types.transcript import TRANSCRIBE
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_eval import speech
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Source, audio_of

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from polyphi.types.parts import Audio, Text
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Text
 from polyphi_eval import judge
 from polyphi_eval.benchmark import Benchmark, Judging, Row
 from polyphi_eval.sources import Data, Source, audio_of

@@ -3,10 +3,9 @@ and options; the mean of the two."""
 
 from collections.abc import Iterator
 
-from polyphi.types.parts import Text
-
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.benchmarks.vision import mmmu

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image as PILImage
-from polyphi.types.parts import Image
 
 from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
+from polyphi.types.parts import Image
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Missing, Source

@@ -8,7 +8,6 @@ import pytest
 import torch
 from engine.conftest import fitted, tokenizer  # noqa: F401
 from items import FILE, add_motion, csv, motion, series
-from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file, save_file
 
 import polyphi
@@ -21,6 +20,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 EIGHT = SamplingParams(max_tokens=8)
 QUESTION = [Message.user(series(30), "What is it?")]

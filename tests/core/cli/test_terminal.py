@@ -22,9 +22,6 @@ import torch
 from engine.conftest import fitted
 from items import add_motion, csv
 from PIL import Image as PIL
-from polyphi.types.completion import Completion, Delta, Tokens
-from polyphi.types.parts import Audio, Image, Text, Video
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 
 import polyphi
@@ -35,7 +32,10 @@ from polyphi.media.media import CAPS
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.completion import Completion, Delta, Tokens
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text, Video
+from polyphi.types.sampling import SamplingParams
 
 CONTEXT = 1000
 

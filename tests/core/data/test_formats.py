@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
-from polyphi.types.parts import Audio, Image, Text
 
 from polyphi.data import formats, other_formats, own
 from polyphi.data.formats import RowOrigin, sample
@@ -22,6 +21,7 @@ from polyphi.data.shards import Sample, Shards, write
 from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.tools import call_text
 
 

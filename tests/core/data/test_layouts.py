@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image as PIL
-from polyphi.types.parts import Text
-from polyphi.types.transcript import TRANSCRIBE
 
 from polyphi.data import own, sources
 from polyphi.data.sample import Sample
+from polyphi.types.parts import Text
+from polyphi.types.transcript import TRANSCRIBE
 from polyphi_recipe.imports.row_counts import estimated_rows
 
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image as PIL
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.transcript import TRANSCRIBE
 
 from polyphi.data import files, own, shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.transcript import TRANSCRIBE
 
 
 @pytest.fixture

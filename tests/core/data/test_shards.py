@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards, document, row_hash
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 
 def png(seed: int, side: int = 8) -> bytes:

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from polyphi.types.sampling import Grammar, SamplingParams
 from variants import few
 
 from polyphi.decoding import structured
@@ -25,6 +24,7 @@ from polyphi.engine.request import Request
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.syscall_filter import MACHINES
 from polyphi.types.messages import Message
+from polyphi.types.sampling import Grammar, SamplingParams
 
 QUESTION = [Message.user("the dog")]
 WORDS = Grammar("regex", "(the|dog|fox){4}")

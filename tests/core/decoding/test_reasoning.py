@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import Grammar, SamplingParams
 
 from polyphi.decoding.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
 from polyphi.processing.reasoning import CLOSING, THINK, THINK_END
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.sampling import Grammar, SamplingParams
 
 TEXTS = st.lists(
     st.sampled_from(

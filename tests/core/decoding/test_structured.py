@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.sampling import Grammar, SamplingParams
 
 from polyphi.decoding.grammars import arguments_schema, compiled
 from polyphi.decoding.structured import Matcher, compile_grammar
@@ -21,6 +20,7 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.sampling import Grammar, SamplingParams
 from polyphi.types.tools import CALL, CALL_END
 
 TOKENIZER = Tokenizer.train(

@@ -13,6 +13,7 @@ from polyphi.engine.cache import token_bytes
 from polyphi.kernels import bf16
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.matrix_products import matrix_products
 from polyphi.quantization.quantize import quantize
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_products_of_a_configuration_are_those_of_the_model(tiny_config: ModelCo
     with torch.device("meta"):
         model = PhiModel(tiny_config)
     weights = [(parameter.shape, True) for parameter in model.parameters()]
-    assert placement.products(tiny_config) == precision.products(weights)
+    assert matrix_products(tiny_config) == precision.products(weights)
 
 
 def test_the_published_model_needs_what_the_design_says() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image as PIL
-from polyphi.types.parts import Audio, Image
 
 from polyphi.checkpoints.processor import make_processor
 from polyphi.engine.engine import Engine
@@ -14,6 +13,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 SAYINGS = [
     "the quick brown fox jumps over the lazy dog",

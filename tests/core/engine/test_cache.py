@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-from polyphi.types.sampling import SamplingParams
 
 from polyphi import kernels
 from polyphi.engine.cache import (
@@ -20,6 +19,7 @@ from polyphi.engine.cache import (
 )
 from polyphi.engine.engine import Engine
 from polyphi.model.attention import KVCache, packed_attention
+from polyphi.types.sampling import SamplingParams
 
 
 def hashes(count: int, root: bytes = b"root") -> list[bytes]:

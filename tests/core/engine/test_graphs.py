@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 from adapter_folders import random_factors
-from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.engine.engine import Engine
@@ -13,6 +12,7 @@ from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
 from polyphi.model.config import AdapterConfig
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 
 @pytest.mark.parametrize("seed", few(range(3), 1))

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from engine.conftest import clip, fitted, make_engine, picture
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Image
-from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.engine import engine as engine_module
@@ -23,7 +20,10 @@ from polyphi.engine.runner import Runner, extend
 from polyphi.model.adapters import adapter_pairs
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.stages import sizes
 
 LONG = "abc xyz 123 qrs tuv " * 5

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from items import FILE, add_motion, csv, motion, series
-from polyphi.types.parts import Image, Item
-from polyphi.types.routing import route
 from torch import Tensor, nn
 
 from polyphi.engine.engine import Engine
@@ -17,6 +15,8 @@ from polyphi.engine.scores import logits_many
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
 from polyphi.types.modality import Cost, Modality, load_modality
+from polyphi.types.parts import Image, Item
+from polyphi.types.routing import route
 
 
 def logits(engine: Engine, batch: Batch) -> list[Tensor]:

@@ -2,10 +2,10 @@
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.request import AnswerText
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.sampling import SamplingParams
 
 BYTES = Tokenizer.train(
     ["ab"], vocab_size=320

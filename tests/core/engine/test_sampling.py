@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from polyphi.types.sampling import Grammar, SamplingParams
 from torch import Tensor
 
 from polyphi.decoding.structured import compile_grammar
 from polyphi.engine.sampling import Sampler, candidates, check, likeliest
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.sampling import Grammar, SamplingParams
 
 TOKENIZER = Tokenizer.train(["yes no maybe"], vocab_size=320)
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5])

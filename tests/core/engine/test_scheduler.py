@@ -6,13 +6,13 @@ import pytest
 from engine.conftest import clip, picture
 from hypothesis import given
 from hypothesis import strategies as st
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.fairness import PATIENCE, RESERVED, SMALL, split_evenly
 from polyphi.engine.request import Caller, Request
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]

@@ -14,8 +14,6 @@ import published
 import pytest
 import torch
 from items import FILE, csv, motion, series
-from polyphi.types.parts import Item
-from polyphi.types.sampling import SamplingParams
 from ports import free_port
 from safetensors.torch import load_file
 from train.small import Fails, make_model, make_processor, trajectory
@@ -34,6 +32,8 @@ from polyphi.train.options import FinetuneOptions, MachineOptions, TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 from polyphi.types.messages import Message
 from polyphi.types.modality import load_modality
+from polyphi.types.parts import Item
+from polyphi.types.sampling import SamplingParams
 
 STAGE = Stage(
     name="walks",

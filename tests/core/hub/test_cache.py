@@ -24,9 +24,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from polyphi.checkpoints import write
-from polyphi.checkpoints.read import load_checkpoint, locate, read_quantization
+from polyphi.checkpoints.read import load_checkpoint, read_quantization
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.hub import cache, download, pull
+from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
 
 LAYOUTS = {"mini": "owner/mini", "original": "owner/original", "native": "owner/native"}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image as Picture
-from polyphi.types.parts import Image, Text
 
 from polyphi import cli
 from polyphi.checkpoints.processor import make_processor
@@ -26,6 +25,7 @@ from polyphi.model.config import (
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image, Text
 
 QUESTION = "What can you do?"
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train import small
 
@@ -22,6 +21,7 @@ from polyphi.quantization.integer_weights import Int4Pack, Quantized
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 META = torch.device("meta")
 

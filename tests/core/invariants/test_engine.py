@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from engine.conftest import clip, fitted, make_engine, picture
-from polyphi.types.parts import Audio, Image
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
@@ -21,6 +19,8 @@ from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
+from polyphi.types.sampling import SamplingParams
 
 TEXT = "the quick brown fox jumps over a lazy dog und größer 図書館 1 + 2 = 3"
 WORDS = TEXT.split()

@@ -15,7 +15,6 @@ import psutil
 import pytest
 import soundfile
 from PIL import Image
-from polyphi.types.parts import Image as MessageImage
 from recordings import encoded
 from variants import few
 
@@ -34,6 +33,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.fork_server import ForkedProcess, ForkServer
 from polyphi.runtime.steps import result_of, stopped_by
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as MessageImage
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
 NOISE = 0.3 * np.random.default_rng(0).standard_normal((20_000, 2)).clip(-3, 3).astype(np.float32)

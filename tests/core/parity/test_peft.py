@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from polyphi.types.sampling import SamplingParams
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import row
+from polyphi.types.sampling import SamplingParams
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,6 @@ import pypdf
 import pytest
 from pdfs import pages, pdf, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
-from polyphi.types.parts import Document, Image, Text
 from variants import few
 
 from polyphi.media import isolated
@@ -21,6 +20,7 @@ from polyphi.processing.expansion import expand, expanded_part
 from polyphi.processing.image import count_tokens
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.types.messages import Message
+from polyphi.types.parts import Document, Image, Text
 
 BOX = 896, 1344
 LETTER = text_pdf("Dear Ann,\nthe total is 12.50.", "Yours\nBob")

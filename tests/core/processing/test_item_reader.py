@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from items import csv, motion
-from polyphi.types.parts import Item
 
 from polyphi.media.media import MediaError
 from polyphi.processing import item_reader
 from polyphi.processing.item_reader import MAX_STUCK, ItemReader
 from polyphi.processing.reader import number_in_errors
 from polyphi.types.modality import Cost
+from polyphi.types.parts import Item
 
 
 def reads(source: object = b"x", **changes: Any) -> Any:

@@ -12,7 +12,6 @@ import torch
 from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.parts import Audio, Image, Text, Video
 
 from polyphi.media import media
 from polyphi.media.media import LONGEST_AUDIO_SECONDS, Caps, MediaError
@@ -24,6 +23,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.steps import at_once, result_of
 from polyphi.types.batch import IGNORE, pack
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text, Video
 
 Make = Callable[..., bytes]
 

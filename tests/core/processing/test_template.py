@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
-from polyphi.types.parts import Audio, Image, Text
 
 from polyphi.processing.template import apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, parse_fixed_system
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 
 
 def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[int]:

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
-from polyphi.types.parts import Audio
 from tokenizers import decoders
 from variants import few
 from wrong_json import WRONG, replaced
@@ -24,6 +23,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from films import film
 from PIL import Image
-from polyphi.types.parts import Image as ImagePart
-from polyphi.types.parts import Text, Video
 from variants import few
 
 from polyphi.media.media import Caps, MediaError, decode_image
 from polyphi.processing.expansion import expand
 from polyphi.processing.video import decode_video
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as ImagePart
+from polyphi.types.parts import Text, Video
 
 Make = Callable[..., bytes]
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train import small
 
@@ -30,6 +29,7 @@ from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 FORMS = pytest.mark.parametrize("form", [EightBit, FourBit])
 BASES = pytest.mark.parametrize("base", ["int8", "int4"])

@@ -19,8 +19,6 @@ from openai import (
     OpenAI,
     pydantic_function_tool,
 )
-from polyphi.types.parts import Calls, Text
-from polyphi.types.sampling import SamplingParams
 from pydantic import BaseModel, ConfigDict
 from serve.conftest import Running, serving
 from serve.test_chat import CONTENTS
@@ -29,6 +27,8 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.scores import logits_many
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message, with_tools
+from polyphi.types.parts import Calls, Text
+from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import call_text
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]

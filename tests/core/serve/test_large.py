@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import routing
-from polyphi.types.sampling import SamplingParams
 from pydantic import ValidationError
 from serve.conftest import Running, serving
 from serve.test_chat import image_part
@@ -32,6 +31,7 @@ from polyphi.serve.openai.schema import (
     Sampling,
     TokenizeRequest,
 )
+from polyphi.types.sampling import SamplingParams
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000

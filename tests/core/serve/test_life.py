@@ -18,7 +18,6 @@ import httpx2
 import psutil
 import pytest
 import torch
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running, serving
 from serve.saved import save
 
@@ -30,6 +29,7 @@ from polyphi.serve.answer.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
 from polyphi.serve.answer.server import Ticket
 from polyphi.serve.run import FORCE_SECONDS, bind
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}

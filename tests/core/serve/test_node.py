@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from engine.conftest import clip, picture
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running
 from serve.test_chat import audio_part
 from serve.test_transcriptions import CLIP
@@ -19,6 +18,7 @@ from serve.test_transcriptions import CLIP
 from polyphi.engine.engine import Engine
 from polyphi.transcription import longform
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 PACKAGE = "openai@^6"
 """The newest that runs on Node 20."""

@@ -10,13 +10,13 @@ import httpx2
 import pytest
 from engine.conftest import picture
 from openai import OpenAI
-from polyphi.types.sampling import SamplingParams
 from ports import free_port
 from serve.saved import save
 from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 pytestmark = pytest.mark.long
 

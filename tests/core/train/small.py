@@ -19,7 +19,6 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
@@ -42,6 +41,7 @@ from polyphi.train.stage import Budget, Mix, Stage
 from polyphi.train.trainer import Caller, train
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]

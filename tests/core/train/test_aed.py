@@ -8,7 +8,6 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
-from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
@@ -19,6 +18,7 @@ from polyphi.train.aed import AttentionDecoder, Recogniser, augment
 from polyphi.types.batch import pack
 from polyphi.types.inputs.audio import AudioLayout
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
 from torch import Tensor
 from train.small import make_processor
 
@@ -26,6 +25,7 @@ from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.image import ImageInput, ImageLayout
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 
 SIDE, WIDTH, BLANK, END = 2, 8, 0, 1
 LAYOUT = ImageLayout(1, 1, SIDE, SIDE)

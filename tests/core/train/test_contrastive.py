@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from polyphi.types.parts import Image, Text
 
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
@@ -26,6 +25,7 @@ from polyphi.train.contrastive import (
 )
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image, Text
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image as Picture
-from polyphi.types.parts import Image
 from torch import Tensor
 from train.small import make_model, make_processor
 
@@ -17,6 +16,7 @@ from polyphi.train import loss
 from polyphi.train.loss import NextToken, token_loss_sum, token_losses
 from polyphi.types.batch import IGNORE, pack
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image
 
 
 def problem(frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:

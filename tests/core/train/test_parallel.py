@@ -11,7 +11,6 @@ import forked
 import numpy as np
 import pytest
 import torch
-from polyphi.types.parts import Image
 from ports import free_port
 from safetensors.torch import load_file
 from train import small
@@ -27,6 +26,7 @@ from polyphi.train.parallel import clip_gradients
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image
 
 STAGES = {stage.name: stage for stage in small.STAGES}
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import soundfile
 from engine.conftest import fitted
-from polyphi.types.completion import Completion
 from rich.console import Console
 from tones import decode_words, say
 
@@ -23,6 +22,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 from polyphi.transcription import files, record
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
+from polyphi.types.completion import Completion
 from polyphi_recipe.stages import sizes
 from tests import forked
 from tests.variants import few

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 from tones import WORD, say
 from transcription.test_longform import ToneEngine
 
@@ -33,6 +31,8 @@ from polyphi.transcription.live import (
 )
 from polyphi.transcription.longform import transcribe, transcription
 from polyphi.transcription.words import agreement
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 
 RATE = 24000
 TASK = transcription()

@@ -12,8 +12,6 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.completion import Completion, TokenLogprob
-from polyphi.types.sampling import SamplingParams
 from tones import WORD, decode_words, say
 
 from polyphi.engine.engine import Engine, Stopped
@@ -25,6 +23,8 @@ from polyphi.transcription import longform
 from polyphi.transcription.longform import Task, cut, longest_piece, sections, transcribe
 from polyphi.transcription.transcript import Piece
 from polyphi.transcription.vad import measure
+from polyphi.types.completion import Completion, TokenLogprob
+from polyphi.types.sampling import SamplingParams
 
 TASK = Task("Transcribe.")
 TOKENIZER = Tokenizer.train(["w1 w2 w3 <sep>"], vocab_size=384)

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.transcript import Segment, Transcript, Word
 
 from polyphi.transcription.subtitles import (
     FORMATS,
@@ -23,6 +22,7 @@ from polyphi.transcription.subtitles import (
     write,
 )
 from polyphi.transcription.words import word_spans
+from polyphi.types.transcript import Segment, Transcript, Word
 
 
 def seconds(stamp: str) -> float:

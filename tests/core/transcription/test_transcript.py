@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.completion import Completion
 
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
 from polyphi.transcription.vad import VoiceFeatures
+from polyphi.types.completion import Completion
 
 TOKENIZER = Tokenizer.train(["a b c"], vocab_size=384)
 SPACED, BARE = [f"k{n}" for n in range(40)], [chr(0x4E00 + n) for n in range(40)]

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from polyphi.types.completion import Tokens
+from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Video
 from polyphi.types.routing import adapter_for
-
-from polyphi.types.messages import Message
 
 
 def asking(kind: str, **beside: Any) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from traceback import format_exception
 
 import numpy as np
 import pytest
-from polyphi.types.completion import Generate
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 from replay import Replay
 
+from polyphi.types.completion import Generate
 from polyphi.types.messages import Message, with_tools
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import call_text
 from polyphi_eval.services.endpoint import MINUTE, Endpoint, Pace, RequestRejected
 

@@ -42,7 +42,7 @@ def folder() -> Iterator[Path]:
 
 REFUSE = """
 import os
-syscall_filter = sandbox._syscall_filter()
+syscall_filter = sandbox._syscall_filter(sandbox._syscall_filter_file())
 
 def refuse(numbers, value, error):
     # Lets the calls of this number fail whose first argument is `value`, or with None all of them.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio, Image, Video
 
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Video
 from polyphi_eval.services.response_cache import (
     ResponseCache,
     messages_json,

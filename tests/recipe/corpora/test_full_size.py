@@ -6,13 +6,13 @@ from random import Random
 
 import pytest
 from PIL import Image
-from polyphi.types.parts import Audio
-from polyphi.types.parts import Image as Picture
 from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio
+from polyphi.types.parts import Image as Picture
 from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import capacities, long_documents, multi_image, ocr

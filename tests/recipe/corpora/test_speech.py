@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from polyphi.types.parts import Audio, Image, Text
 from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.media.media import decode_audio
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.corpora import vision_speech
 from polyphi_recipe.pipeline.corpus import Work

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 from variants import few
 
 from polyphi.data.shards import Shards
+from polyphi.types.completion import Completion
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.baselines import select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find

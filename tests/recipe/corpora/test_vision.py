@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from polyphi.types.parts import Image as Picture
 from variants import few
 
 from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.types.messages import media
+from polyphi.types.parts import Image as Picture
 from polyphi_eval.heldout import find
 from polyphi_eval.scorers import refuses
 from polyphi_recipe.corpora import (

@@ -14,13 +14,13 @@ import pytest
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from PIL import Image as Picture
-from polyphi.types.parts import Audio, Image
 from recipe.curate.dedup_run import Take, start, text
 from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 from polyphi_recipe.dedup.decontaminate import Decontaminate, Index, items
 from polyphi_recipe.dedup.phash import (
     Box,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image
-from polyphi.types.parts import Image as Picture
-from polyphi.types.parts import Text
 from variants import few
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image as Picture
+from polyphi.types.parts import Text
 from polyphi_recipe.filters.images import (
     CAP,
     ClipScoreFilter,

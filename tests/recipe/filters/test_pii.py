@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from polyphi.types.parts import Audio, Text
 from recipe.curate.test_language import raw
 
 from polyphi.data import shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Text
 from polyphi_recipe.filters import pii
 from polyphi_recipe.filters.pii import ENTITY_TYPES, Fakes, PiiFilter, find, remove, spacy_names
 from polyphi_recipe.pipeline.documents import document, sample

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from polyphi.types.parts import Text
 from recipe.curate.test_language import SAID, raw
 
 from polyphi.data import shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Text
 from polyphi_recipe.filters.rules import QualityRulesFilter, Words, judge
 from polyphi_recipe.pipeline.documents import document, sample
 

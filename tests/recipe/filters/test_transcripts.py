@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio
 from polyphi_eval.services import speech_synthesis
 from polyphi_recipe.filters.transcripts import (
     Recogniser,

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ROOT, completed
-from polyphi.types.parts import Image
-from polyphi.types.sampling import SamplingParams
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -27,6 +25,8 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.options import TrainOptions
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.graph import Run
 

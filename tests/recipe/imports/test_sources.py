@@ -301,10 +301,9 @@ def test_default_filters_of_images_and_their_card(tmp_path: Path) -> None:
         "noise",
         "noise",
     ]  # good and large; the copy and the tiny one are gone
-    from polyphi.types.parts import Image
-
     from polyphi.media.media import decode_image
     from polyphi.types.messages import media
+    from polyphi.types.parts import Image
 
     sizes = {
         decode_image(i.source).size

@@ -6,9 +6,9 @@ from pathlib import Path
 import forked
 import pytest
 from PIL import Image as Picture
-from polyphi.types.parts import Image
 
 from polyphi.types.messages import media
+from polyphi.types.parts import Image
 from polyphi_recipe.raw import feedback
 from polyphi_recipe.raw.safety import REFUSAL
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from polyphi.types.parts import Image as Picture
 
 from polyphi.types.messages import media
+from polyphi.types.parts import Image as Picture
 from polyphi_recipe.raw import pdf_pages
 from polyphi_recipe.raw.photos import photo
 from polyphi_recipe.synthetic import images

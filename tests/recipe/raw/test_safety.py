@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.parts import Audio
 from replay import Replay
 
 from polyphi import cli
 from polyphi.data.shards import Shards
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio
 from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.raw import feedback, packages
 from polyphi_recipe.raw.real_text import in_split

@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from polyphi.types.parts import Image as Picture
 
 from polyphi.data.shards import Sample
 from polyphi.processing.video import decode_video
 from polyphi.types.messages import media
+from polyphi.types.parts import Image as Picture
 from polyphi_recipe.raw import videos
 from polyphi_recipe.synthetic import cartoons
 from polyphi_recipe.synthetic.scenes import Scene

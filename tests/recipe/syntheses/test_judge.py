@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Image
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.data.shards import Sample, Shards
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.parts import Image
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services import sandbox, verifiers
 from polyphi_eval.services.verifiers import Verdict
 from polyphi_recipe.pipeline import corpus

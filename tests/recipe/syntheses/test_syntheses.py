@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.parts import Audio, Image, Text
 from replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_recipe.syntheses import syntheses
 from polyphi_recipe.syntheses.syntheses import copied, derivable, final_answer, same_answer

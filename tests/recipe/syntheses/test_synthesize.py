@@ -13,13 +13,13 @@ from typing import Any
 
 import forked
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.sampling import SamplingParams
 from replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_eval.services.response_cache import whole_lines
 from polyphi_recipe.pipeline.corpus import Corpus, Work

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from polyphi.types.parts import Audio, Image
 from scripted_teacher import ScriptedTeacher
 
 from polyphi.data.shards import Sample, Shards, document, write
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.services import sandbox
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_recipe.graph.teacher_rows import RUNS_CODE, TABLE

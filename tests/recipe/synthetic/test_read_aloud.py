@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio, Image
 from replay import Replay
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import decode_audio
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_eval.services.speech_synthesis import Voice, unavailable
 from polyphi_recipe.filters.transcripts import Recogniser, WordErrorRateFilter

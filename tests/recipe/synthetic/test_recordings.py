@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio
 from replay import Replay
 
 from polyphi.data import shards
@@ -18,6 +17,7 @@ from polyphi.media.media import decode_audio
 from polyphi.processing.audio import frames
 from polyphi.types.inputs.audio import AudioLayout
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio
 from polyphi_eval.services.endpoint import Endpoint
 from polyphi_eval.services.speech_synthesis import Voice, unavailable
 from polyphi_recipe.corpora import speech_summary

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polyphi.types.parts import Audio
 from replay import Replay
 
 from polyphi import cli
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import media
+from polyphi.types.parts import Audio
 from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.syntheses.judge import judged_by_transcript

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from PIL import Image as pil
-from polyphi.types.parts import Audio, Image, Part, Text
 
 from polyphi.media.media import Caps, MediaError
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.answer.fetch import media_api_error
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Part, Text
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

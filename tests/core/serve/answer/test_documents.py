@@ -17,7 +17,6 @@ from children import Children
 from engine.conftest import fitted, make_engine
 from pdfs import pages, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
-from polyphi.types.parts import Document, Image, Text
 from serve.conftest import Running, serving
 from variants import few
 
@@ -28,6 +27,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import fetch
+from polyphi.types.parts import Document, Image, Text
 
 LETTER = text_pdf("the quick fox", "1 + 2 = 3")
 NOTES = b"the lazy dog\n"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
@@ -16,6 +15,7 @@ from polyphi.serve.answer.prepare import prepare
 from polyphi.serve.answer.server import Server, Ticket
 from polyphi.serve.http.errors import ApiError
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 LIMIT = 60_000
 """Bytes of output that one client may leave unread."""

@@ -22,8 +22,6 @@ from films import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
-from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.sampling import SamplingParams
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import score_many
@@ -35,6 +33,8 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.fetch import Media, media_api_error
 from polyphi.serve.http.errors import ApiError
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Image, Text
+from polyphi.types.sampling import SamplingParams
 
 PARAM = "messages[0].content[0]"
 SHORT = SamplingParams(max_tokens=4)

@@ -31,7 +31,6 @@ from openai import (
     OpenAI,
     RateLimitError,
 )
-from polyphi.types.transcript import Transcript
 from serve.conftest import Running, serving
 from starlette.requests import Request as HttpRequest
 from tones import say
@@ -45,6 +44,7 @@ from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.events import ClientGone
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.longform import transcription
+from polyphi.types.transcript import Transcript
 
 SHAPES = {"text": str, "srt": str, "vtt": str}
 

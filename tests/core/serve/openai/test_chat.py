@@ -13,12 +13,12 @@ import soundfile
 import torch
 from engine.conftest import clip, picture
 from openai import BadRequestError, NotFoundError, OpenAI
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running
 from variants import few
 
 from polyphi.engine.sampling import Sampler
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import CALL, CALL_END
 
 

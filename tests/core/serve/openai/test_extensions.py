@@ -10,7 +10,6 @@ import torch
 from engine.conftest import SAYINGS, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running, serving
 from serve.test_chat import image_part
 
@@ -20,6 +19,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.openai.formats import choices
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "the quick fox"}]

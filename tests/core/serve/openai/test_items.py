@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 from items import add_motion, csv, motion, series
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.processing.item_reader import ItemReader
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 
 def part(data: bytes = csv(), name: str = "motion", **fields: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 from adapter_folders import random_factors, write_folder
-from polyphi.types.sampling import SamplingParams
 from serve.conftest import Running, serving
 
 from polyphi.engine.engine import Engine
 from polyphi.model.adapters import put_adapter
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
 
 PROMPT = "the quick fox"
 LENGTH = 16

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from polyphi.types.parts import Audio, Image
 
+from polyphi.types.parts import Audio, Image
 from polyphi_eval.benchmarks.joint import sharegpt4o
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.sources import Data, write_rows

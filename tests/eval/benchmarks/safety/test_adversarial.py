@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio, Text
-from polyphi.types.transcript import LANGUAGES
 
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
+from polyphi.types.parts import Audio, Text
+from polyphi.types.transcript import LANGUAGES
 from polyphi_eval import evaluation, run
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio, Text
 
 from polyphi.data.shards import Sample
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio, Text
 from polyphi_eval import public_prompts
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, suite

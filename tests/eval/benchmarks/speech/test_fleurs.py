@@ -4,8 +4,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from polyphi.types.parts import Audio
 
+from polyphi.types.parts import Audio
 from polyphi_eval.benchmarks.speech import fleurs
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.sources import Data, Missing, check

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
-from polyphi.types.parts import Audio
 
+from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
 from polyphi_eval.cache import Cache

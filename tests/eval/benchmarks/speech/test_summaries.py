@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from polyphi.types.parts import Audio
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message, media
+from polyphi.types.parts import Audio
 from polyphi_eval.benchmarks.speech import summaries
 from polyphi_eval.fixtures.write import write
 from polyphi_eval.sources import Data

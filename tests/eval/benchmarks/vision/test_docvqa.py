@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyphi.types.completion import Completion
 
+from polyphi.types.completion import Completion
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, suite
 from polyphi_eval.cache import Cache

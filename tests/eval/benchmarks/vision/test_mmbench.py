@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from polyphi.types.parts import Image
-
 from polyphi.types.messages import media
+from polyphi.types.parts import Image
 from polyphi_eval.benchmarks.vision import mmbench
 from polyphi_eval.sources import Data
 
