@@ -67,6 +67,7 @@ from polyphi_recipe.graph import (
     teacher_report,
     teacher_rows,
 )
+from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.graph.identity import Identity
 from polyphi_recipe.graph.timings import Timings
 from polyphi_recipe.imports.sources import check_images, imported
@@ -731,7 +732,7 @@ class Run:
 
     def page(self) -> Path:
         """Write the report page from the files of the run; returns its path."""
-        return page.write(self.out)
+        return page.write(self.out, stages_of_run(self.out))
 
     def report(self, text: str) -> None:
         self.console.print(text, highlight=False)

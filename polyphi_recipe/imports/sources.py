@@ -22,6 +22,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.data.formats import sample
 from polyphi.data.own import origin
+from polyphi.data.row_counts import BUDGET, estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.data.shards import document, row_hash, to_row
 from polyphi.data.sources import SourceFile, rows
@@ -46,7 +47,6 @@ from polyphi_recipe.filters.quality import QualityClassifierFilter
 from polyphi_recipe.filters.rules import QualityRulesFilter
 from polyphi_recipe.filters.transcripts import WordErrorRateFilter
 from polyphi_recipe.imports import recognisers
-from polyphi_recipe.imports.row_counts import BUDGET, estimated_rows
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.pipeline.documents import note
 from polyphi_recipe.pipeline.pipeline import across_folder

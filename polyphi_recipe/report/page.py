@@ -25,13 +25,13 @@ from polyphi.devices import cpu
 from polyphi.hub import model_card
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.report.stage import stage_row
+from polyphi.train.stage import Stage
 from polyphi.train.state import recorded
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
 from polyphi_recipe.corpora import cards
-from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.raw.packages import SOURCES
 from polyphi_recipe.recipe.recipe import OWN_TASK, PARTS, RECORD
 from polyphi_recipe.report import sections
@@ -55,10 +55,11 @@ PACKAGES = (
 __all__ = ["collect", "render", "render_markdown", "write"]
 
 
-def write(run: Path) -> Path:
-    """Write `report.json`, `report.html` and `report.md` into the run's folder; returns the HTML's path."""
+def write(run: Path, stages: Sequence[Stage]) -> Path:
+    """Write `report.json`, `report.html` and `report.md` into the run's folder, of its `stages` in order; returns the
+    HTML's path."""
     run = Path(run)
-    report, media = collect(run)
+    report, media = collect(run, stages)
     written = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False),
         "report.md": render_markdown(report),
@@ -72,10 +73,10 @@ def write(run: Path) -> Path:
 # ---------------------------------------------------------------------- collecting
 
 
-def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def collect(run: Path, stages: Sequence[Stage]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The report of a run, and the media of its samples by SHA-256."""
     results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
-    rows = [stage_row(run / "stages" / stage.name, stage) for stage in stages_of_run(run)]
+    rows = [stage_row(run / "stages" / stage.name, stage) for stage in stages]
     freeze = _load(run / "freeze.json", [])
     timings = _load(run / "timings.json", {})
     identity = _load(run / "run.json", {})

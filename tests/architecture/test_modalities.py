@@ -11,14 +11,15 @@ from pathlib import Path
 POLYPHI = Path(__file__).parents[2] / "polyphi"
 RECIPE = Path(__file__).parents[2] / "polyphi_recipe"
 FOLDERS = [
-    *(POLYPHI / name for name in ("engine", "train", "data", "quantization")),
+    *(POLYPHI / name for name in ("engine", "decoding", "train", "data", "quantization")),
     *(
-        POLYPHI / "serve" / f"{name}.py"
-        for name in ("generation", "prepare", "server", "jobs", "output", "streams")
+        POLYPHI / "serve" / "answer" / f"{name}.py"
+        for name in ("generation", "prepare", "server", "jobs")
     ),
-    POLYPHI / "batch.py",
-    POLYPHI / "modality.py",
-    POLYPHI / "encoder_input.py",
+    POLYPHI / "serve" / "openai" / "streams.py",
+    POLYPHI / "types" / "batch.py",
+    POLYPHI / "types" / "modality.py",
+    POLYPHI / "types" / "inputs" / "encoder.py",
     POLYPHI / "prepared" / "prepare.py",
     RECIPE / "stages" / "lineage.py",
 ]
@@ -35,7 +36,6 @@ ALLOWED = {
     "polyphi/data/shards.py": "a video is refused: its frames are images",
     "polyphi/data/source_report.py": "columns of others have images and audio, and rows are shown with their sizes",
     "polyphi/data/webdataset.py": "names of members in tars of others",
-    "polyphi/engine/media.py": "types of files that a server fetches",
     "polyphi/engine/rows.py": "images= and audios= of prompts of ids are public arguments",
     "polyphi/types/modality.py": "names that a user's modality can't have",
     "polyphi/prepared/prepare.py": "the table of the report's modules and those that replace them",
@@ -46,10 +46,8 @@ ALLOWED = {
     "polyphi/train/alignment.py": "the loss of annotated images and clips [ours]",
     "polyphi/train/contrastive.py": "the objective that trains an image encoder (report 2.2.1)",
     "polyphi/train/epochs.py": "the objective's limit on crops",
-    "polyphi/finetuning/stages.py": "the built-in stages are about images and audio",
     "polyphi/train/loss.py": "the objective's limit on crops (report 2.2.1)",
     "polyphi/train/preference.py": "the objective's limit on crops",
-    "polyphi/finetuning/page.py": "the page shows images and plays clips",
     "polyphi/train/report/page.py": "the page shows the length of a clip",
     "polyphi_recipe/stages/lineage.py": "the report's stages by name",
 }

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as PIL
 
 from polyphi.data import own, sources
-from polyphi_recipe.imports.row_counts import estimated_rows
+from polyphi.data.row_counts import estimated_rows
 
 INFO = {"info": {"year": 2017}, "licenses": [{"id": 1}]}
 

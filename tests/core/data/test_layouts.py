@@ -13,10 +13,10 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi.data import own, sources
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.types.parts import Text
 from polyphi.types.transcript import TRANSCRIBE
-from polyphi_recipe.imports.row_counts import estimated_rows
 
 
 def write(root: Path, files: dict[str, bytes | str]) -> Path:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyphi.data import own, sources
-from polyphi_recipe.imports.row_counts import estimated_rows
+from polyphi.data.row_counts import estimated_rows
 
 MEMORY = 1 << 30
 """Bytes that a reader may take beside those of the test."""

@@ -17,9 +17,9 @@ import soundfile
 
 from polyphi.data import files, own, sources
 from polyphi.data.formats import RowOrigin, sample
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.types.parts import Audio, Image, Text
-from polyphi_recipe.imports.row_counts import estimated_rows
 
 REHEARSAL = Path(__file__).parents[3] / "examples/rehearsal/make.py"
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image as PIL
 
 from polyphi.data import own, sources
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.shards import Shards
-from polyphi_recipe.imports.row_counts import estimated_rows
 
 ROWS = [("What is 1+1?", "2"), ("Was ist größer, 2;3 oder 1,5?", "2;3, sicher")]
 

@@ -2,30 +2,30 @@
 
 import pytest
 import torch
-from polyphi.prepared.memory import model_bytes
 
 from polyphi import kernels
 from polyphi.devices.memory import other_tensors, tensor_bytes
 from polyphi.doctor import published
 from polyphi.engine.cache import BLOCK
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize
-from polyphi_recipe.stages import sizes
 
 CPU = torch.device("cpu")
-CONFIG = sizes.MICRO.model
 
 
-def meta() -> PhiModel:
+@pytest.fixture
+def meta(tiny_config: ModelConfig) -> PhiModel:
     with torch.device("meta"):
-        return PhiModel(CONFIG)
+        return PhiModel(tiny_config)
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 @pytest.mark.parametrize("scheme", published.SCHEMES[1:])
-def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
-    model = PhiModel(CONFIG).to(torch.bfloat16)
-    fit = published.fit("micro", meta(), scheme, CPU, 10**9)
+def test_weights_are_those_of_a_quantized_model(meta: PhiModel, scheme: str) -> None:
+    model = PhiModel(meta.config).to(torch.bfloat16)
+    fit = published.fit("tiny", meta, scheme, CPU, 10**9)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
     quantize.quantize(model, scheme)
@@ -34,30 +34,27 @@ def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
     padding = sum(tensor_bytes(t) - t.numel() * t.element_size() for t in layouts)
     # Buffers are in memory too.
     assert model_bytes(model) - padding == pytest.approx(fit.weights, rel=0.03)
-    assert fit.parameters == sum(p.numel() for p in meta().parameters())
+    assert fit.parameters == sum(p.numel() for p in meta.parameters())
     assert fit.per_token < fit.weights
 
 
-def test_a_gpu_also_has_the_table_of_embeddings() -> None:
+def test_a_gpu_also_has_the_table_of_embeddings(meta: PhiModel) -> None:
     on_cpu, on_gpu = (
-        published.fit("micro", meta(), "int8", torch.device(name), 10**9)
-        for name in ("cpu", "cuda")
+        published.fit("tiny", meta, "int8", torch.device(name), 10**9) for name in ("cpu", "cuda")
     )
-    table = CONFIG.decoder.vocab_size * CONFIG.decoder.hidden_size
+    table = meta.config.decoder.vocab_size * meta.config.decoder.hidden_size
     assert on_gpu.weights - on_cpu.weights == 2 * table
 
 
-def test_context_is_half_of_what_the_weights_leave() -> None:
+def test_context_is_half_of_what_the_weights_leave(meta: PhiModel) -> None:
     """With much memory it is the longest one of the model."""
-    fit = published.fit("micro", meta(), "int4", CPU, 10**9)
+    fit = published.fit("tiny", meta, "int4", CPU, 10**9)
     left = 2 * 320 * fit.token_bytes
-    assert published.fit("micro", meta(), "int4", CPU, fit.weights + left).context == 320
-    assert (
-        published.fit("micro", meta(), "int4", CPU, fit.weights + left - 1).context == 320 - BLOCK
-    )
-    assert published.fit("micro", meta(), "int4", CPU, fit.weights - 1).context == 0
-    longest = CONFIG.decoder.max_position_embeddings
-    assert published.fit("micro", meta(), "int4", CPU, 10**12).context == longest
+    assert published.fit("tiny", meta, "int4", CPU, fit.weights + left).context == 320
+    assert published.fit("tiny", meta, "int4", CPU, fit.weights + left - 1).context == 320 - BLOCK
+    assert published.fit("tiny", meta, "int4", CPU, fit.weights - 1).context == 0
+    longest = meta.config.decoder.max_position_embeddings
+    assert published.fit("tiny", meta, "int4", CPU, 10**12).context == longest
 
 
 @pytest.mark.long

@@ -24,7 +24,6 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
-from polyphi_recipe.stages import sizes
 
 LONG = "abc xyz 123 qrs tuv " * 5
 FEW = SamplingParams(max_tokens=12)
@@ -405,10 +404,11 @@ def test_random_requests_and_aborts(engine: Engine) -> None:
 
 
 @pytest.mark.long
-def test_ten_thousand_random_requests_and_aborts(tokenizer: Tokenizer) -> None:
-    """At nano size, in memory for 640 tokens."""
-    nano = sizes.load("nano").model
-    config = fitted(nano, tokenizer, vocab_size=nano.decoder.vocab_size)
+def test_ten_thousand_random_requests_and_aborts(
+    tiny_config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """With a vocabulary as large as nano's, in memory for 640 tokens."""
+    config = fitted(tiny_config, tokenizer, vocab_size=4096)
     model = make_engine(config, tokenizer)
     bytes_each = token_bytes(config.decoder, torch.float32)
     engine = Engine(model.model, model.processor, memory=640 * bytes_each, encoder_cache=2**20)

@@ -17,24 +17,24 @@ from polyphi import cli
 from polyphi.api import Phi, load
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.printable import PrintableConsole
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 from polyphi.transcription import files, record
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
 from polyphi.types.completion import Completion
-from polyphi_recipe.stages import sizes
 from tests import forked
 from tests.variants import few
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with its tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three <sep>"] * 4, 512)
     tokenizer.save(folder / "tokenizer")
-    model = PhiModel(fitted(sizes.MICRO.model, tokenizer))
+    model = PhiModel(fitted(tiny_config, tokenizer))
     model.initialise(0)
     save_checkpoint(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
     return folder / "model"

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sources import find
-from polyphi_recipe.imports.row_counts import estimated_rows
 
 ROWS, BUDGET = 9000, 1 << 20
 
