@@ -86,10 +86,10 @@ def load_checkpoint(
     apart: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
-    """The model in a folder (hub/location.py finds that of a hub id), in any of the three layouts. `dtype=None` keeps the stored
-    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With `apart` every
-    tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors one by one.
-    `progress` is called with the share of the tensors that are loaded.
+    """The model in a folder (hub/location.py finds that of a hub id), in any of the three layouts. `dtype=None` keeps
+    the stored dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With
+    `apart` every tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors
+    one by one. `progress` is called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
     weights of a quantized checkpoint in the order of our kernels. Tensors that are quantized or reordered are read one

@@ -61,7 +61,7 @@ def test_no_name_of_their_state_is_written_to_another_object() -> None:
     """Such as `cycle.more_body = False`: an attribute that uvicorn's protocols have, of an object that isn't `self`."""
     names = protocol_attributes()
     assert {"cycle", "parser", "timeout_keep_alive_task", "queue", "frames"} <= names
-    for name in ("connection.py", "run.py", "loading.py", "guard.py"):
+    for name in ("http/connection.py", "run.py", "page/loading.py", "http/guard.py"):
         tree = ast.parse((SERVE / name).read_text())
         for node in ast.walk(tree):
             written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)

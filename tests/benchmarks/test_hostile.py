@@ -17,7 +17,7 @@ import pytest
 from engine.conftest import tokenizer  # noqa: F401
 from PIL import Image
 from serve.conftest import Running, serving, tiny_engine
-from serve.saved import save
+from serve.page.saved import save
 from variants import few
 
 from polyphi.engine.engine import Engine

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from engine.conftest import tokenizer  # noqa: F401
 from serve.conftest import Running, serving, tiny_engine
-from serve.saved import save
+from serve.page.saved import save
 from variants import few
 
 from polyphi.engine.engine import Engine

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import torch
 from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
-from serve.saved import save, served
+from serve.page.saved import save, served
 
 import polyphi
 from polyphi.engine.engine import Engine

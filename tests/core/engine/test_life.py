@@ -18,6 +18,7 @@ from polyphi.engine.prompt_lookup import DraftToken, PromptLookup
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.model.adapters import adapter_pairs
+from polyphi.model.config import ModelConfig
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.completion import Completion

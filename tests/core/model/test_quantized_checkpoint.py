@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyphi.prepared.memory import model_bytes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from variants import few
@@ -22,6 +21,7 @@ from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize as quantized
 from polyphi.quantization.integer_weights import FourBit
 from polyphi.quantization.quantize import STORED

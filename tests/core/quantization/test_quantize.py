@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from polyphi.prepared.memory import model_bytes
 
 from polyphi import kernels
 from polyphi.checkpoints.read import load_checkpoint
@@ -16,6 +15,7 @@ from polyphi.model.adapters import add_adapter
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.linear import product, swiglu
+from polyphi.prepared.memory import model_bytes
 from polyphi.prepared.prepare import prepare
 from polyphi.quantization import integer_weights
 from polyphi.quantization import quantize as quantized

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 from serve.conftest import Running, serving
-from serve.saved import save
+from serve.page.saved import save
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY

@@ -11,7 +11,7 @@ import pytest
 from engine.conftest import picture
 from openai import OpenAI
 from ports import free_port
-from serve.saved import save
+from serve.page.saved import save
 from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine

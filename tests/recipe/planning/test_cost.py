@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from polyphi.prepared.memory import model_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from variants import few
@@ -20,6 +19,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
+from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize
 from polyphi.train.stage import Budget
 from polyphi.types.batch import pack

@@ -312,7 +312,7 @@ def _ignored(client: httpx2.Client, data: bytes) -> None:
 @pytest.mark.parametrize("count", few([6, 40], 1))
 def test_damaged_files_are_answered(running: Running, children: Children, count: int) -> None:
     """A few of the thousand of benchmarks/damaged_media.py."""
-    path = Path(__file__).parents[3] / "benchmarks" / "damaged_media.py"
+    path = Path(__file__).parents[4] / "benchmarks" / "damaged_media.py"
     spec = spec_from_file_location("damaged_media", path)
     assert spec and spec.loader
     benchmark = module_from_spec(spec)

@@ -790,7 +790,7 @@ def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate:
     """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
     path = tmp_path / "silence.flac"
     path.write_bytes(silence(minutes * 60, rate))
-    tests = str(Path(__file__).parents[2])
+    tests = str(Path(__file__).parents[3])
     script = textwrap.dedent(BOMB).format(tests=tests, path=str(path))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False

@@ -25,7 +25,7 @@ from polyphi.serve.http.fields import Fields
 from polyphi.serve.openai.responses_schema import ResponsesRequest
 from polyphi.serve.openai.schema import ChatRequest, CompletionRequest
 
-PAGE = (Path(__file__).parents[3] / "docs/fields.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs/fields.md").read_text()
 TOOL = {"type": "function", "function": {"name": "f"}}
 FUNCTION = {"type": "function", "name": "f"}
 CUSTOM = {"name": "f", "input_schema": {"type": "object"}}

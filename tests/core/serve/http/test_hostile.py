@@ -19,7 +19,7 @@ import torch
 from engine.conftest import fitted, make_engine
 from safetensors.torch import load_file, save_file
 from serve.conftest import Running
-from serve.saved import save, served
+from serve.page.saved import save, served
 from serve.test_chat import audio_part, image_part
 
 import polyphi
@@ -605,7 +605,7 @@ def test_s19_hostile_peers_do_not_stop_others(
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
     )
-    benchmarks = Path(__file__).parents[3] / "benchmarks"
+    benchmarks = Path(__file__).parents[4] / "benchmarks"
     monkeypatch.syspath_prepend(str(benchmarks))
     script = runpy.run_path(str(benchmarks / "hostile_attacks.py"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from fastapi import FastAPI
-from serve.saved import save
+from serve.page.saved import save
 from variants import few
 
 from polyphi.engine.engine import Engine

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PIL
-from serve.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
+from serve.page.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
 
 from polyphi.engine.engine import Engine
 from polyphi.media.media import decode_audio

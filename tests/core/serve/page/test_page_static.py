@@ -128,7 +128,7 @@ def test_every_file_is_served() -> None:
 
 def test_the_libraries_are_the_pinned_files() -> None:
     """Each file as its npm package has it, and each licence named in NOTICE."""
-    notice = (Path(__file__).parents[3] / "NOTICE").read_text()
+    notice = (Path(__file__).parents[4] / "NOTICE").read_text()
     files = {"vendor.json"}
     for library in page.LIBRARIES:
         script = VENDOR / Path(library["path"]).name

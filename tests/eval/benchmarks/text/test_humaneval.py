@@ -16,7 +16,7 @@ import pytest
 from engine.conftest import tokenizer  # noqa: F401
 from eval.wheels import unpacked
 from serve.conftest import engine  # noqa: F401
-from serve.saved import save, served
+from serve.page.saved import save, served
 
 import polyphi
 from polyphi.data.shards import Sample
