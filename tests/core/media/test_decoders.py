@@ -199,8 +199,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
         program = tmp_path / "child.py"
         program.write_text(
             f"import os, sys, threading; sys.path.append({str(Path(isolated_child.__file__).parent)!r})\n"
-            f"import media_decoder_child\nfrom media_decoder_child import _send\ndef decode(job):\n    {code}\n"
-            "media_decoder_child.image = media_decoder_child.sound = decode\nmedia_decoder_child.main()"
+            f"import isolated_child\nfrom isolated_child import _send\ndef decode(job):\n    {code}\n"
+            "isolated_child.image = isolated_child.sound = decode\nisolated_child.main()"
         )
         monkeypatch.setattr(isolated, "CHILD", program)
         started.append(isolated.start_decoders())

@@ -225,7 +225,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], De
         program.write_text(
             "import json, os, sys, time\n"
             f"sys.path.append({folder!r})\n"
-            "from media_decoder_child import _send, seal\n"
+            "from isolated_child import _send, seal\n"
             "job = json.loads(sys.argv[1])\n" + code
         )
         monkeypatch.setattr(isolated, "CHILD", program)

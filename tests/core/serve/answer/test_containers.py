@@ -203,7 +203,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         program = tmp_path / "child.py"
         program.write_text(
             "import json, os, sys, time\n"
-            f"sys.path.append({folder!r})\nfrom media_decoder_child import _send\n" + code
+            f"sys.path.append({folder!r})\nfrom isolated_child import _send\n" + code
         )
         monkeypatch.setattr(isolated, "CHILD", program)
 

@@ -117,10 +117,10 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
         program = tmp_path / "child.py"
         program.write_text(
             f"import os, sys, threading; sys.path.append({str(Path(isolated_child.__file__).parent)!r})\n"
-            "import media_decoder_child; image = media_decoder_child.image\n"
+            "import isolated_child; image = isolated_child.image\n"
             f"def decode(job):\n    {code}\ndef broken_image(job):\n"
             "    (decode if job['max_pixels'] == 900 else image)(job)\n"
-            "media_decoder_child.image, media_decoder_child.sound = broken_image, decode\nmedia_decoder_child.main()"
+            "isolated_child.image, isolated_child.sound = broken_image, decode\nisolated_child.main()"
         )
         monkeypatch.setattr(isolated, "CHILD", program)
 
