@@ -1,4 +1,4 @@
-"""Free memory with simulated limits, and the engine's capacity that follows from it."""
+"""Free memory with simulated limits."""
 
 from pathlib import Path
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from polyphi.devices import cgroup, memory
-from polyphi.engine.cache import token_bytes
-from polyphi.engine.engine import Engine
 
 CPU = torch.device("cpu")
 
@@ -21,14 +19,3 @@ def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.Mon
     assert memory.free_memory(CPU) == 400000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(CPU) == pytest.approx(machine, rel=0.5)
-
-
-def test_an_engine_takes_half_of_what_is_free(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At most; with much memory that of 32 sequences of 2,048 tokens."""
-    each = token_bytes(engine.model.config.decoder, torch.float32)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 320 * each + 1)
-    assert Engine(engine.model, engine.processor).capacity == 320
-    monkeypatch.setattr(memory, "free_memory", lambda device: 10**15)
-    assert Engine(engine.model, engine.processor).capacity == 32 * 2048

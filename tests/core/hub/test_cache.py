@@ -80,7 +80,9 @@ def blobs(repository: str) -> list[Path]:
 def test_a_hub_id_loads_as_its_folder_does(
     models: Hub, folders: dict[str, Path], name: str
 ) -> None:
-    state, expected = (load_checkpoint(source).state_dict() for source in (name, folders[name]))
+    state, expected = (
+        load_checkpoint(locate(source)).state_dict() for source in (name, folders[name])
+    )
     assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
 
 
@@ -268,7 +270,7 @@ def test_pull_repairs_what_the_disk_damaged(models: Hub, folders: dict[str, Path
     assert sha256(folder / "model.safetensors") == sha256(folders[MINI] / "model.safetensors")
     assert set(models.sent) == {"model.safetensors"}
     file.write_bytes(content[:1000])  # so short that every start notices
-    assert load_checkpoint(MINI) is not None
+    assert load_checkpoint(locate(MINI)) is not None
 
 
 def test_parallel_downloads_fetch_once(server: Hub, big: Path) -> None:
@@ -415,7 +417,7 @@ def test_gated_and_private_models_with_a_token(
 ) -> None:
     models.add("owner/closed", folders[MINI], gated=True, private=True)
     monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
-    assert load_checkpoint("owner/closed") is not None
+    assert load_checkpoint(locate("owner/closed")) is not None
 
 
 @pytest.mark.parametrize("variable", [True, False])

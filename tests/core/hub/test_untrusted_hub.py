@@ -16,6 +16,7 @@ from variants import few
 from polyphi.checkpoints import files
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.hub import cache, download, pull
+from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
 
 NAME = "owner/mini"
@@ -173,7 +174,7 @@ def test_a_hub_that_sends_more_than_it_lists_is_stopped(
     assert largest <= max(fake_hub.size(path) for path in fake_hub.folder_files(folder).values())
     assert not list(blobs.glob(f"{fake_hub.etag(name, folder / name)}*"))
     server.surplus.clear()
-    assert load_checkpoint(NAME) is not None
+    assert load_checkpoint(locate(NAME)) is not None
 
 
 def test_another_hash_of_a_commit_removes_nothing(server: Hub) -> None:
@@ -222,7 +223,7 @@ def test_an_index_names_files_of_its_folder(
     (model / files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     server.add("owner/indexed", model)
     with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
-        load_checkpoint(model if is_local else "owner/indexed")
+        load_checkpoint(model if is_local else locate("owner/indexed"))
     assert not [sent for sent in server.sent if sent.endswith(".safetensors")]
 
 

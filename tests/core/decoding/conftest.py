@@ -1,0 +1,3 @@
+"""An engine whose tokenizer knows the sayings of its tests."""
+
+from engine.conftest import engine, tokenizer  # noqa: F401
