@@ -137,7 +137,7 @@ def test_an_interrupted_command_is_one_line(
     def interrupt(source: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("polyphi.checkpoints.read.locate", interrupt)
+    monkeypatch.setattr("polyphi.hub.location.locate", interrupt)
     with pytest.raises(SystemExit) as stop:
         cli.main(["inspect", "model"])
     assert stop.value.code == 130

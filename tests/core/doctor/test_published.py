@@ -7,7 +7,13 @@ from polyphi import kernels
 from polyphi.devices.memory import other_tensors, tensor_bytes
 from polyphi.doctor import published
 from polyphi.engine.cache import BLOCK
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize
@@ -16,9 +22,39 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def meta(tiny_config: ModelConfig) -> PhiModel:
+def meta() -> PhiModel:
+    """A small model of shapes that all schemes quantize."""
+    decoder = DecoderConfig(
+        vocab_size=512,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        original_max_position_embeddings=128,
+        max_position_embeddings=512,
+        short_factor=(1.0,) * 6,
+        long_factor=(1.0,) * 6,
+    )
+    vision = VisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        crop_size=56,
+    )
+    audio = AudioConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=2,
+        num_blocks=2,
+        nemo_conv_channels=8,
+        ext_pw_out_channel=32,
+        depthwise_separable_out_channel=32,
+    )
+    adapters = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 10.0, 0.01)}
     with torch.device("meta"):
-        return PhiModel(tiny_config)
+        return PhiModel(ModelConfig(decoder, vision, audio, adapters))
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
