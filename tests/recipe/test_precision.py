@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime.test_precision import fresh  # noqa: F401
+from devices.test_precision import fresh  # noqa: F401
 
 from polyphi.devices import precision
 from polyphi.devices.precision import Choice

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from serve.conftest import Running, serving
-from serve.test_chat import image_part
+from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller

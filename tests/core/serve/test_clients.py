@@ -21,7 +21,7 @@ from openai import (
 )
 from pydantic import BaseModel, ConfigDict
 from serve.conftest import Running, serving
-from serve.test_chat import CONTENTS
+from serve.openai.test_chat import CONTENTS
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import logits_many

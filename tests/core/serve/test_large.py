@@ -12,7 +12,7 @@ import pytest
 from fastapi import routing
 from pydantic import ValidationError
 from serve.conftest import Running, serving
-from serve.test_chat import image_part
+from serve.openai.test_chat import image_part
 from serve.test_life import until
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse

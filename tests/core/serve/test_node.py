@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from engine.conftest import clip, picture
+from serve.audio.test_transcriptions import CLIP
 from serve.conftest import Running
-from serve.test_chat import audio_part
-from serve.test_transcriptions import CLIP
+from serve.openai.test_chat import audio_part
 
 from polyphi.engine.engine import Engine
 from polyphi.transcription import longform

@@ -11,8 +11,8 @@ import pytest
 from engine.conftest import picture
 from openai import OpenAI
 from ports import free_port
+from serve.openai.test_chat import image_part
 from serve.page.saved import save
-from serve.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.types.messages import Message

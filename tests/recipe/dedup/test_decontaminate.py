@@ -14,7 +14,7 @@ import pytest
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from PIL import Image as Picture
-from recipe.curate.dedup_run import Take, start, text
+from recipe.dedup.dedup_run import Take, start, text
 from variants import few
 
 from polyphi.data import shards

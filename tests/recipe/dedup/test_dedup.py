@@ -11,7 +11,7 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image as Picture
-from recipe.curate.dedup_run import Take, start
+from recipe.dedup.dedup_run import Take, start
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message

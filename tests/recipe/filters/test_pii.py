@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recipe.curate.test_language import raw
+from recipe.filters.test_language import raw
 
 from polyphi.data import shards
 from polyphi.types.messages import Message

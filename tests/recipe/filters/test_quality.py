@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recipe.curate.test_language import raw
+from recipe.filters.test_language import raw
 
 from polyphi_recipe.filters import quality
 from polyphi_recipe.filters.quality import (

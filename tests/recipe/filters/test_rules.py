@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from recipe.curate.test_language import SAID, raw
+from recipe.filters.test_language import SAID, raw
 
 from polyphi.data import shards
 from polyphi.types.messages import Message

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
-from recipe.curate.test_language import SAID
-from recipe.curate.test_rules import PROSE
+from recipe.filters.test_language import SAID
+from recipe.filters.test_rules import PROSE
 
 from polyphi.data.shards import Sample, Shards, document
 from polyphi_recipe.filters import quality

@@ -17,9 +17,9 @@ import pytest
 import soundfile
 import torch
 from PIL import Image as pil
+from serve.answer.test_fetch import Net, net, page  # noqa: F401
 from serve.conftest import Running, serving
-from serve.test_chat import image_part
-from serve.test_fetch import Net, net, page  # noqa: F401
+from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller

@@ -18,9 +18,9 @@ import pytest
 import soundfile
 from children import Children
 from PIL import Image
+from serve.admission.test_fairness import from_address
+from serve.answer.test_containers import RECORDINGS, WALK, answer, chat, image, transcribe, video
 from serve.conftest import Running, serving
-from serve.test_containers import RECORDINGS, WALK, answer, chat, image, transcribe, video
-from serve.test_fairness import from_address
 from variants import few
 
 from polyphi.engine.engine import Engine

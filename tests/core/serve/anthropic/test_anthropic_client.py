@@ -8,9 +8,9 @@ import anthropic
 import pytest
 from pydantic import BaseModel
 from serve.conftest import Running, serving
-from serve.test_chat import BOTH_CALLS, CALLS, Model, model  # noqa: F401
-from serve.test_streaming import BLOCK_TOOLS as FUNCTIONS
-from serve.test_streaming import HI, URL
+from serve.openai.test_chat import BOTH_CALLS, CALLS, Model, model  # noqa: F401
+from serve.openai.test_streaming import BLOCK_TOOLS as FUNCTIONS
+from serve.openai.test_streaming import HI, URL
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from serve.conftest import Running, serving
-from serve.test_chat import (  # noqa: F401
+from serve.openai.test_chat import (  # noqa: F401
     BOTH_CALLS,
     CALL,
     CALLS,
@@ -15,9 +15,9 @@ from serve.test_chat import (  # noqa: F401
     image_part,
     model,
 )
-from serve.test_responses import nested
-from serve.test_streaming import BLOCK_TOOLS as FUNCTIONS
-from serve.test_streaming import BLOCKS, HI, messages_joined
+from serve.openai.test_responses import nested
+from serve.openai.test_streaming import BLOCK_TOOLS as FUNCTIONS
+from serve.openai.test_streaming import BLOCKS, HI, messages_joined
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 from openai import OpenAI
+from serve.audio.test_transcriptions import engine  # noqa: F401
 from serve.conftest import Running, serving
-from serve.test_transcriptions import engine  # noqa: F401
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from tones import say

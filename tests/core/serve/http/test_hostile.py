@@ -19,8 +19,8 @@ import torch
 from engine.conftest import fitted, make_engine
 from safetensors.torch import load_file, save_file
 from serve.conftest import Running
+from serve.openai.test_chat import audio_part, image_part
 from serve.page.saved import save, served
-from serve.test_chat import audio_part, image_part
 
 import polyphi
 from polyphi.decoding.tool_calls import CallDelta, CallList, ToolParser, parse_calls

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from serve.admission.test_fairness import from_address
 from serve.conftest import Running, serving
-from serve.test_fairness import from_address
 from variants import few
 
 from polyphi.engine.engine import Engine

@@ -11,7 +11,7 @@ from engine.conftest import SAYINGS, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.conftest import Running, serving
-from serve.test_chat import image_part
+from serve.openai.test_chat import image_part
 
 from polyphi.decoding.structured import compile_grammar
 from polyphi.engine.engine import Engine

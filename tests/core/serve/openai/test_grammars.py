@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-from engine.test_matcher_process import NEVER_COMPILES, processes, until
+from decoding.test_matcher_process import NEVER_COMPILES, processes, until
+from serve.admission.test_fairness import CHAT, chat, from_address
 from serve.conftest import Running
-from serve.test_fairness import CHAT, chat, from_address
 
 
 def schema(value: Any, **more: object) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from serve.conftest import Running, serving
-from serve.test_chat import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, model, outcome  # noqa: F401
+from serve.openai.test_chat import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, model, outcome  # noqa: F401
 from variants import few
 
 from polyphi.engine.engine import Engine

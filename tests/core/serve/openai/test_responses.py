@@ -10,7 +10,7 @@ import pytest
 from openai import BadRequestError, NotFoundError, OpenAI, RateLimitError
 from pydantic import BaseModel
 from serve.conftest import Running, serving
-from serve.test_chat import (  # noqa: F401
+from serve.openai.test_chat import (  # noqa: F401
     BOTH_CALLS,
     CALLS,
     CITY,
@@ -20,8 +20,8 @@ from serve.test_chat import (  # noqa: F401
     image_part,
     model,
 )
+from serve.openai.test_streaming import items_of, typed_events, without_ids
 from serve.test_life import until
-from serve.test_streaming import items_of, typed_events, without_ids
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

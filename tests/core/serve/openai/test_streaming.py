@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from pydantic_core import from_json
 from serve.conftest import Running, serving
-from serve.test_chat import (  # noqa: F401
+from serve.openai.test_chat import (  # noqa: F401
     CALLS,
     CITY,
     Model,

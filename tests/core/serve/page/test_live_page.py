@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from serve import test_page
+from serve.audio.test_realtime import COMPLETED, DELTA, at_once
+from serve.audio.test_transcriptions import engine  # noqa: F401
 from serve.conftest import Running, serving
-from serve.test_page import Page
-from serve.test_realtime import COMPLETED, DELTA, at_once
-from serve.test_transcriptions import engine  # noqa: F401
+from serve.page import test_page
+from serve.page.test_page import Page
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

@@ -1561,7 +1561,7 @@ def test_a_growing_text_ends_as_if_shown_at_once(page: Page, server: PageServer)
 
 @pytest.mark.long
 def test_the_progress_of_the_load_becomes_the_chat_page(page: Page, engine: Engine) -> None:
-    from serve.test_loading import loading
+    from serve.page.test_loading import loading
 
     settings = Settings("tiny")
     with loading(create_app(engine, settings), settings) as port:
