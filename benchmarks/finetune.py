@@ -53,7 +53,7 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import RunContext, train
 from polyphi.types.batch import Batch, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.encoder import Inputs
@@ -242,7 +242,7 @@ def ours(
             folder,
             Path(out),
             options=TrainOptions(base=base),
-            caller=Caller(precision=choice, report=lambda _: None),
+            caller=RunContext(precision=choice, report=lambda _: None),
         )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

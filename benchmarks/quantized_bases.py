@@ -35,7 +35,7 @@ from polyphi.runtime.rendering import table
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import RunContext, train
 from polyphi.types.batch import Batch, pack
 
 BASES = ("bf16", "int8", "int4")
@@ -69,7 +69,7 @@ def train_adapter(
     for name in names:
         model.get_parameter(name).data = model.get_parameter(name).data.float()
     options = TrainOptions(seed=seed, precision="bf16", base=scheme(base))
-    caller = Caller(report=lambda _: None)
+    caller = RunContext(report=lambda _: None)
     train(stage, budget, model, processor, run / "data", out, options=options, caller=caller)
 
 

@@ -38,7 +38,7 @@ import polyphi
 from polyphi.checkpoints.processor import make_processor
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
-from polyphi.engine.engine import DRAFT, Engine
+from polyphi.engine.engine import DRAFT_TOKENS, Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
@@ -133,7 +133,7 @@ def compare(
             engine.counts = counts if speculative and turn == turns - 1 else None
             outputs, took = [], 0.0
             for messages, most, right in prompts:
-                draft = DRAFT if speculative else 0
+                draft = DRAFT_TOKENS if speculative else 0
                 sampling = SamplingParams(max_tokens=most, draft=draft)
                 if turn < 0 and speculative:
                     continue  # prompts are cached by now

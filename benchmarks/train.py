@@ -72,7 +72,7 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller, Trainer
+from polyphi.train.trainer import RunContext, Trainer
 from polyphi.types.batch import Batch, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.encoder import Inputs
@@ -361,7 +361,9 @@ def make_trainer(
         )
     budget = Budget(work.steps, work.batch_tokens, work.batch_tokens, muon_lr_factor=work.muon)
     options = TrainOptions(precision=dtype, base=work.base)
-    trainer = kind(stage, budget, model, None, folder, out, options, Caller(report=lambda _: None))
+    trainer = kind(
+        stage, budget, model, None, folder, out, options, RunContext(report=lambda _: None)
+    )
     trainer.start()
     return trainer
 

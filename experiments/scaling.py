@@ -43,7 +43,7 @@ from polyphi.train.state import (
     choose_precision,
     code_revision,
 )
-from polyphi.train.trainer import Caller, Report, row_maker, train
+from polyphi.train.trainer import Report, RunContext, row_maker, train
 from polyphi_recipe import stages
 from polyphi_recipe.graph.graph import Run
 
@@ -124,7 +124,7 @@ def sweep(
                 data,
                 folder,
                 options=TrainOptions(seed=seed, watch_every=short.steps),
-                caller=Caller(
+                caller=RunContext(
                     precision=choice,
                     fresh=fresh(seed),
                     watch=measure,

@@ -10,7 +10,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import RunContext, train
 from polyphi_eval.baselines import Result, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data
@@ -47,7 +47,7 @@ def trial(
         data or run.data,
         out,
         options=TrainOptions(seed=seed, guard=run.options.guard, machine=run.options.machine),
-        caller=Caller(
+        caller=RunContext(
             precision=run.choice,
             fresh={} if data else run.fresh(stage, seed),
             origins=origins,

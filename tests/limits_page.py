@@ -1,4 +1,4 @@
-"""Writes docs/limits.md from polyphi/serve/admission (shares.py, settings.py): `python tests/limits_page.py`."""
+"""Writes docs/limits.md from polyphi/serve/admission (quotas.py, settings.py): `python tests/limits_page.py`."""
 
 import ast
 import importlib.util
@@ -13,13 +13,13 @@ from unittest import mock
 import jinja2
 
 from polyphi.engine.engine import MAX_NUM_SEQS
-from polyphi.serve.admission import shares
+from polyphi.serve.admission import quotas
 from polyphi.serve.admission.settings import MIB, Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 SETTINGS = Settings("phi")
 CORES = (1, 64)
-"""Some shares depend on the machine's cores: the page has the values for few and for many."""
+"""Some quotas depend on the machine's cores: the page has the values for few and for many."""
 Row = tuple[str, str, str, str]
 """What, the limit of one client, that of all clients, and what happens beyond."""
 
@@ -67,7 +67,7 @@ OF_ALL_CLIENTS = {
     "max_adapters",
     "max_adapter_bytes",
 }
-"""Settings that stand in the tables of shares."""
+"""Settings that stand in the tables of quotas."""
 OTHER = {"drain_seconds", "max_live_event_bytes", "max_live_buffer_seconds"}
 OTHER |= {"live_idle_seconds", "live_seconds"}
 """Settings of the server, and those of live sessions, which docs/live.md has."""
@@ -80,11 +80,11 @@ def text() -> str:
         trim_blocks=True,
     )
     page = templates.get_template("limits.md")
-    return page.render(shares=share_rows(), requests=request_rows())
+    return page.render(quotas=share_rows(), requests=request_rows())
 
 
 def share_rows() -> Iterator[Row]:
-    """A row for each share of `Shares`."""
+    """A row for each share of `Quotas`."""
     few, many = (all_shares(cores) for cores in CORES)
     assert few.keys() == many.keys()
     for name, share in few.items():
@@ -96,11 +96,11 @@ def share_rows() -> Iterator[Row]:
         yield share.what, client, total, share.beyond
 
 
-def all_shares(cores: int) -> dict[str, shares.Share]:
-    """The shares of a server on a machine with so many cores, by the name of their attribute."""
+def all_shares(cores: int) -> dict[str, quotas.Quota]:
+    """The quotas of a server on a machine with so many cores, by the name of their attribute."""
     with mock.patch("polyphi.devices.cpu.usable", lambda: cores):
-        module = loaded_again(shares)
-    attributes = vars(module.Shares(SETTINGS, MAX_NUM_SEQS))
+        module = loaded_again(quotas)
+    attributes = vars(module.Quotas(SETTINGS, MAX_NUM_SEQS))
     return {name: getattr(one, "share", one) for name, one in attributes.items()}
 
 

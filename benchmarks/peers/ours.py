@@ -16,7 +16,7 @@ from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
-from polyphi.engine.engine import CHUNK
+from polyphi.engine.engine import CHUNK_TOKENS
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.inputs.image import ImageInput
@@ -60,7 +60,7 @@ class Language:
     @torch.inference_mode()
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         tables = self.tables(1, len(ids))
-        for some in torch.from_numpy(ids).split(CHUNK):  # as the engine reads a prompt
+        for some in torch.from_numpy(ids).split(CHUNK_TOKENS):  # as the engine reads a prompt
             logits = self.run(some[None], tables)
         tables[0].clear()
         return logits[0].numpy()

@@ -132,7 +132,7 @@ class SinglePlaceholder(NextToken):
         supervise[1:] = whole.labels[:-1] >= 0
         shorter = row(
             whole.ids[keep].tolist(),
-            replace(images, slots=keep.cumsum(0)[firsts] - 1, words=None),
+            replace(images, slots=keep.cumsum(0)[firsts] - 1, label_ids=None),
             supervise=supervise[keep].tolist(),
         )
         return [shorter]

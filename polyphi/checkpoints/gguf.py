@@ -291,4 +291,4 @@ def _four_bits(tensor: Any) -> Pieces:
     row = (d.abs().amax(1) / 255).clamp(min=1e-30)
     s = (d.abs() / row[:, None]).round().byte()
     z = torch.where(negative, 16 * 7, 16 * 8).byte()
-    return {"q4": native.pack4(native.Four(q, s, z)), "row": row}
+    return {"q4": native.pack4(native.Int4Weight(q, s, z)), "row": row}

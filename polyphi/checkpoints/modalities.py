@@ -35,7 +35,7 @@ from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.text.quantity import quantity
-from polyphi.types.modality import AdapterConfig, Further, Modality, load_modality
+from polyphi.types.modality import AdapterConfig, Modality, ModalityEntry, load_modality
 
 SUFFIX = "-modality"
 NORM = "decoder.norm.weight"
@@ -70,7 +70,7 @@ def find(modality: Modality | str | Path, checkpoint: Path) -> tuple[Modality, P
     return modality, folder
 
 
-def read(modality: Modality, folder: Path, rows: int) -> Further:
+def read(modality: Modality, folder: Path, rows: int) -> ModalityEntry:
     """The sizes and the placeholder of a modality in a folder, for an embedding of `rows` rows. Raises ValueError for
     another modality, unknown sizes, and an id that the embedding doesn't have."""
     values, name = read_object(folder / FILE), modality.name
@@ -83,7 +83,7 @@ def read(modality: Modality, folder: Path, rows: int) -> Further:
         raise ValueError(
             f"{folder}: expected the placeholder's id from 0 to {rows - 1}, found {describe(id)}"
         )
-    return Further(modality, _config(modality, object_at(values, "config"), folder), id)
+    return ModalityEntry(modality, _config(modality, object_at(values, "config"), folder), id)
 
 
 def with_modalities(
@@ -150,13 +150,13 @@ def create(
         raise ValueError(
             f"the tokenizer uses all {model.config.decoder.vocab_size} ids; expected an unused one for {name}"
         )
-    own = Further(modality, modality.config(), id)
+    own = ModalityEntry(modality, modality.config(), id)
     tower = initial_tower(own, model.config.decoder.hidden_size, seed)
     _put(model, processor, own, tower.to(model.decoder.norm.weight).train(model.training))
     add_adapter(model, name, adapter, seed)
 
 
-def _put(model: PhiModel, processor: Processor, own: Further, tower: torch.nn.Module) -> None:
+def _put(model: PhiModel, processor: Processor, own: ModalityEntry, tower: torch.nn.Module) -> None:
     name, placeholder = own.modality.name, own.modality.placeholder
     if hasattr(model, name) or name in model.config.adapters or not is_adapter_name(name):
         raise ValueError(

@@ -22,7 +22,7 @@ from polyphi.runtime import inputs
 HUB = "hf://"
 CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
 """The branch of a data set on the hub with its automatic conversion to parquet."""
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Characters of a JSON list that are read at a time."""
 SPACES = re.compile(r"[ \t\r\n]*")
 TRAIN = re.compile(r"(^|[/._-])train(20\d\d)?([/._-]|$)")
@@ -171,7 +171,11 @@ class _JsonText:
     def __init__(self, file: str, stream: Any) -> None:
         self._file, self._chunks = file, codecs.getreader("utf-8")(stream)
         self._decoder = json.JSONDecoder()
-        self._text, self._at, self._values = self._chunks.read(CHUNK).removeprefix("\ufeff"), 0, 0
+        self._text, self._at, self._values = (
+            self._chunks.read(CHUNK_BYTES).removeprefix("\ufeff"),
+            0,
+            0,
+        )
 
     def peek(self) -> str:
         """The next character that isn't white space; "" at the end."""
@@ -214,7 +218,7 @@ class _JsonText:
 
     def _read_more(self) -> bool:
         """Read as much again, and return whether there was more. Raises ValueError for too long a value."""
-        more = self._chunks.read(max(CHUNK, len(self._text) - self._at))
+        more = self._chunks.read(max(CHUNK_BYTES, len(self._text) - self._at))
         self._text, self._at = self._text[self._at :] + more, 0
         try:
             check_values(self._text)

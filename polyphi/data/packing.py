@@ -88,9 +88,9 @@ class Pack:
     empty: float = 0.0
 
     @property
-    def blank(self) -> float:
+    def padding_share(self) -> float:
         """Share of what the encoders read that is padding, for the modality with most of it."""
-        return max((inputs.blank for inputs in self.batch.inputs.values()), default=0.0)
+        return max((inputs.padding_share for inputs in self.batch.inputs.values()), default=0.0)
 
 
 def pack_step(

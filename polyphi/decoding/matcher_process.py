@@ -31,7 +31,7 @@ from polyphi.decoding.grammars import (
     PROCESS_MEMORY,
     TOKEN_SECONDS,
 )
-from polyphi.processing.tokenizer import SLICE, Tokenizer
+from polyphi.processing.tokenizer import SLICE_CHARACTERS, Tokenizer
 from polyphi.runtime import fork_server, syscall_filter
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.types.sampling import Grammar
@@ -51,7 +51,9 @@ def main() -> None:
     """Load the tokenizer, then fork a process for each grammar (polyphi/runtime/fork_server.py)."""
     data = fork_server.read(LENGTH.unpack(fork_server.read(LENGTH.size))[0])
     tokenizer = Tokenizer.from_json(data.decode())
-    tokenizer.encode("a" * 2 * SLICE)  # loads what long texts need: later there are no files
+    tokenizer.encode(
+        "a" * 2 * SLICE_CHARACTERS
+    )  # loads what long texts need: later there are no files
     vocabulary = GrammarVocabulary(tokenizer)
     del data
     fork_server.fork_on_request(

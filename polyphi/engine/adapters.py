@@ -18,7 +18,7 @@ from pathlib import Path
 
 from polyphi.checkpoints.peft import CONFIG, FILE, PeftError, read_peft
 from polyphi.engine.prefixes import Prefixes, digest
-from polyphi.engine.request import NUMBER, Request, adapter_name
+from polyphi.engine.request import ADAPTER_KEY_SEPARATOR, Request, adapter_name
 from polyphi.engine.runner import Runner
 from polyphi.model.adapters import insert_adapter, low_ranks, remove_adapter
 from polyphi.model.config import AdapterConfig
@@ -72,7 +72,7 @@ class Adapters:
     def add(self, name: str, config: AdapterConfig, factors: Mapping[str, Factors]) -> str:
         """Add an adapter; returns its key. On a CPU, steps go on while its weights are copied."""
         with self._count_lock:
-            key = f"{name}{NUMBER}{next(self._numbers)}"
+            key = f"{name}{ADAPTER_KEY_SEPARATOR}{next(self._numbers)}"
         # A CUDA graph that is recorded meanwhile would fail: another thread must not allocate then.
         on_cuda = self._model.decoder.device.type == "cuda"
         with self._turn() if on_cuda else nullcontext():

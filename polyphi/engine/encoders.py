@@ -79,7 +79,7 @@ class Group:
     @property
     def is_large(self) -> bool:
         """Whether it is a single item that is larger than calls otherwise are, such as an hour of audio."""
-        return self.items[0].size > self.items[0].inputs.MOST
+        return self.items[0].size > self.items[0].inputs.MAX_SIZE
 
 
 class EncoderError(RuntimeError):
@@ -192,7 +192,7 @@ class Encoders:
         if self._groups:
             if len(self._groups) > 1 or not self._groups[0].is_large:
                 return
-            waiting = [item for item in waiting if item.size <= item.inputs.MOST]
+            waiting = [item for item in waiting if item.size <= item.inputs.MAX_SIZE]
         if waiting:
             items = self._next_group(waiting)
             self._groups.append(Group(items, self._run(items)))
@@ -211,7 +211,7 @@ class Encoders:
             if item.modality == first.modality and item is not first and item.key not in self._alone
         )
         for item in sorted(others, key=lambda item: item.size):
-            if size + item.size > first.inputs.MOST:
+            if size + item.size > first.inputs.MAX_SIZE:
                 break
             group.append(item)
             size += item.size

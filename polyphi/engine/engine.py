@@ -52,7 +52,7 @@ from polyphi.engine.cache import (
 from polyphi.engine.encoders import EncoderError, Encoders, items
 from polyphi.engine.prefill import PrefillBudget
 from polyphi.engine.prefixes import Prefixes
-from polyphi.engine.request import GREEDY, NOBODY, Caller, Request
+from polyphi.engine.request import GREEDY, NOBODY, Client, Request
 from polyphi.engine.results import accept, argmax_rows, finite_rows, resume, settle
 from polyphi.engine.rows import Prompt, Rows, parse_prompt
 from polyphi.engine.runner import Runner
@@ -70,23 +70,23 @@ from polyphi.types.sampling import SamplingParams
 
 MAX_NUM_SEQS = 32
 """Sequences that run at once."""
-CHUNK = 512
+CHUNK_TOKENS = 512
 """Prompt tokens of a step while a request waits for its next token, and of every step of a large model on a CPU: larger
 steps need more fresh memory, and clearing it takes a seventh of the time at 2,048."""
-PREFILL = 2048
+PREFILL_TOKENS = 2048
 """Prompt tokens of a step while no request does, and tokens of one forward when scoring."""
-DRAFT = 15
+DRAFT_TOKENS = 15
 """Most draft tokens of a step for requests with `draft="auto"`."""
 CPU_CACHE = 256 * 2**20
 """Bytes of weights that may fit in a CPU's caches."""
 ENCODER_CACHE = 256 * 2**20
 """Bytes of the cache of encoder outputs."""
-IDLE = 0.5
+IDLE_SECONDS = 0.5
 """Timeout in seconds of a thread that waits for work or for the next step."""
-GRAMMAR_WAIT, SETTLE_SHARE = 0.02, 0.02
+GRAMMAR_WAIT_SECONDS, SETTLE_SHARE = 0.02, 0.02
 """Seconds to wait for a mask when no request can run, and the share of a step's time to wait after it for the processes
 that check its tokens."""
-SLICE = 0.05
+SLICE_SECONDS = 0.05
 """Seconds that encoders run between two steps; a layer that takes longer is completed."""
 
 
@@ -138,7 +138,7 @@ class Engine:
         *,
         memory: int | None = None,
         max_num_seqs: int = MAX_NUM_SEQS,
-        chunk: int = CHUNK,
+        chunk: int = CHUNK_TOKENS,
         prefill: int | None = None,
         encoder_cache: int = ENCODER_CACHE,
         prefix_cache: bool = True,
@@ -149,8 +149,8 @@ class Engine:
         self.model, self.processor = model.eval(), processor
         self._kv, self._prefix_cache = kv, prefix_cache
         large = _is_memory_bound(model)
-        self._draft = DRAFT if large else 0
-        self.prefill = prefill or (CHUNK if large else PREFILL)
+        self._draft = DRAFT_TOKENS if large else 0
+        self.prefill = prefill or (CHUNK_TOKENS if large else PREFILL_TOKENS)
         each = token_bytes(decoder.config, decoder.dtype, kv)
         if memory is None:
             blocks = default_blocks(decoder.config, each, free_beside(model), max_num_seqs)
@@ -194,7 +194,7 @@ class Engine:
         return min(self.rows.context, self.capacity)
 
     def counters(self) -> Counters:
-        with self.turn():
+        with self.exclusive():
             return Counters(
                 blocks=self.pool.size,
                 blocks_in_use=self.pool.in_use,
@@ -238,7 +238,7 @@ class Engine:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
         stop: threading.Event | None = None,
-        caller: Caller = NOBODY,
+        caller: Client = NOBODY,
     ) -> list[Completion]:
         """Answers in the order of the conversations, which are read as capacity becomes free. `sampling` is one for
         all, or one for each. `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none"
@@ -331,7 +331,7 @@ class Engine:
         messages: Prompt,
         sampling: SamplingParams,
         adapter: str | None,
-        caller: Caller,
+        caller: Client,
         group: int,
     ) -> list[Request]:
         """The requests of a conversation's `n` answers, which share the row; all but the first wait for its prefill."""
@@ -346,7 +346,7 @@ class Engine:
         return self._enter(row, sampling, caller, group)
 
     def enter(
-        self, row: Batch, sampling: SamplingParams = GREEDY, *, caller: Caller = NOBODY
+        self, row: Batch, sampling: SamplingParams = GREEDY, *, caller: Client = NOBODY
     ) -> list[Request]:
         """The requests of the `n` answers to a prepared row."""
         return self.enter_all([row], sampling, caller=caller)[0]
@@ -356,24 +356,24 @@ class Engine:
         rows: Sequence[Batch],
         sampling: SamplingParams = GREEDY,
         *,
-        caller: Caller = NOBODY,
+        caller: Client = NOBODY,
     ) -> list[list[Request]]:
         """`enter` of several rows, which are one call of the caller (fairness.py). Raises UnknownAdapter, and enters
         none, if the adapter of a row was removed."""
         group = next(self._groups)
-        with self.turn():
+        with self.exclusive():
             for row in rows:
                 self.adapters.check(row.adapters[0])
             return [self._enter(_prepared(row), sampling, caller, group) for row in rows]
 
     def _enter(
-        self, row: Future[Batch], sampling: SamplingParams, caller: Caller, group: int
+        self, row: Future[Batch], sampling: SamplingParams, caller: Client, group: int
     ) -> list[Request]:
         """The requests of the `n` answers to a row, which may still be in preparation."""
         tokenizer = self.processor.tokenizer
         matchers = open_matchers(sampling.grammar, tokenizer, sampling.n)
         draft = self._draft if sampling.draft == "auto" else sampling.draft
-        with self.turn():
+        with self.exclusive():
             self._settle_weights()
             requests: list[Request] = []
             for number, matcher in enumerate(matchers):
@@ -391,7 +391,7 @@ class Engine:
     def output_pieces(self, request: Request) -> tuple[list[str], str | None]:
         """(the text of each new token since the last call, finish reason or None); an end token has a piece too. Raises
         the error that ended the request."""
-        with self.turn():
+        with self.exclusive():
             if request.error is not None:
                 raise request.error
             pieces = request.pieces[request.delivered :]
@@ -400,7 +400,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """End a request in any phase; its resources are free when this returns. A finished request is unchanged."""
-        with self.turn():
+        with self.exclusive():
             if request.finish_reason is not None:
                 return
             request.row.cancel()
@@ -420,7 +420,7 @@ class Engine:
         """Embeddings that replace the placeholders of a row's only image or audio clip, float32, on the CPU; from the
         cache of encoder outputs, if they are in it."""
         (item,) = items(row)
-        with self.turn():
+        with self.exclusive():
             self._settle_weights()
             embeddings = self.encoders.encode([item])[item.key]
         return embeddings.to("cpu", torch.float32, copy=True)
@@ -428,7 +428,7 @@ class Engine:
     # ---- threads ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """The lock, for all threads but the one that runs steps. Locks aren't fair: that thread would take it back at
         once, so it checks whether threads wait, and each of them notifies it when it leaves."""
         with self._count_lock:
@@ -441,7 +441,7 @@ class Engine:
 
     def wake(self, _: object = None) -> None:
         """Let the thread in `run` look at once for work and at `stop`."""
-        with self.turn():
+        with self.exclusive():
             pass
 
     def run(self, stop: threading.Event, after: Callable[[BaseException | None], None]) -> None:
@@ -462,7 +462,7 @@ class Engine:
                     self._changed.notify_all()
                     idle = not (busy or self._has_work)
                     if (idle or self._waiting_threads) and not stop.is_set():
-                        self._changed.wait(IDLE)
+                        self._changed.wait(IDLE_SECONDS)
         finally:
             with self._changed:
                 self._driver = None
@@ -472,7 +472,7 @@ class Engine:
         """Runs a step, or waits for the next one of the thread that runs `run`."""
         with self._changed:
             if self._driver is not None and self._driver != threading.get_ident():
-                self._changed.wait(IDLE)
+                self._changed.wait(IDLE_SECONDS)
                 return
         self.step(in_order=True)
 
@@ -501,7 +501,7 @@ class Engine:
                 parts = self.scheduler.schedule()
                 if not parts:
                     missing = encoding or any(r.missing_media for r in self.scheduler.running)
-                    return self._wait_for_grammars(GRAMMAR_WAIT) or missing or ended
+                    return self._wait_for_grammars(GRAMMAR_WAIT_SECONDS) or missing or ended
                 began = time.monotonic()
                 self._run(parts)
             except BaseException as error:
@@ -569,8 +569,8 @@ class Engine:
         return bool(processes)
 
     def _encode(self) -> bool:
-        """Encodes images and audio that running requests wait for, for about `SLICE` seconds; False if there are none.
-        If memory runs out, the request with the largest item of those in progress ends."""
+        """Encodes images and audio that running requests wait for, for about `SLICE_SECONDS` seconds; False if there
+        are none. If memory runs out, the request with the largest item of those in progress ends."""
         missing = [
             (request, item) for request in self.scheduler.running for item in request.missing_media
         ]
@@ -578,7 +578,7 @@ class Engine:
             self.encoders.drop()
             return False
         try:
-            embeddings = self.encoders.advance([item for _, item in missing], SLICE)
+            embeddings = self.encoders.advance([item for _, item in missing], SLICE_SECONDS)
         except EncoderError as error:
             log.warning("%s", error, exc_info=error.__cause__)
             for request in {id(r): r for r, item in missing if item.key == error.key}.values():

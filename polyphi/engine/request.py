@@ -99,16 +99,16 @@ class AnswerText:
         return 0
 
 
-NUMBER = "@"
+ADAPTER_KEY_SEPARATOR = "@"
 """Between the name and the number in the key of an adapter that was added to a running engine (adapters.py)."""
 
 
 def adapter_name(key: str) -> str:
     """The name of the adapter with a key; adapters of the checkpoint have their names as keys."""
-    return key.partition(NUMBER)[0]
+    return key.partition(ADAPTER_KEY_SEPARATOR)[0]
 
 
-class Caller(NamedTuple):
+class Client(NamedTuple):
     """The sender of a request: clients are scheduled fairly (scheduler.py), and only requests of the same `salt` share
     cached prefixes and encoder outputs."""
 
@@ -116,7 +116,7 @@ class Caller(NamedTuple):
     salt: bytes = b""
 
 
-NOBODY = Caller()
+NOBODY = Client()
 """The program itself."""
 Phase = Literal["decoding media", "waiting", "running", "finished"]
 
@@ -147,7 +147,7 @@ class Request:
     """Another request with the same prompt, which runs first."""
     draft: int = 0
     """Most draft tokens of a step."""
-    caller: Caller = NOBODY
+    caller: Client = NOBODY
     group: int = 0
     """The number of the call that submitted it; requests of one call share it."""
     matcher: Matcher | None = None

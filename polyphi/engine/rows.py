@@ -22,7 +22,7 @@ from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
 from polyphi.runtime.arguments import describe
-from polyphi.runtime.steps import Steps, at_once
+from polyphi.runtime.steps import Steps, run_all
 from polyphi.text.quantity import quantity
 from polyphi.types.batch import Batch
 from polyphi.types.dialects import Attachments, as_media
@@ -168,7 +168,7 @@ class Rows:
         )
         return row
 
-    row = at_once(row_steps)
+    row = run_all(row_steps)
 
     def ids_row(
         self,

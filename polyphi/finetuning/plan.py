@@ -22,7 +22,7 @@ import torch
 from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
 from polyphi.devices.memory import free_memory
-from polyphi.finetuning.run import Draft
+from polyphi.finetuning.run import FinetunePlan
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches, Work, scaled, work
@@ -58,14 +58,14 @@ PROBE_VOCABULARY = 64
 # ------------------------------------------------------------------------------ amounts of the rows
 
 
-def load_of(draft: Draft, target: StageModel) -> Load:
+def load_of(plan: FinetunePlan, target: StageModel) -> Load:
     """The load of a run by its own rows. Raises ValueError where none of the rows that are tried can be used."""
     samples, longest = {}, {}
-    for corpus, tokens in draft.rows.items():
+    for corpus, tokens in plan.rows.items():
         number = min(SAMPLED_ROWS, len(tokens.counted))
         spread = [tokens.index(i * len(tokens.counted) // number) for i in range(number)]
         mean, count = Counter[str](), 0
-        for amounts in _amounts(draft, corpus, spread):
+        for amounts in _amounts(plan, corpus, spread):
             mean += amounts
             count += 1
         samples[corpus] = scaled(mean, 1 / count)
@@ -75,23 +75,23 @@ def load_of(draft: Draft, target: StageModel) -> Load:
             samples[corpus] = scaled(
                 samples[corpus], sum(used) / len(used) / samples[corpus]["tokens"]
             )
-        (longest[corpus],) = _amounts(draft, corpus, [tokens.index(tokens.longest)])
+        (longest[corpus],) = _amounts(plan, corpus, [tokens.index(tokens.longest)])
     return Load.of(target, samples, longest)
 
 
-def _amounts(draft: Draft, corpus: str, indices: Iterable[int]) -> list[Work]:
+def _amounts(plan: FinetunePlan, corpus: str, indices: Iterable[int]) -> list[Work]:
     """The amounts of rows that can be used."""
-    shards, stage = Shards(draft.data / corpus / "train"), draft.stage
+    shards, stage = Shards(plan.data / corpus / "train"), plan.stage
     adapter, amounts, reason = stage.data.adapter.get(corpus, "auto"), [], ""
     for index in indices:
         try:
             rows = stage.objective.rows(
-                shards.sample(index), draft.processor, stage.context, adapter
+                shards.sample(index), plan.processor, stage.context, adapter
             )
         except (TooLong, Unfit) as error:
             reason = str(error)
             continue
-        amounts.append(work([pack(rows)], draft.config))
+        amounts.append(work([pack(rows)], plan.config))
     if not amounts:
         raise ValueError(f"{corpus}: no row that was tried can be used; the last: {reason}")
     return amounts
@@ -175,46 +175,44 @@ class Estimate:
         return self.memory <= self.free
 
 
-def report_only(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
+def report_only(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
     """Report memory and time of a run with the options as they are, for a stage of the user's file."""
-    if draft.config.further:  # their modules' FLOPs and memory are the user's
-        return draft.finetuning, draft.options
-    budget = draft.budget(draft.finetuning)
-    target = cost.stage_model(draft.stage, budget, draft.config)
-    load = load_of(draft, target)
-    result = estimate(
-        draft, load, _switches(draft), measured_rate(target, draft.precision, _device())
-    )
-    _report(draft, budget, result)
+    if plan.config.further:  # their modules' FLOPs and memory are the user's
+        return plan.finetuning, plan.options
+    budget = plan.budget(plan.finetuning)
+    target = cost.stage_model(plan.stage, budget, plan.config)
+    load = load_of(plan, target)
+    result = estimate(plan, load, _switches(plan), measured_rate(target, plan.precision, _device()))
+    _report(plan, budget, result)
     if not result.fits:
-        draft.report(f"  {_too_large(result)}")
-    return draft.finetuning, draft.options
+        plan.report(f"  {_too_large(result)}")
+    return plan.finetuning, plan.options
 
 
-def choose(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
+def choose(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
     """Choose what the options leave open, for a built-in stage: its steps and their tokens by the rows and the time
     that they take here, packs and activations by the free memory. The choice is recorded in the run's folder and used
     again there. Raises ValueError where the run doesn't fit."""
-    if (draft.out / MANIFEST).exists() and not _requests_more(draft):
-        return _recorded(draft)
+    if (plan.out / MANIFEST).exists() and not _requests_more(plan):
+        return _recorded(plan)
     device = _device()
-    target = cost.stage_model(draft.stage, draft.budget(draft.finetuning), draft.config)
-    load, rate = load_of(draft, target), measured_rate(target, draft.precision, device)
-    finetuning, options = _recorded(draft)
-    by_default = not (draft.out / CHOICES).exists() and _has_open_length(draft.finetuning)
-    if not (draft.out / CHOICES).exists():
-        on = _fitting_switches(draft, load, rate)
+    target = cost.stage_model(plan.stage, plan.budget(plan.finetuning), plan.config)
+    load, rate = load_of(plan, target), measured_rate(target, plan.precision, device)
+    finetuning, options = _recorded(plan)
+    by_default = not (plan.out / CHOICES).exists() and _has_open_length(plan.finetuning)
+    if not (plan.out / CHOICES).exists():
+        on = _fitting_switches(plan, load, rate)
         machine = replace(options.machine, micro_tokens=on.micro_tokens, activations=on.activations)
         options = replace(options, machine=machine)
-        finetuning = _default_length(draft, lambda d: estimate(d, load, on, rate).step_seconds)
-    draft = replace(draft, finetuning=finetuning, options=options)
-    result = estimate(draft, load, _switches(draft), rate)
-    budget = draft.budget(finetuning)
-    _report(draft, budget, result, by_default)
+        finetuning = _default_length(plan, lambda d: estimate(d, load, on, rate).step_seconds)
+    plan = replace(plan, finetuning=finetuning, options=options)
+    result = estimate(plan, load, _switches(plan), rate)
+    budget = plan.budget(finetuning)
+    _report(plan, budget, result, by_default)
     if not result.fits:
         raise ValueError(_too_large(result))
     write_json(
-        draft.out / CHOICES,
+        plan.out / CHOICES,
         {
             "steps": budget.steps,
             "batch_tokens": budget.batch_tokens,
@@ -229,19 +227,21 @@ def _has_open_length(finetuning: FinetuneOptions) -> bool:
     return finetuning.steps is None and finetuning.epochs is None
 
 
-def _default_length(draft: Draft, seconds_of: Callable[[Draft], float]) -> FinetuneOptions:
+def _default_length(
+    plan: FinetunePlan, seconds_of: Callable[[FinetunePlan], float]
+) -> FinetuneOptions:
     """The options with the tokens of a step and, where neither steps nor epochs are named, the steps: those of `EPOCHS`
-    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of a draft."""
-    options, stage_tokens = draft.finetuning, draft.stage.batch_tokens
+    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of a plan."""
+    options, stage_tokens = plan.finetuning, plan.stage.batch_tokens
     run_tokens = math.inf
     if _has_open_length(options):
-        whole = replace(draft, finetuning=replace(options, batch_tokens=stage_tokens))
+        whole = replace(plan, finetuning=replace(options, batch_tokens=stage_tokens))
         run_tokens = MAX_SECONDS * stage_tokens / seconds_of(whole)
-    batch = options.batch_tokens or default_batch(draft.rows, stage_tokens, run_tokens)
+    batch = options.batch_tokens or default_batch(plan.rows, stage_tokens, run_tokens)
     options = replace(options, batch_tokens=batch)
     if _has_open_length(options):
-        longest = max(1, int(MAX_SECONDS / seconds_of(replace(draft, finetuning=options))))
-        options = replace(options, steps=min(longest, steps_of(EPOCHS, draft.rows, batch)))
+        longest = max(1, int(MAX_SECONDS / seconds_of(replace(plan, finetuning=options))))
+        options = replace(options, steps=min(longest, steps_of(EPOCHS, plan.rows, batch)))
     return options
 
 
@@ -257,13 +257,13 @@ def default_batch(
     return min(stage_tokens, max(least, math.ceil(min(EPOCHS * total, run_tokens) / STEPS)))
 
 
-def estimate(draft: Draft, load: Load, on: Switches, rate: float) -> Estimate:
+def estimate(plan: FinetunePlan, load: Load, on: Switches, rate: float) -> Estimate:
     """The estimate of a run with these settings at this rate."""
     device, world = _device(), distributed.world()
     name, cards = _this_machine(device, rate)
     used, _ = load.fullest(on, world, device.type == "cpu")
     memory = used["peak"] + memory_in_use(device)
-    batch = draft.finetuning.batch_tokens or draft.stage.batch_tokens
+    batch = plan.finetuning.batch_tokens or plan.stage.batch_tokens
     step = scaled(load.mean, batch / load.mean["tokens"])
     seconds = replace(load, step=step).time(on, world, cards[name], 1.0).seconds
     fits = memory <= cards[name].memory
@@ -283,10 +283,10 @@ def _this_machine(device: torch.device, rate: float) -> tuple[str, dict[str, Dev
     return name, {**DEVICES, name: here}
 
 
-def _switches(draft: Draft) -> Switches:
+def _switches(plan: FinetunePlan) -> Switches:
     """The settings of the options, as the planner's."""
-    machine, base = draft.options.machine, draft.options.base
-    stored: Literal["bf16", "fp32"] = "bf16" if draft.precision == "bf16" else "fp32"
+    machine, base = plan.options.machine, plan.options.base
+    stored: Literal["bf16", "fp32"] = "bf16" if plan.precision == "bf16" else "fp32"
     activations: Literal["keep", "recompute"] = (
         "keep" if machine.activations == "keep" else "recompute"
     )
@@ -295,10 +295,10 @@ def _switches(draft: Draft) -> Switches:
     )
 
 
-def _fitting_switches(draft: Draft, load: Load, rate: float) -> Switches:
+def _fitting_switches(plan: FinetunePlan, load: Load, rate: float) -> Switches:
     """The settings of the options, with smaller packs or recomputed activations where the memory asks for them. Others
     change the result or the machine, and are only suggested."""
-    on, device, world = _switches(draft), _device(), distributed.world()
+    on, device, world = _switches(plan), _device(), distributed.world()
     name, cards = _this_machine(device, rate)
     cards[name] = replace(cards[name], memory=cards[name].memory - memory_in_use(device))
     chosen = fitting(load, on, world, name, 1.0, cards)
@@ -306,17 +306,17 @@ def _fitting_switches(draft: Draft, load: Load, rate: float) -> Switches:
     return chosen if same else on
 
 
-def _requests_more(draft: Draft) -> bool:
+def _requests_more(plan: FinetunePlan) -> bool:
     """Whether the options name more steps than the finished run in the folder has."""
-    if _has_open_length(draft.finetuning):
+    if _has_open_length(plan.finetuning):
         return False
-    before = json.loads((draft.out / MANIFEST).read_text())["budget"]["steps"]
-    return draft.budget(_recorded(draft)[0]).steps > before
+    before = json.loads((plan.out / MANIFEST).read_text())["budget"]["steps"]
+    return plan.budget(_recorded(plan)[0]).steps > before
 
 
-def _recorded(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
+def _recorded(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
     """The options, with what was chosen for the run in the folder where they leave it open."""
-    path, finetuning, options = draft.out / CHOICES, draft.finetuning, draft.options
+    path, finetuning, options = plan.out / CHOICES, plan.finetuning, plan.options
     if not path.exists():
         return finetuning, options
     choices = json.loads(path.read_text())
@@ -333,17 +333,17 @@ def _recorded(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
     return finetuning, replace(options, machine=machine)
 
 
-def _report(draft: Draft, budget: Budget, result: Estimate, by_default: bool = False) -> None:
+def _report(plan: FinetunePlan, budget: Budget, result: Estimate, by_default: bool = False) -> None:
     """Report the length, time and memory of a run. `by_default`: its length was chosen now, and by no option."""
-    epochs = budget.steps / epoch_steps(draft.rows, budget.batch_tokens)
-    on = draft.options.machine
+    epochs = budget.steps / epoch_steps(plan.rows, budget.batch_tokens)
+    on = plan.options.machine
     is_shorter = by_default and epochs < EPOCHS - 1e-6
     bound = f", the most that {duration(MAX_SECONDS)} hold on this machine" if is_shorter else ""
-    draft.report(
+    plan.report(
         f"{budget.steps:,} steps of {budget.batch_tokens:,} tokens, {epochs:.2g} epochs{bound} "
         f"(--epochs, --steps and --batch-tokens change it)"
     )
-    draft.report(
+    plan.report(
         f"about {duration(result.step_seconds * budget.steps)} by the rate of one layer here, and "
         f"{result.memory / 1e9:.1f} GB of memory, {result.free / 1e9:.1f} GB are free (packs of "
         f"{on.micro_tokens:,} tokens, activations: {on.activations})"

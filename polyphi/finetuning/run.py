@@ -70,14 +70,14 @@ from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Budget, Stage
 from polyphi.train.state import METRICS, TRAINED, choose_precision, earlier_model
-from polyphi.train.trainer import Caller, Report, train
-from polyphi.types.modality import Further, Modality, run_file
+from polyphi.train.trainer import Report, RunContext, train
+from polyphi.types.modality import Modality, ModalityEntry, run_file
 from polyphi.types.routing import modalities_of
 from polyphi.types.transcript import TRANSCRIBE
 
 
 @dataclass(frozen=True)
-class Draft:
+class FinetunePlan:
     """A run whose rows are read and whose weights aren't. `stage` has its learning rates and `config` its adapters;
     `data` holds the corpora, `precision` is "bf16" or "fp32"."""
 
@@ -105,14 +105,14 @@ class Draft:
         return Budget(steps, batch, self.stage.context, finetuning.lr_factor)
 
 
-Choose = Callable[[Draft], tuple[FinetuneOptions, TrainOptions]]
+Choose = Callable[[FinetunePlan], tuple[FinetuneOptions, TrainOptions]]
 """Decides on the length of a run and its use of the machine, or only reports them; raises ValueError where the machine
 is too small. The first process calls it for all."""
 
 
-def as_requested(draft: Draft) -> tuple[FinetuneOptions, TrainOptions]:
+def as_requested(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
     """The options as they are."""
-    return draft.finetuning, draft.options
+    return plan.finetuning, plan.options
 
 
 def finetune(
@@ -205,7 +205,7 @@ def finetune(
         )
         if first:
             report(f"precision {choice}")
-        draft = Draft(
+        plan = FinetunePlan(
             stage,
             sketch.config,
             processor,
@@ -216,8 +216,8 @@ def finetune(
             options,
             report,
         )
-        chosen = choose(draft) if first else None
-        budget = draft.budget(chosen[0]) if chosen else None
+        chosen = choose(plan) if first else None
+        budget = plan.budget(chosen[0]) if chosen else None
         (chosen, budget), *_ = distributed.all_gather((chosen, budget))
         assert chosen is not None and budget is not None
         finetuning, options = chosen
@@ -241,7 +241,7 @@ def finetune(
             out / "data",
             out,
             options=options,
-            caller=Caller(
+            caller=RunContext(
                 precision=choice,
                 origins=origins,
                 evaluation=evaluations(
@@ -311,7 +311,7 @@ def _configuration(stage: Stage, folder: Path, modalities: Sequence[Modality]) -
             raise ValueError(f"{stage.name}: the adapter of {name} is new and can't be a copy")
         config = replace(
             config,
-            further={**config.further, name: Further(modality, modality.config(), 0)},
+            further={**config.further, name: ModalityEntry(modality, modality.config(), 0)},
             adapters={**config.adapters, name: adapter},
         )
     return config

@@ -44,7 +44,7 @@ INLINE Vec plus_product(Vec total, const uint16_t* q, const uint16_t* key) {
 
 // Prefetches memory.
 template <int BYTES>
-INLINE void ask(const void* at) {
+INLINE void prefetch(const void* at) {
     for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(static_cast<const char*>(at) + line);
 }
 
@@ -58,7 +58,7 @@ void scores_of(const Query* q, const Held* keys, const Held* next, int n, int d,
         for (int r = 0; r < R; r++)
             for (int k = 0; k < BESIDE; k++) total[r][k] = all(0);
         for (int i = 0; i < d; i += STEP) {
-            ask<BESIDE * STEP * sizeof(Held)>(next + j * d + BESIDE * i);
+            prefetch<BESIDE * STEP * sizeof(Held)>(next + j * d + BESIDE * i);
             for (int k = 0; k < BESIDE; k++)
                 for (int r = 0; r < R; r++)
                     total[r][k] = plus_product(total[r][k], q + r * d + i, keys + (j + k) * d + i);
@@ -75,7 +75,7 @@ void add_values(const float* weights, const Held* values, const Held* next, int 
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) total[r][w] = load(out + r * d + w * LANES);
     for (int j = 0; j < n; j++) {
-        ask<W * LANES * sizeof(Held)>(next + j * d);
+        prefetch<W * LANES * sizeof(Held)>(next + j * d);
         Vec value[W];
         for (int w = 0; w < W; w++) value[w] = load(values + j * d + w * LANES);
         for (int r = 0; r < R; r++) {
@@ -309,8 +309,8 @@ void many(const Call& call, const Piece& piece) {
             for (int64_t ahead = key + KEYS + j; ahead < std::min(last, key + KEYS + j + some); ahead++) {
                 const int64_t row = call.row(piece.sequence, piece.head, ahead);
                 for (int i = 0; i < d; i += 64 / int(sizeof(Held))) {
-                    ask<64>(call.keys<Held>() + row * d + i);
-                    ask<64>(call.values<Held>() + row * d + i);
+                    prefetch<64>(call.keys<Held>() + row * d + i);
+                    prefetch<64>(call.values<Held>() + row * d + i);
                 }
             }
             product(scores + j * width, width, keys + j * d / PER, d / PER, 1, queries, width, d / PER, some, vectors,

@@ -17,27 +17,27 @@ namespace {
 constexpr int AHEAD = 8192;                     // distance of prefetching in bytes, for few tokens
 constexpr int TOKENS = 264;                     // most tokens whose activations stay in the cache
 constexpr int64_t NEAR = 1 << 19;               // bytes of int8 panels that are unpacked from 4 bits at once
-constexpr int MANY = 128;                       // tokens for which that is faster, more than decode steps have
+constexpr int UNPACK_MIN_TOKENS = 128;                       // tokens for which that is faster, more than decode steps have
 constexpr int MANY_WORDS = 24;                  // tokens for which int8 weights are unpacked to int16 (AVX2)
 constexpr int MANY_TILES = 16;                  // tokens for which AMX is faster
 constexpr int TILE = 16;                        // tokens, and outputs, of a tile of AMX
 constexpr int EVEN = 12;                        // a multiple of the tokens of a step on every path
 
-// Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its
+// Activations [m, groups * GROUP] as integers. `offset` has for each token and group the negative sum of its
 // activations, as 16 bits of 32 (null if 8 bits don't need it); `total` has the sum of a token. `words` are the same
 // activations in 16 bits, null if they aren't used. `tiles`: AMX multiplies them by weights of 8 bits.
 struct Tokens {
     const int8_t* a;
     const int16_t* words;
     const float* scale;
-    const int32_t* minus;
+    const int32_t* offset;
     const int32_t* total;
     int64_t m, groups;
     bool tiles;
 };
 
 // Memory to prefetch: `lines` cache lines per group, from `at` on.
-struct Ahead {
+struct Prefetch {
     const uint8_t* at;
     int lines;
 };
@@ -68,7 +68,7 @@ struct Factor {
 
     // What to prefetch: with a single block of tokens the data that is needed soon; with several `blocks`, a part of
     // the next panel during each.
-    Ahead ahead(Place place, int64_t block, int64_t blocks) const {
+    Prefetch ahead(Place place, int64_t block, int64_t blocks) const {
         if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, block, blocks);
         const int64_t all = bytes() / 64, lines = up(all, blocks);
         if (blocks == 1) return {at(place) + AHEAD, int(all)};
@@ -110,7 +110,7 @@ constexpr bool OFFSET = false;
 using Int = int32_t;
 using Real = float;
 inline Int zero() { return 0; }
-inline Real nothing() { return 0; }
+inline Real float_zero() { return 0; }
 inline Int load(const uint8_t* at) { Int found; std::memcpy(&found, at, 4); return found; }
 inline Int four(const int8_t* at) { Int found; std::memcpy(&found, at, 4); return found; }
 inline Int low(Int pairs) { return pairs & 0x0f0f0f0f; }
@@ -121,13 +121,13 @@ inline Int dot(Int sum, Int w, Int a, int offset) {
 }
 inline Int dot4(Int sum, Int w, Int a) { return dot(sum, w, a, 0); }
 inline Int dot8(Int sum, Int w, Int a) { return dot(sum, w, a, 128); }
-inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return sum * 16 + *z * int16_t(minus); }
+inline Int settled(Int sum, const uint8_t* z, int32_t offset) { return sum * 16 + *z * int16_t(offset); }
 inline Real scaled(Int sum, Real s, Real total) { return std::fma(float(sum), s, total); }
 inline Real bytes(const uint8_t* at) { return *at; }
 inline Real real(Int sum) { return float(sum); }
 inline Int plus(Int sum, int32_t more) { return sum + more; }
 inline void store(float* at, Real value) { *at = value; }
-inline void ask(const uint8_t*) {}
+inline void prefetch(const uint8_t*) {}
 #include "linear_kernel.h"
 #undef LANES
 }  // namespace scalar
@@ -145,7 +145,7 @@ constexpr bool OFFSET = true;
 using Int = __m512i;
 using Real = __m512;
 inline Int zero() { return _mm512_setzero_si512(); }
-inline Real nothing() { return _mm512_setzero_ps(); }
+inline Real float_zero() { return _mm512_setzero_ps(); }
 inline Int load(const uint8_t* at) { return _mm512_loadu_si512(at); }
 inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm512_set1_epi32(found); }
 // Nibbles stay 16 times as large, which saves a shift of the sums.
@@ -158,14 +158,14 @@ inline Int dot8(Int sum, Int w, Int a) {
     return sum;
 }
 inline Int wide(const uint8_t* at) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)at)); }
-inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
-    return _mm512_dpwssd_epi32(sum, wide(z), _mm512_set1_epi32(minus));
+inline Int settled(Int sum, const uint8_t* z, int32_t offset) {
+    return _mm512_dpwssd_epi32(sum, wide(z), _mm512_set1_epi32(offset));
 }
 inline Real scaled(Int sum, Real s, Real total) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), s, total); }
 inline Real bytes(const uint8_t* at) { return _mm512_cvtepi32_ps(wide(at)); }
 inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
 inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
-inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
+inline void prefetch(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
 #undef TILES
 #undef LANES
@@ -173,26 +173,26 @@ inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0);
 POLYPHI_END
 
 // Registers of 256 bits, with dot products and without.
-#define POLYPHI_256                                                                                                   \
-    constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }       \
-    using Int = __m256i;                                                                                              \
-    using Real = __m256;                                                                                              \
-    inline Int zero() { return _mm256_setzero_si256(); }                                                              \
-    inline Real nothing() { return _mm256_setzero_ps(); }                                                             \
-    inline Int load(const uint8_t* at) { return _mm256_loadu_si256((const __m256i*)at); }                             \
-    inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm256_set1_epi32(found); } \
-    inline Int low(Int pairs) { return _mm256_and_si256(pairs, _mm256_set1_epi8(15)); }                               \
-    inline Int high(Int pairs) { return _mm256_and_si256(_mm256_srli_epi16(pairs, 4), _mm256_set1_epi8(15)); }        \
-    inline Int wide(const uint8_t* at) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at)); }          \
-    inline Int shifted(Int sum, const uint8_t* z, int32_t minus) {                                                    \
-        const Int taken = _mm256_madd_epi16(wide(z), _mm256_set1_epi32(minus));                                       \
-        return _mm256_add_epi32(_mm256_slli_epi32(sum, 4), taken);                                                    \
-    }                                                                                                                 \
-    inline Real real(Int sum) { return _mm256_cvtepi32_ps(sum); }                                                     \
-    inline Real scaled(Int sum, Real s, Real total) { return _mm256_fmadd_ps(real(sum), s, total); }                  \
-    inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                   \
-    inline Int plus(Int sum, int32_t more) { return _mm256_add_epi32(sum, _mm256_set1_epi32(more)); }                 \
-    inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
+#define POLYPHI_256                                                                                                    \
+    constexpr int wide_for(int tokens, int bits) { return tokens == 1 ? 4 : tokens == 2 || bits == 8 ? 2 : 1; }        \
+    using Int = __m256i;                                                                                               \
+    using Real = __m256;                                                                                               \
+    inline Int zero() { return _mm256_setzero_si256(); }                                                               \
+    inline Real float_zero() { return _mm256_setzero_ps(); }                                                           \
+    inline Int load(const uint8_t* at) { return _mm256_loadu_si256((const __m256i*)at); }                              \
+    inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm256_set1_epi32(found); }  \
+    inline Int low(Int pairs) { return _mm256_and_si256(pairs, _mm256_set1_epi8(15)); }                                \
+    inline Int high(Int pairs) { return _mm256_and_si256(_mm256_srli_epi16(pairs, 4), _mm256_set1_epi8(15)); }         \
+    inline Int wide(const uint8_t* at) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at)); }           \
+    inline Int shifted(Int sum, const uint8_t* z, int32_t offset) {                                                    \
+        const Int taken = _mm256_madd_epi16(wide(z), _mm256_set1_epi32(offset));                                       \
+        return _mm256_add_epi32(_mm256_slli_epi32(sum, 4), taken);                                                     \
+    }                                                                                                                  \
+    inline Real real(Int sum) { return _mm256_cvtepi32_ps(sum); }                                                      \
+    inline Real scaled(Int sum, Real s, Real total) { return _mm256_fmadd_ps(real(sum), s, total); }                   \
+    inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                    \
+    inline Int plus(Int sum, int32_t more) { return _mm256_add_epi32(sum, _mm256_set1_epi32(more)); }                  \
+    inline void prefetch(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 
 POLYPHI_BEGIN(POLYPHI_AVXVNNI)
 namespace avxvnni {
@@ -206,7 +206,7 @@ inline Int dot8(Int sum, Int w, Int a) {  // see the path of AVX-512
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(a));
     return sum;
 }
-inline Int settled(Int sum, const uint8_t* z, int32_t minus) { return shifted(sum, z, minus); }
+inline Int settled(Int sum, const uint8_t* z, int32_t offset) { return shifted(sum, z, offset); }
 #include "linear_kernel.h"
 #undef LANES
 }  // namespace avxvnni
@@ -222,8 +222,8 @@ constexpr bool OFFSET = false;
 POLYPHI_256
 // Sums of two products have 16 bits. Those of nibbles fit in 16 bits over a group: 16 * 15 * 127 is 30,480.
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
-inline Int settled(Int sum, const uint8_t* z, int32_t minus) {
-    return shifted(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), z, minus);
+inline Int settled(Int sum, const uint8_t* z, int32_t offset) {
+    return shifted(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), z, offset);
 }
 // The sign of the activations is moved to the weights: 2 * 127 * 127 is 32,258.
 inline Int dot8(Int sum, Int w, Int a) {
@@ -254,30 +254,30 @@ POLYPHI_END
 #elif POLYPHI_NEON
 
 // Registers of 128 bits, with dot products.
-#define POLYPHI_128                                                                                                   \
-    using Int = int32x4_t;                                                                                            \
-    using Real = float32x4_t;                                                                                         \
-    inline Int zero() { return vdupq_n_s32(0); }                                                                      \
-    inline Real nothing() { return vdupq_n_f32(0); }                                                                  \
-    inline Int load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }                                 \
-    inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return vdupq_n_s32(found); }       \
-    inline Int low(Int pairs) { return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(pairs), vdupq_n_u8(15))); } \
-    inline Int high(Int pairs) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(pairs), 4)); }           \
-    inline Int dot4(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); }\
-    inline Int wide(const uint8_t* at) {                                                                              \
-        uint32_t found;                                                                                               \
-        std::memcpy(&found, at, 4);                                                                                   \
-        const uint16x8_t halves = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(found)));                                   \
-        return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));                                                \
-    }                                                                                                                 \
-    inline Int settled(Int sum, const uint8_t* z, int32_t minus) {                                                    \
-        return vmlaq_n_s32(vshlq_n_s32(sum, 4), wide(z), int16_t(minus));                                             \
-    }                                                                                                                 \
-    inline Real real(Int sum) { return vcvtq_f32_s32(sum); }                                                          \
-    inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }                        \
-    inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                   \
-    inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }                              \
-    inline void ask(const uint8_t* at) { __builtin_prefetch(at); }
+#define POLYPHI_128                                                                                                     \
+    using Int = int32x4_t;                                                                                              \
+    using Real = float32x4_t;                                                                                           \
+    inline Int zero() { return vdupq_n_s32(0); }                                                                        \
+    inline Real float_zero() { return vdupq_n_f32(0); }                                                                 \
+    inline Int load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }                                   \
+    inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return vdupq_n_s32(found); }         \
+    inline Int low(Int pairs) { return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(pairs), vdupq_n_u8(15))); }   \
+    inline Int high(Int pairs) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(pairs), 4)); }             \
+    inline Int dot4(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); } \
+    inline Int wide(const uint8_t* at) {                                                                                \
+        uint32_t found;                                                                                                 \
+        std::memcpy(&found, at, 4);                                                                                     \
+        const uint16x8_t halves = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(found)));                                     \
+        return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));                                                  \
+    }                                                                                                                   \
+    inline Int settled(Int sum, const uint8_t* z, int32_t offset) {                                                     \
+        return vmlaq_n_s32(vshlq_n_s32(sum, 4), wide(z), int16_t(offset));                                              \
+    }                                                                                                                   \
+    inline Real real(Int sum) { return vcvtq_f32_s32(sum); }                                                            \
+    inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }                          \
+    inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                     \
+    inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }                                \
+    inline void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
 
 POLYPHI_BEGIN(POLYPHI_DOTPROD)
 namespace neon {
@@ -390,15 +390,15 @@ struct Rounded {
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
     const std::unique_ptr<float[]> scale;
-    const std::unique_ptr<int32_t[]> minus, total;
+    const std::unique_ptr<int32_t[]> offset, total;
     const Tokens tokens;
 
     Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
         : groups(up(k, GROUP)), a(bytes_of(pool, m, groups)), words(words_of(pool, grouped ? 4 : 8, m, groups)),
-          scale(new float[m]), minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
-          tokens{a.get(), words.get(), scale.get(), minus.get(), total.get(), m, groups, by_tiles(pool, m, groups)} {
+          scale(new float[m]), offset(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
+          tokens{a.get(), words.get(), scale.get(), offset.get(), total.get(), m, groups, by_tiles(pool, m, groups)} {
         const auto work = [&](int64_t begin, int64_t end) {
-            pool.own.quantize(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
+            pool.own.quantize(x, bf16, begin, end, k, a.get(), scale.get(), offset.get(), total.get());
             widen(a.get(), words.get(), begin, end, groups * GROUP);
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);

@@ -1,6 +1,6 @@
 """Linear layers with weights of 4 and 8 bits (linear.cpp).
 
->>> packed = pack4(Four(q, s, z))                            # or pack8(q)
+>>> packed = pack4(Int4Weight(q, s, z))                            # or pack8(q)
 >>> linear(x, packed, row, bits=4)                           # [T I] by [O I] -> [T O]
 >>> linear(x, packed, row, bits=4, adapter=Adapter(a, a_row, b, b_row, 2.0))
 """
@@ -21,13 +21,13 @@ GROUP = 32
 PANEL = 32
 """Outputs of a panel of packed weights; weights are padded to whole panels."""
 
-MANY = 128
+UNPACK_MIN_TOKENS = 128
 """Tokens from which on weights of 4 bits are unpacked to int8 for a product, with a scale per output, where that is
 faster (AVX-512 VNNI, AVX-VNNI), and on NEON i8mm, whose speed hasn't been measured. Decode steps rarely have as many
 tokens; prompts have."""
 
 
-class Four(NamedTuple):
+class Int4Weight(NamedTuple):
     """A weight in 4 bits: row * s * (q - z / 16), with q from 0 to 15 and a `row` per output that isn't part of it."""
 
     q: UInt8[Tensor, "O I"]
@@ -71,7 +71,7 @@ def size8(outputs: int, inputs: int) -> int:
     return -(-outputs // PANEL) * PANEL * -(-inputs // GROUP) * GROUP
 
 
-def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
+def pack4(weight: Int4Weight) -> UInt8[Tensor, " bytes"]:
     """Pack a weight in the layout of the kernels (linear.cpp). Raises ValueError for shapes that don't fit."""
     outputs, inputs = weight.q.shape
     groups = inputs // GROUP
@@ -89,7 +89,7 @@ def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
     return torch.cat([nibbles, *scales], 2).flatten()
 
 
-def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Four:
+def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int4Weight:
     """The inverse of `pack4`. Raises ValueError if the bytes are not those of such a weight."""
     check(packed, size4(outputs, inputs))
     return _rows4(packed, torch.arange(outputs), inputs)
@@ -104,7 +104,7 @@ def rows4(
     return (s[..., None] * steps).flatten(1)
 
 
-def _rows4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
+def _rows4(packed: Tensor, ids: Tensor, inputs: int) -> Int4Weight:
     groups, nibbles = inputs // GROUP, PANEL * GROUP // 2
     panels = packed.view(-1, groups, nibbles + 2 * PANEL)
     panel, output = ids // PANEL, ids % PANEL
@@ -112,7 +112,7 @@ def _rows4(packed: Tensor, ids: Tensor, inputs: int) -> Four:
     pairs = panels[..., :nibbles].unflatten(2, (4, PANEL, 4))[panel, :, :, output].flatten(2)
     q = torch.stack([pairs & 15, pairs >> 4], 2).view(len(ids), inputs)
     s, z = (panels[panel, :, nibbles + output + more] for more in (0, PANEL))
-    return Four(q, s, z)
+    return Int4Weight(q, s, z)
 
 
 def pack8(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, " bytes"]:
@@ -137,7 +137,7 @@ def rows8(
     return (rows ^ 128).view(torch.int8)
 
 
-def numbers4(
+def dequantize4(
     packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], inputs: int, dtype: torch.dtype
 ) -> Float[Tensor, "O I"]:
     """A weight packed in 4 bits as numbers, on any device. Passes over memory take the time, so there are few of them,
@@ -193,8 +193,8 @@ def linear(
 ) -> Float[Tensor, "T O_"]:
     """The linear layer of x, in float32 or bfloat16, with a weight packed in 4 or 8 bits and its float32 `row`, and an
     adapter's product added and rounded once; in the dtype of x. Activations are rounded to int8 with a scale per token,
-    so a token's result doesn't depend on its neighbours (in 4 bits: if both batches have fewer than MANY tokens, or
-    both have more); a token with an infinite activation or NaN becomes NaN.
+    so a token's result doesn't depend on its neighbours (in 4 bits: if both batches have fewer than UNPACK_MIN_TOKENS
+    tokens, or both have more); a token with an infinite activation or NaN becomes NaN.
 
     `onto` is added to the result; with `gated` it is up * silu(gate) of the outputs [gate, up], whose halves are
     multiples of PANEL; both as if the product had been rounded before. `isa` is for tests: an index in `native.PATHS`.

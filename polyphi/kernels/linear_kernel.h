@@ -3,15 +3,15 @@
 
 // Sums [T, PANEL] of the product of T tokens and a panel of 4 bits, W registers of them, from `column` on.
 template <int T, int W>
-void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, Ahead ahead, float* sums) {
+void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, Prefetch ahead, float* sums) {
     const int8_t* a = x.a + token * x.groups * GROUP;
-    const int32_t* minus = x.minus + token * x.groups;
+    const int32_t* offset = x.offset + token * x.groups;
     const int64_t stride = x.groups * GROUP;
     Real total[T][W];
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) total[t][w] = nothing();
-    for (int64_t g = 0; g < x.groups; g++, group += BYTES4, a += GROUP, minus++) {
-        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
+    for (int64_t g = 0; g < x.groups; g++, group += BYTES4, a += GROUP, offset++) {
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
         Int sum[T][W];
         UNROLLED for (int t = 0; t < T; t++)
             UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
@@ -33,7 +33,7 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
             const uint8_t* s = group + NIBBLES + column + w * LANES;
             const Real scale = bytes(s);
             UNROLLED for (int t = 0; t < T; t++) {
-                const Int settled_sum = settled(sum[t][w], s + PANEL, minus[t * x.groups]);
+                const Int settled_sum = settled(sum[t][w], s + PANEL, offset[t * x.groups]);
                 total[t][w] = scaled(settled_sum, scale, total[t][w]);
             }
         }
@@ -44,7 +44,7 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
 
 // The same for 8 bits.
 template <int T, int W>
-void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
     const int64_t stride = x.groups * GROUP;
     const int8_t* a = x.a + token * stride;
     const uint8_t* at = panel + column * QUAD;
@@ -55,7 +55,7 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
     constexpr int64_t QUADS = GROUP / QUAD;
     const int each = ahead.lines / QUADS, rest = ahead.lines % QUADS;
     for (int64_t quad = 0; quad < x.groups * QUADS; quad++, a += QUAD, at += PANEL * QUAD) {
-        for (int line = quad % QUADS < rest ? -1 : 0; line < each; line++, ahead.at += 64) ask(ahead.at);
+        for (int line = quad % QUADS < rest ? -1 : 0; line < each; line++, ahead.at += 64) prefetch(ahead.at);
         Int weights[W];
         UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
         UNROLLED for (int t = 0; t < T; t++) {
@@ -73,7 +73,7 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
 #ifdef MATRIX
 // The same by matrix instructions, for two tokens at a time; of an odd number of tokens the last is multiplied twice.
 template <int T, int W>
-void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
     constexpr int PAIRS = (T + 1) / 2, STEP = 2 * QUAD;
     const int64_t stride = x.groups * GROUP;
     const int8_t* a = x.a + token * stride;
@@ -83,9 +83,9 @@ void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int
         UNROLLED for (int w = 0; w < W; w++) sum[p][w][0] = sum[p][w][1] = zero();
     const int each = ahead.lines / (GROUP / STEP), rest = ahead.lines % (GROUP / STEP);
     for (int64_t g = 0; g < x.groups; g++) {
-        for (int line = 0; line < rest; line++, ahead.at += 64) ask(ahead.at);
+        for (int line = 0; line < rest; line++, ahead.at += 64) prefetch(ahead.at);
         for (int i = 0; i < GROUP; i += STEP, a += STEP, at += PANEL * STEP) {
-            for (int line = 0; line < each; line++, ahead.at += 64) ask(ahead.at);
+            for (int line = 0; line < each; line++, ahead.at += 64) prefetch(ahead.at);
             Int activations[PAIRS];
             UNROLLED for (int p = 0; p < PAIRS; p++)
                 activations[p] = eight(a + 2 * p * stride, a + std::min(2 * p + 1, T - 1) * stride);
@@ -137,7 +137,7 @@ struct Tiles {
 
 // The same for 8 bits, at most AT_ONCE tokens and all outputs of a panel, by AMX: two tiles of tokens by two of
 // outputs. Rows past the last token are multiplied too, and not used.
-void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t* panel, Ahead ahead, float* sums) {
+void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t* panel, Prefetch ahead, float* sums) {
     const int64_t stride = x.groups * GROUP;
     const int8_t *a = x.a + token * stride, *more = a + TILE * stride;
     const bool both = tokens > TILE;
@@ -146,7 +146,7 @@ void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t*
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t g = 0; g < x.groups; g += 2, a += 2 * GROUP, more += 2 * GROUP, panel += 2 * BYTES8) {
-        for (int line = 0; line < 2 * ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        for (int line = 0; line < 2 * ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
         _tile_loadd(4, a, stride);
         _tile_loadd(6, panel, PANEL * QUAD);
         _tile_loadd(7, panel + TILE * QUAD, PANEL * QUAD);
@@ -180,7 +180,7 @@ constexpr int AT_ONCE = std::max(most_for(8), TOKENS_WORDS);
 
 // The same for int8 unpacked to int16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
 template <int T>
-void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Ahead ahead, float* sums) {
+void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
     constexpr int W = WIDE_WORDS;
     const int64_t stride = x.groups * GROUP;
     const int16_t* a = x.words + token * stride;
@@ -189,7 +189,7 @@ void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int colu
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
     for (int64_t g = 0; g < x.groups; g++) {
-        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
         for (int i = 0; i < GROUP; i += 2, a += 2, at += W * LANES * QUAD) {
             Int weights[W];
             UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
@@ -224,7 +224,7 @@ constexpr int AT_ONCE = std::max(most_for(4), most_for(8));
 #endif
 
 struct Columns {
-    void (*run)(const Tokens&, int64_t, const uint8_t*, int, Ahead, float*);
+    void (*run)(const Tokens&, int64_t, const uint8_t*, int, Prefetch, float*);
     int width;  // outputs
 };
 
@@ -256,7 +256,7 @@ Columns words_columns(int tokens, std::integer_sequence<int, T...>) {
 #endif
 
 // Sums [tokens, PANEL] of a factor's panel, for at most AT_ONCE tokens.
-void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, float* sums) {
+void sum(const Factor& by, Place panel, int64_t token, int tokens, Prefetch ahead, float* sums) {
 #ifdef TILES
     if (by.bits == 8 && by.x.tiles) return eight_bits_tiles(by.x, token, tokens, by.at(panel), ahead, sums);
 #endif
@@ -335,7 +335,7 @@ void multiply(const Work& work, int64_t begin, int64_t end) {
             for (int64_t block = 0; block < blocks; block++) {
                 const int tokens = int(up(last - token, blocks - block));
                 float sums[2 * AT_ONCE * PANEL], adapted[2 * AT_ONCE * PANEL];
-                for (int t = 0; t < tokens; t++) ask(work.at(token + t, panel));  // prefetched during the product
+                for (int t = 0; t < tokens; t++) prefetch(work.at(token + t, panel));  // prefetched during the product
                 for (int part = 0; part < work.parts; part++) {
                     const Place place{panel, part};
                     const int64_t at = part * AT_ONCE * PANEL;
@@ -401,7 +401,7 @@ void products(const Work& work, int64_t begin, int64_t end) {
     const Tiles tiles(base.x.tiles || (work.adapter && work.adapter->x.tiles));
 #endif
     const bool to_words = base.bits == 8 && base.x.words;
-    const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= MANY;
+    const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= UNPACK_MIN_TOKENS;
     if (!to_words && !to_bytes) return multiply(work, begin, end);
     const int64_t bytes = base.x.groups * BYTES8 * (to_words ? 2 : 1);
     const int64_t some = std::max<int64_t>(1, NEAR / (bytes * work.parts));
@@ -432,9 +432,9 @@ void products(const Work& work, int64_t begin, int64_t end) {
 }
 
 // Quantizes one token's k activations to int8 with a largest magnitude of 127. A token with an infinite or NaN
-// activation gets the scale NaN. Writes `minus` if it isn't null.
+// activation gets the scale NaN. Writes `offset` if it isn't null.
 template <typename From>
-void quantize_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
+void quantize_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* offset, int32_t* total) {
     constexpr int VECTORS = GROUP / LANES;
     const int64_t whole = k / GROUP * GROUP;
     From rest[GROUP] = {};  // the last group, if it is incomplete
@@ -472,24 +472,24 @@ void quantize_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* 
     std::memcpy(all_sums, sums, sizeof all_sums);
     for (const uint32_t one_sum : all_sums) sum += one_sum;
     *total = finite ? int32_t(sum - uint32_t(groups * GROUP) * 0x4b400000u) : 0;
-    if (!minus) return;
+    if (!offset) return;
     for (int64_t g = 0; g < groups; g++, a += GROUP) {
         int32_t of_group = 0;
         for (int i = 0; i < GROUP; i++) of_group += a[i];
-        minus[g] = int32_t(uint16_t(-of_group));
+        offset[g] = int32_t(uint16_t(-of_group));
     }
 }
 
 // Tokens `begin` to `end` of x [m k], float32 or bfloat16, in the form of `Tokens`.
-void quantize(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* minus,
+void quantize(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* offset,
               int32_t* total) {
     const int64_t groups = up(k, GROUP);
     for (int64_t t = begin; t < end; t++) {
         int8_t* to = a + t * groups * GROUP;
-        int32_t* minus_of = minus ? minus + t * groups : nullptr;
+        int32_t* offset_of = offset ? offset + t * groups : nullptr;
         if (bf16)
-            quantize_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
+            quantize_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, offset_of, total + t);
         else
-            quantize_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
+            quantize_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, offset_of, total + t);
     }
 }

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.kernels.linear import GROUP, Four
+from polyphi.kernels.linear import GROUP, Int4Weight
 from polyphi.kernels.native import count, fits, function, number, pointer, pool
 
 
@@ -31,7 +31,7 @@ def search(
     starts: Sequence[tuple[float, float]],
     iterations: int,
     isa: int = -1,
-) -> Four:
+) -> Int4Weight:
     """The levels, scales and zeros with the least squared error, as `quantization/rounding.py` searches them: from
     `starts`, with `iterations` of the least-squares fit from the best. `row` is the unit of each output's scales. The
     number of inputs is a multiple of GROUP. `isa` is for tests: an index in `native.PATHS`."""
@@ -53,4 +53,4 @@ def search(
         pool(),
         torch.get_num_threads(),
     )
-    return Four(q, s, z)
+    return Int4Weight(q, s, z)

@@ -34,7 +34,7 @@ from pkgutil import walk_packages
 from runpy import run_path
 from typing import Any
 
-CHUNK = 1 << 18  # bytes of samples or rows in a message
+CHUNK_BYTES = 1 << 18  # bytes of samples or rows in a message
 MAX_STREAMS = 64  # of a container
 CODECS = (
     *("aac", "alac", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "flac", "mp3"),
@@ -243,7 +243,7 @@ def image(job: dict[str, Any]) -> None:
         raise FileRejected("media", message=message, reason=error.reason) from None
     width, height = picture.size
     _send({"width": width, "height": height})
-    step = max(1, CHUNK // (3 * width))  # rows
+    step = max(1, CHUNK_BYTES // (3 * width))  # rows
     for top in range(
         0, height, step
     ):  # a copy of the whole image would take longer than sending it
@@ -282,7 +282,7 @@ def audio(job: dict[str, Any]) -> None:
         buffer = bytearray()
         for block in _samples(container.decode(stream), layout, rate):
             buffer += memoryview(block.planes[0])[: 4 * block.samples * channels]
-            if len(buffer) >= CHUNK:
+            if len(buffer) >= CHUNK_BYTES:
                 _send({}, buffer)
                 buffer = bytearray()
         if buffer:

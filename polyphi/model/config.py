@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from polyphi.types.modality import AdapterConfig, Further
+from polyphi.types.modality import AdapterConfig, ModalityEntry
 
 # fmt: off
 SHORT_FACTOR = (1.0,) * 48
@@ -123,7 +123,7 @@ class ModelConfig:
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     audio: AudioConfig | None = field(default_factory=AudioConfig)
     adapters: dict[str, AdapterConfig] = field(default_factory=_published_adapters)
-    further: Mapping[str, Further] = field(default_factory=dict, repr=False)
+    further: Mapping[str, ModalityEntry] = field(default_factory=dict, repr=False)
 
     @property
     def towers(self) -> dict[str, str]:

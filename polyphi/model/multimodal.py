@@ -26,7 +26,7 @@ from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.inputs.encoder import Inputs
 from polyphi.types.inputs.image import ImageInput
 from polyphi.types.inputs.item import ItemInput
-from polyphi.types.modality import Further
+from polyphi.types.modality import ModalityEntry
 
 
 class Tower(nn.Module):
@@ -179,9 +179,9 @@ class PhiModel(nn.Module):
 
     @property
     def units(self) -> dict[str, str]:
-        """Modality -> what the size of its inputs counts (`Inputs.UNIT`), for those that the model has."""
-        published = {kind.NAME: kind.UNIT for kind in (ImageInput, AudioInput)}
-        return {name: published.get(name, f"{name} {ItemInput.UNIT}") for name in self.towers}
+        """Modality -> what the size of its inputs counts (`Inputs.SIZE_UNIT`), for those that the model has."""
+        published = {kind.NAME: kind.SIZE_UNIT for kind in (ImageInput, AudioInput)}
+        return {name: published.get(name, f"{name} {ItemInput.SIZE_UNIT}") for name in self.towers}
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that the multimodal forward doesn't use."""
@@ -200,14 +200,14 @@ class PhiModel(nn.Module):
             self.get_submodule(name).load_state_dict(tower.state_dict())
 
 
-def tower_of(own: Further, width: int) -> Tower:
+def tower_of(own: ModalityEntry, width: int) -> Tower:
     """The tower of a user's modality, with the initial weights of its own modules."""
     modality = own.modality
     encoder, projector = modality.encoder(own.config), modality.projector(own.config, width)
     return Tower(encoder, projector, modality.name, width)
 
 
-def initial_tower(own: Further, width: int, seed: int) -> Tower:
+def initial_tower(own: ModalityEntry, width: int, seed: int) -> Tower:
     """The tower of a user's modality with the initial weights that a seed gives; the random state stays as it is."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(zlib.crc32(f"{seed} {own.modality.name}".encode()))

@@ -74,13 +74,13 @@ def longest_row(target: StageModel, corpus: str) -> Row:
     def tokens(width: int, height: int) -> int:
         return image.plan(width, height, max_crops=36).layout.tokens(vision.cells)
 
-    room = target.budget.context - sample.text
+    available = target.budget.context - sample.text
     if corpus == "multi_image":
         frame = sample.pictures[0]
-        return replace(sample, pictures=(frame,) * max(1, room // tokens(*frame)))
+        return replace(sample, pictures=(frame,) * max(1, available // tokens(*frame)))
     sides = [n * image.CROP for n in range(1, 7)]
     return replace(
-        sample, pictures=(max((n, n) for n in sides if tokens(n, n) <= room or n == sides[0]),)
+        sample, pictures=(max((n, n) for n in sides if tokens(n, n) <= available or n == sides[0]),)
     )
 
 

@@ -37,7 +37,7 @@ TOP = 7690.0  # Hz, upper edge of the last filter
 PRE_EMPHASIS = 0.97
 FULL_SCALE = 32768.0  # of 16-bit samples
 FLOOR = 1.0  # of mel energy, on that scale
-CHUNK = 4096  # frames at a time: limits memory to about 50 MB for audio of any length
+CHUNK_FRAMES = 4096  # frames at a time: limits memory to about 50 MB for audio of any length
 ZERO_CROSSINGS = 10  # of the low-pass filter's sinc on each side, as in scipy's resample_poly
 KAISER_BETA = 5.0  # of its window, as in resample_poly
 DECIMATION_BLOCK = 8192  # samples computed at a time: 32 KB, so that sums stay in a core's cache
@@ -185,13 +185,13 @@ def _mels(blocks: Iterable[np.ndarray], rate: int) -> Iterator[Float[np.ndarray,
     """Yield frames of audio at 16 or 8 kHz, the same number at a time for any sizes of blocks: sums over another number
     of rows may be rounded differently."""
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
-    full = (CHUNK - 1) * hop + window
+    full = (CHUNK_FRAMES - 1) * hop + window
     buffer, emitted = np.empty(0, np.float32), False
     for block in blocks:
         buffer = np.concatenate([buffer, block])
         while len(buffer) >= full:
             yield _frames(buffer[:full], window, hop, fft)
-            buffer, emitted = buffer[CHUNK * hop :], True
+            buffer, emitted = buffer[CHUNK_FRAMES * hop :], True
     if len(buffer) < window and not emitted:
         buffer = np.pad(buffer, (0, window - len(buffer)))
     if len(buffer) >= window:
@@ -273,8 +273,8 @@ class AudioReader(Reader):
             )
         return AudioLayout(frames(*resampled_length(*size)), "").tokens
 
-    def least_tokens(self, part: Audio, room: int) -> int:
-        if self._decoding.caps.audio_seconds * RATE < room * SAMPLES:
+    def least_tokens(self, part: Audio, available: int) -> int:
+        if self._decoding.caps.audio_seconds * RATE < available * SAMPLES:
             return 0
         with self._option_in_errors():
             stream = self._stream(part)

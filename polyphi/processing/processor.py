@@ -22,7 +22,7 @@ from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_e
 from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.fork_server import ForkServer
-from polyphi.runtime.steps import Steps, Stop, at_once, result_of
+from polyphi.runtime.steps import Steps, Stop, result_of, run_all
 from polyphi.types.batch import Batch, row
 from polyphi.types.completion import Tokens
 from polyphi.types.inputs.encoder import Inputs
@@ -154,7 +154,7 @@ class Processor:
             )
         )
 
-    row = at_once(row_steps)
+    row = run_all(row_steps)
 
     def expand(self, messages: Sequence[Message]) -> list[Message]:
         """Return a conversation with each `Video` replaced by its frames, and each `Document` by its texts and pages.
@@ -255,7 +255,7 @@ class Processor:
                 counts[part.media.modality] = counts.get(part.media.modality, 0) + tokens
         return Tokens(text, counts)
 
-    count = at_once(count_steps)
+    count = run_all(count_steps)
 
     def tokenize(
         self,

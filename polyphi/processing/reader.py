@@ -58,9 +58,9 @@ class Reader(ABC):
         """Return (bytes of what the encoder reads, pixels) of a part, from its header if that is enough; the bytes may
         be approximate."""
 
-    def least_tokens(self, part: Any, room: int) -> int:
-        """Return the fewest tokens that a part has by its header, so that one with more than `room` is refused before
-        `placeholder` reads it whole. 0 where the header doesn't say, or no part has so many."""
+    def least_tokens(self, part: Any, available: int) -> int:
+        """Return the fewest tokens that a part has by its header, so that one with more than `available` is refused
+        before `placeholder` reads it whole. 0 where the header doesn't say, or no part has so many."""
         return 0
 
     @abstractmethod

@@ -60,7 +60,7 @@ BOUNDARY = re.compile(
 )
 # Emoji and other signs, in no version of Unicode letters, digits, marks or spaces: the splits don't divide their runs.
 SIGNS = "\U0001f300-\U0001faff"
-SLICE = 16_384
+SLICE_CHARACTERS = 16_384
 """Minimum number of characters that are encoded at once, up to the next boundary."""
 
 NO_TOKENIZER = (
@@ -280,10 +280,10 @@ class Tokenizer:
         yield text[start:]
 
     def _boundary(self, text: str, start: int) -> int:
-        """Return a possible end of a slice from `start`, at least `SLICE` characters later, or the end of the text. The
-        search uses windows because it holds Python's global lock."""
-        for window in range(start + SLICE, len(text), SLICE):
-            if match := BOUNDARY.search(text, window, window + SLICE):
+        """Return a possible end of a slice from `start`, at least `SLICE_CHARACTERS` characters later, or the end of
+        the text. The search uses windows because it holds Python's global lock."""
+        for window in range(start + SLICE_CHARACTERS, len(text), SLICE_CHARACTERS):
+            if match := BOUNDARY.search(text, window, window + SLICE_CHARACTERS):
                 return match.start()
             if (inside := self._inside_run(text, start, window)) is not None:
                 return inside
@@ -297,7 +297,7 @@ class Tokenizer:
             return None
         reach = max(self._longest_tokens) + 1
         run = re.compile(rf"[{SIGNS}]{{{2 * reach}}}")
-        match = run.search(text, max(start, window - reach), window + SLICE + reach)
+        match = run.search(text, max(start, window - reach), window + SLICE_CHARACTERS + reach)
         if match is None:
             return None
         inside = match.start() + reach
@@ -351,7 +351,7 @@ class Tokenizer:
         """Return the text of ids; incomplete characters are U+FFFD. `skip_special` leaves out control tokens except
         those of tools, which are needed to parse tool calls."""
         with panics_are_errors("the tokenizer can't decode these ids"):
-            if len(ids) <= SLICE:
+            if len(ids) <= SLICE_CHARACTERS:
                 return self._full.decode(list(ids), skip_special_tokens=skip_special)
             # `decode` holds Python's global lock.
             (text,) = self._full.decode_batch([list(ids)], skip_special_tokens=skip_special)

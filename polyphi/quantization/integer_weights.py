@@ -236,7 +236,7 @@ class Unpacked:
         """Some rows at a time, with the number of the first. Nothing here waits for a GPU."""
         weight, inputs = self.weight, self.weight.shape[1]
         assert weight.table is not None
-        numbers = {4: native.numbers4, 8: native.numbers8}[weight.bits]
+        numbers = {4: native.dequantize4, 8: native.numbers8}[weight.bits]
         size = {4: native.size4, 8: native.size8}[weight.bits](ROWS, inputs)
         parts = zip(weight.table.split(size), weight.row.split(ROWS), strict=True)
         for number, (packed, row) in enumerate(parts):
@@ -397,25 +397,25 @@ class FourBit(Quantized):
 
     def fallback(self, packed: Tensor, device: torch.device) -> "Product":
         four = native.unpack4(packed, *self.shape)
-        return Int4Pack(native.Four(*(t.to(device) for t in four)), self.row)
+        return Int4Pack(native.Int4Weight(*(t.to(device) for t in four)), self.row)
 
     @staticmethod
     def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
         """The stored form of a weight: `q4`, in the layout of our kernels, and `row`, a float per output."""
         chunks = weight.split(ROWS) if hessian is None else (weight,)
         parts = [four_bits(chunk, hessian) for chunk in chunks]
-        packed = [native.pack4(native.Four(*(t.cpu() for t in part.four))) for part in parts]
+        packed = [native.pack4(native.Int4Weight(*(t.cpu() for t in part.four))) for part in parts]
         return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
 
 
 class Int4Pack:
     """torch's int4 product in bfloat16: (q - 8) * scale + zero. Outputs are padded to a multiple of 64."""
 
-    def __init__(self, weight: native.Four, row: Float[Tensor, " O"]) -> None:
+    def __init__(self, weight: native.Int4Weight, row: Float[Tensor, " O"]) -> None:
         self.outputs = len(row)
         missing = -self.outputs % 64
         row = F.pad(row, (0, missing))
-        weight = native.Four(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
+        weight = native.Int4Weight(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
         q, self.shape = weight.q, weight.q.shape
         steps = weight.s.float() * row[:, None]
         scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.kernels import rounding as kernel
-from polyphi.kernels.linear import GROUP, Four
+from polyphi.kernels.linear import GROUP, Int4Weight
 
 Rounding = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Rows of weights -> their levels, scales and zeros."""
@@ -29,7 +29,7 @@ other: on normal weights these four leave an error of 7.1 %, four with equal end
 nearest levels over the whole span 7.8 %."""
 FITS = 2
 """Iterations of the least-squares fit from the best start."""
-CHUNK = 4096
+CHUNK_ROWS = 4096
 """Groups that are searched at once, so that they stay in the CPU's cache."""
 DAMPING = 0.01
 """Share of its mean that is added to the Hessian's diagonal."""
@@ -42,7 +42,7 @@ HEADROOM = 1.25
 class Rounded(NamedTuple):
     """A weight in 4 bits with its `row`."""
 
-    four: Four
+    four: Int4Weight
     row: Float[Tensor, " O"]
 
     def weight(self) -> Float[Tensor, "O I"]:
@@ -64,7 +64,7 @@ def four_bits(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None
         return Rounded(kernel.search(weight, row, STARTS, FITS), row)
     if hessian is None:
         return _by_rows(weight, _by_groups(search))
-    return _by_rows(weight, _gptq(_feedback(hessian.float())), CHUNK, HEADROOM)
+    return _by_rows(weight, _gptq(_feedback(hessian.float())), CHUNK_ROWS, HEADROOM)
 
 
 @torch.no_grad()
@@ -91,17 +91,17 @@ def _check(weight: Tensor, hessian: Tensor | None) -> None:
 
 
 def _by_rows(weight: Tensor, round_: Rounding, rows: int = 0, headroom: float = 1.0) -> Rounded:
-    """Round chunks of `rows` rows with `round_`; by default as many as have CHUNK groups."""
+    """Round chunks of `rows` rows with `round_`; by default as many as have CHUNK_ROWS groups."""
     outputs, inputs = weight.shape
     q = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
     s, z = (torch.empty_like(q[:, : inputs // GROUP]) for _ in range(2))
     row = _row(weight) * headroom
-    rows = rows or max(1, CHUNK * GROUP // inputs)
+    rows = rows or max(1, CHUNK_ROWS * GROUP // inputs)
     for at in range(0, outputs, rows):
         part = slice(at, at + rows)
         levels, scale, zero = round_(_in_steps(weight[part], row[part]))
         q[part], s[part], z[part] = levels, scale, zero * 16
-    return Rounded(Four(q, s, z), row)
+    return Rounded(Int4Weight(q, s, z), row)
 
 
 def _by_groups(find: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Rounding:

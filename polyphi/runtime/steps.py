@@ -70,7 +70,7 @@ def timed(steps: Steps[T]) -> Steps[tuple[T, float]]:
         yield
 
 
-def at_once(function: Callable[P, Steps[T]]) -> Callable[P, T]:
+def run_all(function: Callable[P, Steps[T]]) -> Callable[P, T]:
     """Return the function that runs all steps of `function` and returns their result."""
 
     @wraps(function)

@@ -98,7 +98,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(lora.routes(server), responses=body)
     app.add_middleware(PacedBodyMiddleware)
     # The last one added runs first.
-    app.add_middleware(AccessGuard, settings=settings, shares=server.shares)
+    app.add_middleware(AccessGuard, settings=settings, quotas=server.quotas)
     return app
 
 

@@ -53,11 +53,11 @@ def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
             if fills_crops(layout, side):
                 words = word_pairs(image_words(layout, items, side), processor.tokenizer)
                 triples += [(number, *pair) for pair in words]
-        row = row.with_inputs(replace(images, words=torch.tensor(triples) if triples else None))
+        row = row.with_inputs(replace(images, label_ids=torch.tensor(triples) if triples else None))
     if (audio := row.of(AudioInput)) is not None and len(audio.layouts) == 1:
         ids = processor.tokenizer.encode(sample.meta.get("reference", ""))
         pairs = torch.tensor([(0, id) for id in ids]) if ids else None
-        row = row.with_inputs(replace(audio, words=pairs))
+        row = row.with_inputs(replace(audio, label_ids=pairs))
     return row
 
 
@@ -116,18 +116,18 @@ class Alignment(nn.Module):
         directions = F.normalize(embeddings.detach().float(), dim=-1)
         total = x.new_zeros((), dtype=torch.float32)
         correct, filled = 0.0, 0
-        if (images := batch.of(ImageInput)) is not None and images.words is not None:
+        if (images := batch.of(ImageInput)) is not None and images.label_ids is not None:
             loss, correct, filled = self._images(x, images, directions)
             total = total + loss
-        if (audio := batch.of(AudioInput)) is not None and audio.words is not None:
+        if (audio := batch.of(AudioInput)) is not None and audio.label_ids is not None:
             total = total + self._clips(x, audio, directions)
         return total, {"named": (correct, filled)}
 
     def _images(
         self, x: Tensor, images: ImageInput, directions: Float[Tensor, "V D"]
     ) -> tuple[Tensor, float, int]:
-        assert images.words is not None and images.slots is not None
-        numbers, cells, words = images.words.unbind(1)
+        assert images.label_ids is not None and images.slots is not None
+        numbers, cells, words = images.label_ids.unbind(1)
         sizes = torch.tensor([layout.tokens(self.side) for layout in images.layouts])
         slots = (sizes.cumsum(0) - sizes).to(numbers.device)[numbers] + cells
         tokens = x.index_select(0, images.slots)
@@ -135,9 +135,9 @@ class Alignment(nn.Module):
 
     def _clips(self, x: Tensor, audio: AudioInput, directions: Float[Tensor, "V D"]) -> Tensor:
         """CTC over the vocabulary."""
-        assert audio.words is not None and audio.slots is not None
+        assert audio.label_ids is not None and audio.slots is not None
         by_clip: dict[int, list[int]] = {}
-        for clip, word in audio.words.tolist():
+        for clip, word in audio.label_ids.tolist():
             by_clip.setdefault(clip, []).append(word)
         slots_of = audio.slots.split(audio.tokens)
         audio_slots = [slots_of[clip] for clip in by_clip]

@@ -221,7 +221,7 @@ def _words(model: PhiModel, packs: Sequence[Batch], total: Total) -> Int[Tensor,
     weight = model.decoder.embed_tokens.weight
     used = torch.zeros(len(weight), device=weight.device)
     for batch in packs:
-        if (words := _views(batch).words) is not None:
+        if (words := _views(batch).label_ids) is not None:
             used[words[:, 2].to(used.device)] = 1
     return total(used).nonzero().flatten()
 

@@ -77,7 +77,7 @@ class StageLoss:
                 (loss if item.share == 1 else loss * item.share).backward()
             values = {"loss": loss.detach().double(), "count": count, "tokens": len(batch)}
             values |= metrics
-            values["blank"] = (item.blank, 1)
+            values["padding_share"] = (item.padding_share, 1)
             sums["empty", 0] += item.empty  # of packs that only fill in, too
             sums["empty", 1] += 1
             if flops is not None:

@@ -93,7 +93,7 @@ Report = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
-class Caller:
+class RunContext:
     """What the program that trains a stage adds to the options of a user.
 
     `precision` is a choice that it made and reported itself. `fresh` maps corpora to generators of new samples
@@ -129,7 +129,7 @@ def train(
     out: Path,
     *,
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    caller: Caller = Caller(),
+    caller: RunContext = RunContext(),
 ) -> dict[str, Any]:
     """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
     `out`.
@@ -164,7 +164,7 @@ class Trainer:
         data: Path | str,
         out: Path,
         options: TrainOptions,
-        caller: Caller,
+        caller: RunContext,
     ) -> None:
         machine = options.machine
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.engine.request import NOBODY, Caller
+from polyphi.engine.request import NOBODY, Client
 from polyphi.transcription.longform import Task, cut_point, longest_piece, transcribe
 from polyphi.transcription.transcript import text_of
 from polyphi.transcription.vad import (
@@ -200,7 +200,7 @@ class Live:
         turns: TurnDetection | None = TurnDetection(),
         buffered: float = 300.0,
         window: float | None = None,
-        caller: Caller = NOBODY,
+        caller: Client = NOBODY,
     ) -> None:
         self.rate, self.task, self.window = rate, task, window
         self._engine, self._emit, self._caller = engine, emit, caller

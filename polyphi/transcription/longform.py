@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.engine.request import NOBODY, Caller
+from polyphi.engine.request import NOBODY, Client
 from polyphi.media.media import AudioStream, MediaError
 from polyphi.processing.audio import RATE, nbytes, resampled
 from polyphi.runtime.fork_server import ForkServer
@@ -278,7 +278,7 @@ def transcribe(
     on_text: Callable[[str], None] | None = None,
     reserve: Callable[[int], None] = lambda count: None,
     stop: threading.Event | None = None,
-    caller: Caller = NOBODY,
+    caller: Client = NOBODY,
 ) -> list[Transcript]:
     """A transcript of each recording; their pieces share batches. `window`: most seconds of a piece.
 
@@ -402,7 +402,7 @@ def _generate(
     task: Task,
     batch: Sequence[PieceJob],
     stop: threading.Event,
-    caller: Caller,
+    caller: Client,
 ) -> list[Completion]:
     """Answers to jobs in order of recording and time; a piece is read when the engine takes its conversation."""
 

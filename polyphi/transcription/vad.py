@@ -34,7 +34,7 @@ NOISE_WINDOW = 30.0  # s of a window of constant noise
 MIN_NOISE_SECONDS = 5.0  # s; in shorter recordings a constant sound may be a vowel
 SPEECH_WINDOW, MIN_VOICED, SPEECH_PAD = 30, 8, 20  # frames
 QUIET_WINDOW = 20  # frames of the window that is to be the quietest
-CHUNK = 4096  # frames at a time
+CHUNK_FRAMES = 4096  # frames at a time
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def measure(stream: AudioStream) -> VoiceFeatures:
     for block in blocks:
         samples += len(block)
         buffer = np.concatenate([buffer, block])
-        while len(buffer) >= (CHUNK - 1) * hop + window:
-            frames.append(features(buffer[: (CHUNK - 1) * hop + window], rate))
-            buffer = buffer[CHUNK * hop :]
+        while len(buffer) >= (CHUNK_FRAMES - 1) * hop + window:
+            frames.append(features(buffer[: (CHUNK_FRAMES - 1) * hop + window], rate))
+            buffer = buffer[CHUNK_FRAMES * hop :]
     if len(buffer) >= window or not frames:
         frames.append(features(np.pad(buffer, (0, max(0, window - len(buffer)))), rate))
     level, flatness = (np.concatenate(values) for values in zip(*frames, strict=True))

@@ -101,7 +101,7 @@ class Modality:
 
 
 @dataclass(frozen=True)
-class Further:
+class ModalityEntry:
     """A modality of a model beside the report's: its encoder's sizes, and the id of its placeholder."""
 
     modality: Modality

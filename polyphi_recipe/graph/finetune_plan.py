@@ -14,7 +14,7 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.data import own
 from polyphi.finetuning.plan import EPOCHS, default_batch, load_of
-from polyphi.finetuning.run import Draft, corpus_sources, load_stage, sketch_of
+from polyphi.finetuning.run import FinetunePlan, corpus_sources, load_stage, sketch_of
 from polyphi.finetuning.stages import MULTIMODAL, for_rows, named_stage
 from polyphi.finetuning.stages import ROWS as TRAIN_ROWS
 from polyphi.hub.location import locate
@@ -76,7 +76,7 @@ def plan(
         stage = with_default_lrs(stage, config.adapters)
         processor = make_processor(config, Tokenizer.load(folder))
         options, length = TrainOptions(), _length(rows)
-        draft = Draft(stage, config, processor, data, data, "bf16", length, options, report)
+        draft = FinetunePlan(stage, config, processor, data, data, "bf16", length, options, report)
         if built_in:
             draft = replace(draft, finetuning=_default_length(draft))
         target = cost.stage_model(stage, draft.budget(draft.finetuning), config)
@@ -114,7 +114,7 @@ def _length(rows: OwnRows) -> FinetuneOptions:
     return FinetuneOptions(steps=rows.steps, epochs=rows.epochs, batch_tokens=rows.batch_tokens)
 
 
-def _default_length(draft: Draft) -> FinetuneOptions:
+def _default_length(draft: FinetunePlan) -> FinetuneOptions:
     """The length that `polyphi finetune` chooses, without its bound on the time."""
     options = draft.finetuning
     batch = options.batch_tokens or default_batch(draft.rows, draft.stage.batch_tokens)

@@ -47,7 +47,7 @@ from polyphi.train.contrastive import Similarity
 from polyphi.train.options import Base, TrainOptions
 from polyphi.train.stage import Stage
 from polyphi.train.state import MANIFEST
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import RunContext, train
 from polyphi.types.tools import CALL, CALL_END
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate
@@ -545,7 +545,7 @@ class Run:
                 self.data,
                 self.runs / stage.name,
                 options=replace(self.options, base=base),
-                caller=Caller(
+                caller=RunContext(
                     precision=self.choice,
                     fresh=self.fresh(stage),
                     origins=origins,

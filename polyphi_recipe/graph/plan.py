@@ -37,7 +37,7 @@ from polyphi_recipe.recipe.recipe import Recipe, short
 @dataclass(frozen=True)
 class Plan:
     """The plan of a stage, as `polyphi plan --json` prints it. Bytes are those of a device, FLOPs those of a step over
-    all devices; `learn` lists (glob, parameters, peak learning rate); `step` has the amounts of an average step;
+    all devices; `trainable` lists (glob, parameters, peak learning rate); `step` has the amounts of an average step;
     `fullest` is the corpus whose packs take most memory; `advice` lists alternative changes with which the stage would
     fit; `note` says what it leaves out."""
 
@@ -45,7 +45,7 @@ class Plan:
     size: str
     objective: str
     parents: tuple[str, ...]
-    learn: list[tuple[str, int, float]]
+    trainable: list[tuple[str, int, float]]
     frozen: int
     steps: int
     tokens: int
@@ -53,7 +53,7 @@ class Plan:
     devices: str
     switches: Switches
     memory: dict[str, float]
-    room: float
+    memory_available: float
     fullest: str
     fits: bool
     advice: list[str]
@@ -188,7 +188,7 @@ def plan_of(
         size=size,
         objective=repr(target.stage.objective),
         parents=target.stage.parents,
-        learn=[
+        trainable=[
             (g, target.size(n), target.stage.trainable[g] * budget.lr_factor)
             for g, n in target.trainable_groups.items()
         ],
@@ -199,7 +199,7 @@ def plan_of(
         devices=f"{world}x{name}",
         switches=on,
         memory=used,
-        room=device.memory,
+        memory_available=device.memory,
         fullest=worst,
         fits=fits,
         advice=[] if fits else advice(load, on, world, name, cards),
@@ -258,7 +258,7 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
     for p in plans:
         table.add_row(
             p.stage,
-            short(sum(n for _, n, _ in p.learn)),
+            short(sum(n for _, n, _ in p.trainable)),
             short(p.tokens),
             _rounded(p.memory["peak"] / 1e9),
             f"{p.total:.2g}",
@@ -268,7 +268,7 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
         )
     hours = sum(p.device_hours for p in plans)
     table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", _rounded(hours), "")
-    yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(on)}"
+    yield f"{first.size}, {first.devices} of {first.memory_available / 1e9:.0f} GB, {_switches_text(on)}"
     yield table
     # Not in the table, which would cut them off in a narrow terminal.
     yield from (f" {p.stage:<22} {text}" for p in plans if (text := _options_text(p, on)))
@@ -337,7 +337,7 @@ def _details(p: Plan) -> Iterator[Table | str]:
     yield f"{p.stage} {p.size}, {p.objective}, on {p.devices}, {_switches_text(p.switches)}"
     yield f"starts from {', '.join(p.parents) or 'nothing'}"
     trainable = Table("trainable", "parameters", "peak lr", box=None, padding=(0, 2))
-    for glob, size, lr in p.learn:
+    for glob, size, lr in p.trainable:
         trainable.add_row(glob, f"{size:,}", f"{lr:.1e}")
     trainable.add_row("(frozen)", f"{p.frozen:,}", "frozen")
     yield trainable
@@ -349,9 +349,9 @@ def _details(p: Plan) -> Iterator[Table | str]:
         parts.add_row(part, f"{part_bytes / 1e9:,.1f}")
     yield parts
     if p.fits:
-        yield f"fits into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+        yield f"fits into {p.memory_available / 1e9:.0f} GB; fullest with {p.fullest}"
     else:
-        yield f"doesn't fit into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+        yield f"doesn't fit into {p.memory_available / 1e9:.0f} GB; fullest with {p.fullest}"
         yield "would fit with  " + (
             "\n           or  ".join(p.advice) or "no combination of options"
         )

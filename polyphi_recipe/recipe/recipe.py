@@ -14,7 +14,7 @@ from polyphi.text.quantity import quantity
 from polyphi.train.loss import NextToken
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage
-from polyphi.types.modality import Further, load_modality
+from polyphi.types.modality import ModalityEntry, load_modality
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe.parts import Part
@@ -176,7 +176,7 @@ def with_modalities(recipe: Recipe, files: Iterable[str | Path]) -> Recipe:
     further = dict(recipe.size.model.further)
     adapters = dict(recipe.size.model.adapters)
     for modality in map(load_modality, files):
-        further[modality.name] = Further(modality, modality.config(), 0)
+        further[modality.name] = ModalityEntry(modality, modality.config(), 0)
         adapters[modality.name] = modality.adapter
     model = replace(recipe.size.model, further=further, adapters=adapters)
     return replace(recipe, size=replace(recipe.size, model=model))

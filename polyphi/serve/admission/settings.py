@@ -101,7 +101,7 @@ class Settings:
     max_body_bytes: Internal[int] = 100 * MIB
     """This and the next, `body_seconds` and `max_audio_bytes` are more where `max_audio_seconds` is."""
     max_bodies_bytes: Internal[int] = 512 * MIB
-    """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (shares.py)."""
+    """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (quotas.py)."""
     max_connections: Internal[int] = 512
     header_seconds: Internal[float] = 10.0
     """Time limit for the complete headers of a request."""

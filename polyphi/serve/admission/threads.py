@@ -1,6 +1,6 @@
 """Threads that clients use in turn.
 
->>> threads = Threads(shares.large, "prepare large")
+>>> threads = Threads(quotas.large, "prepare large")
 >>> ids = await threads.run(b"client", tokenizer.encode, text)
 >>> row = await threads.run_steps(b"client", engine.rows.row_steps(messages))    # a turn for each image
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from polyphi.runtime.steps import Steps, stopped_by
-from polyphi.serve.admission.shares import FairSlots
+from polyphi.serve.admission.quotas import FairSlots
 
 T = TypeVar("T")
 TURN_SECONDS = 0.05
@@ -34,7 +34,7 @@ class Threads:
 
     def __init__(self, slots: FairSlots, name: str) -> None:
         self.slots = slots
-        self.pool = ThreadPoolExecutor(slots.share.total, name)
+        self.pool = ThreadPoolExecutor(slots.quota.total, name)
         self._closed = threading.Event()
 
     async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:

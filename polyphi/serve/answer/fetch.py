@@ -1,6 +1,6 @@
 """Load the images, audio and videos that a request refers to, within size limits.
 
->>> media = Media(settings, shares)
+>>> media = Media(settings, quotas)
 >>> with media.request(b"client") as request_media:      # all media of one request, within its total limit
 ...     data = await request_media.image("data:image/png;base64,iVBORw0...", "messages[0].content[1].image_url.url")
 
@@ -37,8 +37,8 @@ from polyphi.media.file_types import is_audio, is_image, is_pdf, is_video
 from polyphi.media.isolated import pdfs_unavailable as pdf_isolation_missing
 from polyphi.media.isolated import unavailable as isolation_missing
 from polyphi.media.media import MediaError
+from polyphi.serve.admission.quotas import QuotaExceeded, Quotas, Reservation
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Full, Reservation, Shares
 from polyphi.serve.admission.threads import Threads
 from polyphi.serve.http.addresses import (
     PORTS,
@@ -77,7 +77,7 @@ class Media:
     def __init__(
         self,
         settings: Settings,
-        shares: Shares | None = None,
+        quotas: Quotas | None = None,
         *,
         trusted: bool = False,
         resolve: Resolve | None = None,
@@ -85,7 +85,7 @@ class Media:
     ) -> None:
         self.settings, self._trusted = settings, trusted
         self._resolve, self._tls = resolve or resolve_host, tls
-        self._shares = shares or Shares(settings)
+        self._shares = quotas or Quotas(settings)
         self._client = b""
         # Dedicated threads: name servers that don't answer must not block the shared ones.
         self._resolvers = Threads(self._shares.resolvers, "look up hosts")
@@ -109,7 +109,7 @@ class Media:
     @contextmanager
     def request(self, client: bytes) -> "Iterator[Media]":
         """A loader for one request of a client: it loads at most `max_body_bytes` in total, one after the other, and
-        its bytes count towards the shares of the client and of all until the context ends."""
+        its bytes count towards the quotas of the client and of all until the context ends."""
         media = copy(self)
         media._client, media._reservation = client, self._shares.media.take(client, 0)
         try:
@@ -235,7 +235,7 @@ class Media:
             )
         try:
             reservation.grow(count)
-        except Full as full:
+        except QuotaExceeded as full:
             whose = "this client's" if full.by_client else "all"
             raise ApiError(
                 429,
@@ -277,7 +277,7 @@ class Media:
             )
         slots, loop, started = self._shares.fetches, asyncio.get_running_loop(), False
         try:
-            async with asyncio.timeout(WAIT_SECONDS) as timeout, slots.turn(self._client):
+            async with asyncio.timeout(WAIT_SECONDS) as timeout, slots.exclusive(self._client):
                 timeout.reschedule(loop.time() + self.settings.fetch_seconds)
                 started = True
                 address = parse(url, single_labels=self._trusted)

@@ -15,7 +15,7 @@ from polyphi.engine.rows import PromptEnd
 from polyphi.serve.answer.conversation import InputTurn, conversation
 from polyphi.serve.answer.jobs import Job
 from polyphi.serve.answer.prepare import prepare, with_expansion
-from polyphi.serve.answer.server import Server, Ticket, is_large, release_body
+from polyphi.serve.answer.server import AdmittedRequest, Server, is_large, release_body
 from polyphi.serve.http.events import Events, unless_disconnected
 from polyphi.serve.openai.schema import Sampling
 from polyphi.types.batch import Batch
@@ -68,33 +68,33 @@ async def answer(
     stream: bool | None,
 ) -> Response:
     """The response to a request. `formatted` also frees the request's copy of the conversation."""
-    with server.admit(server.caller(request)) as ticket:
-        ticket.use_adapter(generation.adapter)
+    with server.admit(server.caller(request)) as admitted:
+        admitted.use_adapter(generation.adapter)
         row, sampling = await unless_disconnected(
-            request, _prepare(server, request, ticket, generation)
+            request, _prepare(server, request, admitted, generation)
         )
-        (job,) = await server.submit(ticket, [row], sampling)
+        (job,) = await server.submit(admitted, [row], sampling)
         del row  # its pixels are freed when the answers have ended
         generation.turns = ()
         result = formatted(job, sampling)
         release_body(request)
         if stream:
-            return Events(result.events(), ticket.transfer())
+            return Events(result.events(), admitted.transfer())
         return await unless_disconnected(request, result.whole())
 
 
 async def _prepare(
-    server: Server, request: HttpRequest, ticket: Ticket, generation: Generation
+    server: Server, request: HttpRequest, admitted: AdmittedRequest, generation: Generation
 ) -> tuple[Batch, SamplingParams]:
     turns, param = generation.turns, generation.param
-    sampling = await server.check_sampling(ticket, generation.sampling, generation.body)
-    with server.media.request(ticket.caller.client) as media:
+    sampling = await server.check_sampling(admitted, generation.sampling, generation.body)
+    with server.media.request(admitted.caller.client) as media:
         messages = await conversation(media, turns, server.settings, param)
         server.log_prompt(request, [(m.role, m.text) for m in messages])
         messages = with_tools(messages, generation.tools)
         with server.api_errors(param, turns):
             return await prepare(
-                server, ticket, messages, generation.adapter, sampling, generation.end
+                server, admitted, messages, generation.adapter, sampling, generation.end
             )
 
 
@@ -108,19 +108,19 @@ async def count_tokens(
 ) -> Tokens:
     """The tokens of a prompt, without running the model; of images and most audio only the headers are read."""
 
-    async def counted(ticket: Ticket) -> Tokens:
-        with server.media.request(ticket.caller.client) as media:
+    async def counted(admitted: AdmittedRequest) -> Tokens:
+        with server.media.request(admitted.caller.client) as media:
             messages = await conversation(media, turns, server.settings, param)
             messages = with_tools(messages, list(tools))
-            expanded = await with_expansion(server, ticket, messages)
+            expanded = await with_expansion(server, admitted, messages)
             count = server.engine.processor.count_steps(
                 expanded.messages, continue_final=end == "final_message"
             )
             with expanded.errors():
-                return await server.in_steps(is_large(messages), ticket.caller, count)
+                return await server.in_steps(is_large(messages), admitted.caller, count)
 
     with (
-        server.admit(server.caller(request)) as ticket,
+        server.admit(server.caller(request)) as admitted,
         server.api_errors(param, turns),
     ):
-        return await unless_disconnected(request, counted(ticket))
+        return await unless_disconnected(request, counted(admitted))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
-from polyphi.serve.admission.shares import Full, Reservation
+from polyphi.serve.admission.quotas import QuotaExceeded, Reservation
 from polyphi.serve.answer.metrics import ServerMetrics, Times
 from polyphi.serve.http.errors import ApiError, as_api_error
 from polyphi.types.completion import Completion, TokenLogprob
@@ -96,7 +96,7 @@ class Job:
                     delta = OutputDelta(number, text, logprobs, last, error, own, stop_reason)
                     try:
                         self._count(delta.size)
-                    except Full as full:
+                    except QuotaExceeded as full:
                         self._end_unread(number, full)
                         return self._ended()
                     self._send(delta)
@@ -111,13 +111,13 @@ class Job:
         self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
 
     def _count(self, change: int) -> None:
-        """Counts deltas that wait, or no longer do. Raises Full where too much waits."""
+        """Counts deltas that wait, or no longer do. Raises QuotaExceeded where too much waits."""
         with self._count_lock:
             waiting = self._waiting_bytes + change
             self.unread.grow(max(0, waiting - UNCOUNTED) - self.unread.amount)
             self._waiting_bytes = waiting
 
-    def _end_unread(self, number: int, full: Full) -> None:
+    def _end_unread(self, number: int, full: QuotaExceeded) -> None:
         """Ends all answers with an error, after the deltas that wait."""
         error = ApiError(
             429,

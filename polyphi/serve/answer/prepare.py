@@ -2,7 +2,7 @@
 turn: other clients wait for one image, not for a request of 200. Large images, which take seconds and a gigabyte each,
 have a dedicated thread, so that no other image waits for them.
 
->>> row, sampling = await prepare(server, ticket, messages, "auto", sampling)
+>>> row, sampling = await prepare(server, admitted, messages, "auto", sampling)
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from polyphi.engine.rows import PromptEnd
 from polyphi.media.file_types import is_pdf
 from polyphi.media.media import MediaError
 from polyphi.runtime.steps import Steps, result_of, timed
-from polyphi.serve.admission.shares import LARGE_IMAGE
+from polyphi.serve.admission.quotas import LARGE_IMAGE
 from polyphi.serve.answer.expansion import Expanded, expand
-from polyphi.serve.answer.server import Server, Ticket, is_large
+from polyphi.serve.answer.server import AdmittedRequest, Server, is_large
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Document, Video
@@ -22,7 +22,7 @@ from polyphi.types.sampling import SamplingParams
 
 async def prepare(
     server: Server,
-    ticket: Ticket,
+    admitted: AdmittedRequest,
     messages: Sequence[Message],
     adapter: str | None,
     sampling: SamplingParams,
@@ -32,35 +32,37 @@ async def prepare(
     ApiError 429 where there is no memory for the row. When cancelled, decoding stops after the present image or clip.
     """
     try:
-        expanded = await with_expansion(server, ticket, messages)
+        expanded = await with_expansion(server, admitted, messages)
         with expanded.errors():
             large, threads = is_large(messages), None
             if large:
-                check = _reserve(server, ticket, expanded.messages)
-                if await server.in_steps(True, ticket.caller, check) > LARGE_IMAGE:
+                check = _reserve(server, admitted, expanded.messages)
+                if await server.in_steps(True, admitted.caller, check) > LARGE_IMAGE:
                     threads = server.large_media_threads
-            steps = _row(server, ticket, expanded.messages, adapter, sampling, end)
-            return await server.in_steps(large, ticket.caller, steps, threads)
+            steps = _row(server, admitted, expanded.messages, adapter, sampling, end)
+            return await server.in_steps(large, admitted.caller, steps, threads)
     except MediaError as error:
         server.metrics.media_rejected(error.reason)
         raise
 
 
-async def with_expansion(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
+async def with_expansion(
+    server: Server, admitted: AdmittedRequest, messages: Sequence[Message]
+) -> Expanded:
     """A conversation with the frames of its videos and the pages of its documents, which are decoded in the client's
     turn; texts don't wait for those. Raises MediaError."""
 
     def stop() -> bool:
-        return ticket.released or not server.alive
+        return admitted.released or not server.alive
 
-    steps = expand(server.engine, server.settings, messages, ticket.reserve, stop)
+    steps = expand(server.engine, server.settings, messages, admitted.reserve, stop)
     documents = [document.source for document in media(messages, Document)]
     if media(messages, Video) or any(is_pdf(source) for source in documents):
-        return await server.in_steps(True, ticket.caller, steps, server.expansion_threads)
-    return await server.in_steps(True, ticket.caller, steps) if documents else result_of(steps)
+        return await server.in_steps(True, admitted.caller, steps, server.expansion_threads)
+    return await server.in_steps(True, admitted.caller, steps) if documents else result_of(steps)
 
 
-def _reserve(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Steps[int]:
+def _reserve(server: Server, admitted: AdmittedRequest, messages: Sequence[Message]) -> Steps[int]:
     """Reserve memory for the row before media are decoded: 64 rows of many images would exceed the machine's. Returns
     the pixels of the largest image."""
     size = yield from server.engine.processor.media_size(messages)
@@ -70,13 +72,13 @@ def _reserve(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Ste
             "shrink them, or send fewer",
             "size",
         )
-    ticket.reserve(size.nbytes)
+    admitted.reserve(size.nbytes)
     return size.most_pixels
 
 
 def _row(
     server: Server,
-    ticket: Ticket,
+    admitted: AdmittedRequest,
     messages: Sequence[Message],
     adapter: str | None,
     sampling: SamplingParams,
@@ -86,7 +88,7 @@ def _row(
     row, seconds = yield from timed(
         engine.rows.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
     )
-    ticket.resize(row.nbytes)
+    admitted.resize(row.nbytes)
     if row.inputs:
         metrics.media_decoded({name: one.size for name, one in row.inputs.items()}, seconds)
     return row, server.fit_sampling(row, sampling)

@@ -1,11 +1,11 @@
 """The engine behind the routes: one thread steps it for all requests, and handlers wait for its output.
 
->>> with server.admit(server.caller(request)) as ticket:            # or 429
-...     row, sampling = await prepare(server, ticket, messages, "auto", sampling)  # prepare.py; raises for errors
-...     (job,) = await server.submit(ticket, [row], sampling)
+>>> with server.admit(server.caller(request)) as admitted:            # or 429
+...     row, sampling = await prepare(server, admitted, messages, "auto", sampling)  # prepare.py; raises for errors
+...     (job,) = await server.submit(admitted, [row], sampling)
 ...     async for delta in job: ...                      # OutputDelta: number of the answer, text, finish reason
 
-`unless_disconnected` and `Events` notice when a client disconnects; the release of the ticket then ends its requests
+`unless_disconnected` and `Events` notice when a client disconnects; the release of the admitted then ends its requests
 within a step. Nothing here waits for the engine in the event loop's thread.
 """
 
@@ -27,13 +27,13 @@ from polyphi.decoding.structured import GrammarProcessEnded
 from polyphi.devices.memory import OutOfMemory, ran_out
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller, Request
+from polyphi.engine.request import Client, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.media.media import MediaError
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.steps import Steps, result_of
+from polyphi.serve.admission.quotas import FairSlots, QuotaExceeded, Quotas, Reservation, client_of
 from polyphi.serve.admission.settings import MIB, Settings
-from polyphi.serve.admission.shares import FairSlots, Full, Reservation, Shares, client_of
 from polyphi.serve.admission.threads import Threads
 from polyphi.serve.answer import decoders
 from polyphi.serve.answer.adapters import AdapterModels
@@ -62,20 +62,20 @@ LARGE = 32 << 10
 """Characters of text, or token ids, above which a request is large; one with images or audio always is."""
 
 
-class Ticket:
+class AdmittedRequest:
     """The slot of an admitted request, until its release, which also ends its jobs within a step.
 
     The end of a `with` block releases it, unless `transfer` was called.
     """
 
-    def __init__(self, server: "Server", caller: Caller, live: bool) -> None:
+    def __init__(self, server: "Server", caller: Client, live: bool) -> None:
         self.caller, self.live = caller, live
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
         self._admission = server.take_slots(caller.client, live)
         self._slots: list[FairSlots] = []
-        self._reservation = server.shares.prompts.take(caller.client, 0)
+        self._reservation = server.quotas.prompts.take(caller.client, 0)
         self._rows = 1
         self._lock = threading.Lock()
         self._adapter: str | None = None
@@ -124,7 +124,7 @@ class Ticket:
             self._server.drop(job)
 
     def transfer(self) -> Callable[[], None]:
-        """The function that releases the ticket; the end of the `with` block no longer does."""
+        """The function that releases the admitted; the end of the `with` block no longer does."""
         self._transferred = True
         return self.release
 
@@ -140,7 +140,7 @@ class Ticket:
             for reservation in self._admission:
                 reservation.release()
 
-    def __enter__(self) -> "Ticket":
+    def __enter__(self) -> "AdmittedRequest":
         return self
 
     def __exit__(self, error_type: object, *_: object) -> None:
@@ -154,10 +154,10 @@ class Server:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
-        self.shares = Shares(settings, engine.scheduler.max_num_seqs)
-        self.parser = Parser(self.shares.parsing)
-        self.media = Media(settings, self.shares)
-        self.store = ResponseStore(self.shares.stored)
+        self.quotas = Quotas(settings, engine.scheduler.max_num_seqs)
+        self.parser = Parser(self.quotas.parsing)
+        self.media = Media(settings, self.quotas)
+        self.store = ResponseStore(self.quotas.stored)
         self.metrics = ServerMetrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.adapters = AdapterModels(engine, settings, self.metrics)
         self.adapter = self.adapters.select
@@ -169,13 +169,13 @@ class Server:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.answers = Writer(
-            self.shares.answers, lambda scope: self.caller(HTTPConnection(scope)).client
+            self.quotas.answers, lambda scope: self.caller(HTTPConnection(scope)).client
         )
-        self._small = Threads(self.shares.small, "prepare")
-        self._large = Threads(self.shares.large, "prepare large")
-        self._grammars = Threads(self.shares.grammars, "compile grammars")
-        self.expansion_threads = Threads(self.shares.expansions, "decode videos and documents")
-        self.large_media_threads = Threads(self.shares.large_media, "decode large media")
+        self._small = Threads(self.quotas.small, "prepare")
+        self._large = Threads(self.quotas.large, "prepare large")
+        self._grammars = Threads(self.quotas.grammars, "compile grammars")
+        self.expansion_threads = Threads(self.quotas.expansions, "decode videos and documents")
+        self.large_media_threads = Threads(self.quotas.large_media, "decode large media")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
@@ -248,21 +248,21 @@ class Server:
     def _load(self) -> Load:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
-        store, unread = self.store, self.shares.answers.used + self.shares.streams.used
-        prompts, sessions = self.shares.prompts.used, self.live_sessions
+        store, unread = self.store, self.quotas.answers.used + self.quotas.streams.used
+        prompts, sessions = self.quotas.prompts.used, self.live_sessions
         return Load(counters, waiting, prompts, sessions, store.count, store.bytes, unread)
 
     @property
     def capacity(self) -> int:
         """Maximum number of requests that run or wait at once."""
-        return self.shares.requests.share.total
+        return self.quotas.requests.quota.total
 
     @property
     def admitted(self) -> int:
-        return self.shares.requests.used
+        return self.quotas.requests.used
 
-    def admit(self, caller: Caller, live: bool = False) -> Ticket:
-        """A ticket for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
+    def admit(self, caller: Client, live: bool = False) -> AdmittedRequest:
+        """A admitted for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
         estimated waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
         if self.draining:
             raise ApiError(
@@ -270,19 +270,19 @@ class Server:
                 "the server is stopping; try another server or try again later",
                 code="stopping",
             )
-        return Ticket(self, caller, live)
+        return AdmittedRequest(self, caller, live)
 
     @property
     def live_sessions(self) -> int:
-        return self.shares.sessions.used
+        return self.quotas.sessions.used
 
     def take_slots(self, client: bytes, live: bool) -> list[Reservation]:
         """The slot of a request, and with `live` that of a session. Raises ApiError 429 where the server or the client
         is at its limit."""
         reservations = [self._take_session(client)] if live else []
         try:
-            return [*reservations, self.shares.requests.take(client, 1)]
-        except Full as full:
+            return [*reservations, self.quotas.requests.take(client, 1)]
+        except QuotaExceeded as full:
             for reservation in reservations:
                 reservation.release()
             if full.by_client:
@@ -302,30 +302,30 @@ class Server:
             ) from None
 
     def _take_session(self, client: bytes) -> Reservation:
-        sessions = self.shares.sessions
-        share, own = sessions.share, sessions.used_by(client)
+        sessions = self.quotas.sessions
+        quota, own = sessions.quota, sessions.used_by(client)
         try:
             return sessions.take(client, 1)
-        except Full:
+        except QuotaExceeded:
             raise ApiError(
                 429,
                 f"{sessions.used} sessions of live transcription are open, {own} of them by this client; at most "
-                f"{share.total} may be, {share.client} by one client and fewer beside others; try again later",
+                f"{quota.total} may be, {quota.client} by one client and fewer beside others; try again later",
                 code="too_many_sessions",
                 headers={"Retry-After": "60"},
             ) from None
 
-    def release(self, ticket: Ticket) -> None:
-        if ticket.live:  # its duration says nothing about the time that a request takes
+    def release(self, admitted: AdmittedRequest) -> None:
+        if admitted.live:  # its duration says nothing about the time that a request takes
             return
-        self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)
+        self._seconds += 0.1 * (time.monotonic() - admitted.admitted_at - self._seconds)
 
     def reserve(self, reservation: Reservation, count: int) -> None:
         """Adds bytes to the memory that a request holds for its rows. Raises ApiError 429 where other requests leave
         too little."""
         try:
             reservation.grow(count)
-        except Full as full:
+        except QuotaExceeded as full:
             wait = min(600, max(1, round(self._seconds)))
             whose = "those of one client" if full.by_client else "all"
             raise ApiError(
@@ -338,7 +338,7 @@ class Server:
             ) from None
 
     async def check_sampling(
-        self, ticket: Ticket, sampling: SamplingParams, body: Sampling
+        self, admitted: AdmittedRequest, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
         """The sampling parameters with their grammar compiled. Raises ApiError for invalid values and unsupported
         grammars. Without a requested length `max_tokens` is 0 until `fit_sampling`."""
@@ -351,14 +351,17 @@ class Server:
         probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
         try:
             await self.in_turn(
-                False, ticket.caller, self.engine.rows.check_sampling, replace(probe, grammar=None)
+                False,
+                admitted.caller,
+                self.engine.rows.check_sampling,
+                replace(probe, grammar=None),
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is None:
             return sampling
         try:
-            return await self._with_grammar(ticket, sampling)
+            return await self._with_grammar(admitted, sampling)
         except GrammarProcessEnded as error:
             raise as_api_error(error) from None
         except ValueError as error:
@@ -366,13 +369,15 @@ class Server:
             param = "tools" if of_tools else body.format_field
             raise ApiError(400, str(error), param=param) from None
 
-    async def _with_grammar(self, ticket: Ticket, sampling: SamplingParams) -> SamplingParams:
+    async def _with_grammar(
+        self, admitted: AdmittedRequest, sampling: SamplingParams
+    ) -> SamplingParams:
         """The sampling with its grammar compiled, in turn with the other grammars of the client."""
-        await ticket.take_slot(self.shares.matchers)
+        await admitted.take_slot(self.quotas.matchers)
         stop = threading.Event()
         work = self.engine.rows.with_grammar
         try:
-            return await self._grammars.run(ticket.caller.client, work, sampling, stop.is_set)
+            return await self._grammars.run(admitted.caller.client, work, sampling, stop.is_set)
         finally:
             stop.set()  # the client may have left
 
@@ -404,16 +409,16 @@ class Server:
             text = json.dumps(content, ensure_ascii=False)
             log.info("%s %s", request.state.request_id, text)
 
-    def caller(self, request: HTTPConnection) -> Caller:
+    def caller(self, request: HTTPConnection) -> Client:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        return Caller(client_of(tenant, address), b"" if self.settings.share_prefixes else tenant)
+        return Client(client_of(tenant, address), b"" if self.settings.share_prefixes else tenant)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of the server's own short `work`, run in one of a few threads."""
         return await self._small.run(b"", work, *args)
 
-    async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *args: Any) -> T:
+    async def in_turn(self, large: bool, caller: Client, work: Callable[..., T], *args: Any) -> T:
         """The result of `work` for a client, run in a thread in the client's turn; small work never waits for `large`
         work."""
         try:
@@ -423,7 +428,7 @@ class Server:
             self._heap_used = True
 
     async def in_steps(
-        self, large: bool, caller: Caller, steps: Steps[T], threads: Threads | None = None
+        self, large: bool, caller: Client, steps: Steps[T], threads: Threads | None = None
     ) -> T:
         """The same of work in steps: between two steps of `large` work other clients take their turns, and the work
         stops when cancelled. `threads`: dedicated ones for the large work."""
@@ -445,31 +450,33 @@ class Server:
         return sampling
 
     async def submit(
-        self, ticket: Ticket, rows: Sequence[Batch], sampling: SamplingParams
+        self, admitted: AdmittedRequest, rows: Sequence[Batch], sampling: SamplingParams
     ) -> list[Job]:
-        """Starts the generation for each row, which `fit_sampling` has checked. The jobs end with the ticket. Raises
+        """Starts the generation for each row, which `fit_sampling` has checked. The jobs end with the admitted. Raises
         ApiError if the adapter was removed meanwhile."""
         loop = asyncio.get_running_loop()
-        return await self.in_turn(False, ticket.caller, self._submit, ticket, rows, sampling, loop)
+        return await self.in_turn(
+            False, admitted.caller, self._submit, admitted, rows, sampling, loop
+        )
 
     def _submit(
         self,
-        ticket: Ticket,
+        admitted: AdmittedRequest,
         rows: Sequence[Batch],
         sampling: SamplingParams,
         loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
         try:
-            requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
+            requests_by_row = self.engine.enter_all(rows, sampling, caller=admitted.caller)
         except UnknownAdapter as error:
             raise as_api_error(error) from None
-        unread, client = self.shares.streams, ticket.caller.client
+        unread, client = self.quotas.streams, admitted.caller.client
         jobs = [
             Job(self.engine, self.metrics, requests, loop, unread.take(client, 0))
             for requests in requests_by_row
         ]
         for row, job in zip(rows, jobs, strict=True):
-            ticket.add(job)
+            admitted.add(job)
             for _ in job.requests:
                 self.metrics.arrived(row.adapters[0])
             self._jobs.add(job)

@@ -27,12 +27,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Stopped
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.media.media import MediaError
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.fetch import media_api_error
 from polyphi.serve.answer.metrics import Times
-from polyphi.serve.answer.server import Server, Ticket
+from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.answer.tokens import RequestTokens
 from polyphi.serve.audio.form import TranscriptionForm, TranslationForm, receive
 from polyphi.serve.http.errors import ApiError, also_returns, as_api_error
@@ -87,7 +87,7 @@ class Options:
     task: longform.Task
     language: str
     window: float
-    caller: Caller
+    caller: Client
 
 
 class Transcriber:
@@ -95,8 +95,8 @@ class Transcriber:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._recordings, self._decoders = server.shares.recordings, server.shares.decoders
-        self._threads = ThreadPoolExecutor(self._recordings.share.total, "transcribe")
+        self._recordings, self._decoders = server.quotas.recordings, server.quotas.decoders
+        self._threads = ThreadPoolExecutor(self._recordings.quota.total, "transcribe")
 
     async def answer(
         self, request: HttpRequest, form_type: type[TranscriptionForm | TranslationForm]
@@ -112,8 +112,8 @@ class Transcriber:
             options = self._options(request, form_type.parse(fields))
             self._server.media.check(await upload.read(512), "audio", "file")
             await upload.seek(0)
-            ticket = self._server.admit(options.caller)
-            ticket.use_adapter(options.task.adapter)
+            admitted = self._server.admit(options.caller)
+            admitted.use_adapter(options.task.adapter)
         except BaseException:
             upload.file.close()
             raise
@@ -126,14 +126,14 @@ class Transcriber:
 
         def closed(task: "asyncio.Task[Transcript]") -> None:
             upload.file.close()
-            ticket.release()
+            admitted.release()
             decoded.set()
             texts.put_nowait(None)
-            self._record_end(request, ticket.admitted_at, task)
+            self._record_end(request, admitted.admitted_at, task)
 
         work = asyncio.create_task(
             self._transcript(
-                upload, options, ticket, decoded, follow if options.form.stream else None
+                upload, options, admitted, decoded, follow if options.form.stream else None
             )
         )
         work.add_done_callback(closed)
@@ -181,7 +181,7 @@ class Transcriber:
         self,
         upload: UploadFile,
         options: Options,
-        ticket: Ticket,
+        admitted: AdmittedRequest,
         decoded: asyncio.Event,
         follow: Callable[[str], None] | None,
     ) -> Transcript:
@@ -194,13 +194,13 @@ class Transcriber:
             loop.call_soon_threadsafe(decoded.set)
 
         client = options.caller.client
-        async with self._recordings.turn(client):
+        async with self._recordings.exclusive(client):
             try:
-                async with self._decoders.turn(client):
+                async with self._decoders.exclusive(client):
                     run = loop.run_in_executor(
                         self._threads,
                         partial(
-                            self._transcribe, upload, options, ticket, on_progress, follow, stop
+                            self._transcribe, upload, options, admitted, on_progress, follow, stop
                         ),
                     )
                     run.add_done_callback(lambda _: decoded.set())
@@ -237,7 +237,7 @@ class Transcriber:
         self,
         upload: UploadFile,
         options: Options,
-        ticket: Ticket,
+        admitted: AdmittedRequest,
         on_progress: Callable[[float], None],
         follow: Callable[[str], None] | None,
         stop: threading.Event,
@@ -247,7 +247,7 @@ class Transcriber:
 
         def reserve(count: int) -> None:
             if self._server.settings.max_audio_seconds > Settings.max_audio_seconds:
-                ticket.reserve(count)
+                admitted.reserve(count)
 
         name = "the given bytes of a clip"
         try:

@@ -8,8 +8,8 @@ from collections import deque
 
 from starlette.types import Receive
 
+from polyphi.serve.admission.quotas import Pool, QuotaExceeded, Reservation
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Full, Pool, Reservation
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.json_scanner import BodyPiece, Scanner
 
@@ -34,7 +34,7 @@ class Body:
         self._block_bytes = 0
 
     def add(self, received: bytes) -> None:
-        """Raises ApiError 413 above a limit of JSON, and Full where there is no memory for the bytes."""
+        """Raises ApiError 413 above a limit of JSON, and QuotaExceeded where there is no memory for the bytes."""
         self._reservation.grow(len(received))
         self.bytes += len(received)
         self._block.append(received)
@@ -122,7 +122,7 @@ class Bodies:
             try:
                 body.add(received)
                 return
-            except Full as full:
+            except QuotaExceeded as full:
                 refusal = over_share(full) if full.by_client else over_capacity()
                 rivals = [
                     one
@@ -138,7 +138,7 @@ class Bodies:
         raise body.refusal
 
 
-def over_share(full: Full) -> ApiError:
+def over_share(full: QuotaExceeded) -> ApiError:
     return ApiError(
         429,
         f"the bodies of your requests may have {full.limit:,} bytes together; wait for answers to some of them",

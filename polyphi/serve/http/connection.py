@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from polyphi.serve.admission.quotas import QuotaExceeded, Quotas, Reservation, client_of
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Full, Reservation, Shares, client_of
 from polyphi.serve.http.bodies import over_capacity
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.guard import SECURITY_HEADERS, access, envelope, headers_too_long, new_id
@@ -55,7 +55,7 @@ class Connections:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._pool = Shares(settings).connections
+        self._pool = Quotas(settings).connections
         self._open: set[Connection] = set()
 
     @property
@@ -80,7 +80,7 @@ class Connections:
         while True:
             try:
                 connection.reservation = self._pool.take(connection.client, 1)
-            except Full as full:
+            except QuotaExceeded as full:
                 idle = [
                     other
                     for other in self._open

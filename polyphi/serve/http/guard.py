@@ -1,6 +1,6 @@
 """Checks of every request, and of every WebSocket, before routing: host, origin, API key, size and time.
 
->>> app.add_middleware(AccessGuard, settings=settings, shares=shares)       # the last one added runs first
+>>> app.add_middleware(AccessGuard, settings=settings, quotas=quotas)       # the last one added runs first
 
 `AccessGuard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API
 keys, body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polyphi.serve.admission.quotas import Quotas, client_of
 from polyphi.serve.admission.settings import Settings, check_key
-from polyphi.serve.admission.shares import Shares, client_of
 from polyphi.serve.http.bodies import Bodies, Body
 from polyphi.serve.http.errors import ApiError, body_for
 
@@ -83,7 +83,7 @@ class AccessGuard:
     none are needed) and reveal nothing about them; `body` (bodies.py), which is released at the start of the response.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, shares: Shares | None = None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, quotas: Quotas | None = None) -> None:
         for key in settings.keys:
             check_key(key)
         for name in settings.hosts:
@@ -104,7 +104,7 @@ class AccessGuard:
         own_names = set() if settings.host in WILDCARDS else {settings.host}
         self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own_names, *settings.hosts}}
         self.origins = {origin.rstrip("/").lower() for origin in settings.origins}
-        self.bodies = Bodies(settings, (shares or Shares(settings)).bodies)
+        self.bodies = Bodies(settings, (quotas or Quotas(settings)).bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.get("state", {}).get("connection")  # of connection.py

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polyphi.serve.admission.shares import FairSlots
+from polyphi.serve.admission.quotas import FairSlots
 from polyphi.serve.http.bodies import Body
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.events import unless_disconnected
@@ -76,7 +76,7 @@ class Parser:
 
     async def _in_turn(self, client: bytes, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
-        async with self._slots.turn(client):
+        async with self._slots.exclusive(client):
             await asyncio.sleep(self._free_at - loop.time())
             started_at = time.monotonic()
             try:

@@ -3,12 +3,12 @@
 Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
 Python's global lock for a whole call, and all other threads wait for that lock.
 
->>> writer = Writer(shares.answers, client_of_scope)
+>>> writer = Writer(quotas.answers, client_of_scope)
 >>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
 >>> return await writer.response({"text": text, "logprobs": logprobs})
 
 Large responses are sent in pieces, as fast as the client reads. Until they are sent, their bytes count in the pool
-`shares.answers`.
+`quotas.answers`.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polyphi.serve.admission.quotas import Pool, QuotaExceeded, Reservation
 from polyphi.serve.admission.settings import MIB
-from polyphi.serve.admission.shares import Full, Pool, Reservation
 from polyphi.serve.http.errors import ApiError, body_for
 from polyphi.types.completion import Completion
 
@@ -37,7 +37,7 @@ CHARACTERS = 32
 """Characters of a string that take about as long to encode as one value."""
 NUMBERS = frozenset({int, float, bool, type(None)})
 """Types whose values count as one value each."""
-CHUNK = 64 << 10
+CHUNK_BYTES = 64 << 10
 """Bytes of a large response that are sent at once."""
 RETRY_SECONDS = 10
 """After which a client may retry that has too many responses to read."""
@@ -130,17 +130,17 @@ def _dumps(value: Any) -> bytes:
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes; pieces below `CHUNK` bytes are joined."""
+    """The same bytes; pieces below `CHUNK_BYTES` bytes are joined."""
     chunk = bytearray()
     for piece in pieces:
-        if len(piece) >= CHUNK:
+        if len(piece) >= CHUNK_BYTES:
             if chunk:
                 yield bytes(chunk)
                 chunk = bytearray()
             yield piece
             continue
         chunk += piece
-        if len(chunk) >= CHUNK:
+        if len(chunk) >= CHUNK_BYTES:
             yield bytes(chunk)
             chunk = bytearray()
     if chunk:
@@ -194,8 +194,8 @@ class Writer:
 
 
 class PacedBodyMiddleware:
-    """ASGI middleware: passes bodies on in parts of at most `CHUNK` bytes, each when the client has read those before.
-    uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
+    """ASGI middleware: passes bodies on in parts of at most `CHUNK_BYTES` bytes, each when the client has read those
+    before. uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -203,13 +203,13 @@ class PacedBodyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_parts(message: Message) -> None:
             body = memoryview(message.get("body", b""))
-            for end in range(CHUNK, len(body), CHUNK):
-                part = body[end - CHUNK : end]
+            for end in range(CHUNK_BYTES, len(body), CHUNK_BYTES):
+                part = body[end - CHUNK_BYTES : end]
                 await send({"type": message["type"], "body": part, "more_body": True})
                 # The system may take megabytes at once, of each of many responses: others run in between.
                 await asyncio.sleep(0)
-            if len(body) > CHUNK:
-                message = {**message, "body": body[(len(body) - 1) // CHUNK * CHUNK :]}
+            if len(body) > CHUNK_BYTES:
+                message = {**message, "body": body[(len(body) - 1) // CHUNK_BYTES * CHUNK_BYTES :]}
             await send(message)
 
         await self.app(scope, receive, send_parts if scope["type"] == "http" else send)
@@ -251,7 +251,7 @@ class CountedJson(ChunkedJson):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._reservation = self._take(scope, self._unsent)
-        except Full as full:
+        except QuotaExceeded as full:
             self._pieces.clear()
             error = too_many_unread(full)
             refusal = JSONResponse(body_for(error, scope["path"]), error.status, error.headers)
@@ -267,7 +267,7 @@ class CountedJson(ChunkedJson):
         self._reservation.resize(self._unsent)
 
 
-def too_many_unread(full: Full) -> ApiError:
+def too_many_unread(full: QuotaExceeded) -> ApiError:
     """The error for a client that has too many responses to read, or where all clients have."""
     clients, status = ("this client", 429) if full.by_client else ("all clients", 503)
     return ApiError(

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.engine.request import Caller, Request
+from polyphi.engine.request import Client, Request
 from polyphi.runtime.steps import Steps
 from polyphi.serve.answer.jobs import Job
 from polyphi.serve.answer.server import LARGE, Server, release_body
@@ -47,21 +47,21 @@ def routes(server: Server) -> APIRouter:
             max_tokens=1 if prompt_only else body.max_tokens or 16,
             logprobs=body.logprobs,
         )
-        with server.admit(server.caller(request)) as ticket:
-            ticket.use_adapter(adapter)
-            sampling = await server.check_sampling(ticket, requested, body)
+        with server.admit(server.caller(request)) as admitted:
+            admitted.use_adapter(adapter)
+            sampling = await server.check_sampling(admitted, requested, body)
             rows = await unless_disconnected(
                 request,
-                text_rows(server, ticket.caller, body.prompt, adapter, "prompt", MAX_PROMPTS),
+                text_rows(server, admitted.caller, body.prompt, adapter, "prompt", MAX_PROMPTS),
             )
-            ticket.reserve(sum(row.nbytes for row in rows), len(rows))
+            admitted.reserve(sum(row.nbytes for row in rows), len(rows))
             if body.echo and body.logprobs is not None:
                 most = max(body.logprobs, body.prompt_logprobs or 0)
                 sampling = replace(sampling, prompt_logprobs=most)
             with server.api_errors("prompt"):
                 await server.in_turn(
                     False,
-                    ticket.caller,
+                    admitted.caller,
                     lambda: [server.fit_sampling(row, sampling) for row in rows],
                 )
             server.log_prompt(request, body.prompt)
@@ -70,22 +70,22 @@ def routes(server: Server) -> APIRouter:
             answer = CompletionsAnswer(server, request, body, sampling, rows)
             if prompt_only and sampling.prompt_logprobs is None and not body.return_token_ids:
                 if body.stream:
-                    return Events(answer.echo_events(), ticket.transfer())
+                    return Events(answer.echo_events(), admitted.transfer())
                 return await unless_disconnected(request, answer.echo_only())
             if prompt_only:
                 sampling = replace(
                     sampling, max_tokens=0, n=1, prompt_logprobs=sampling.prompt_logprobs or 0
                 )
-            jobs = await server.submit(ticket, rows, sampling)
+            jobs = await server.submit(admitted, rows, sampling)
             if body.stream:
-                return Events(answer.events(jobs), ticket.transfer())
+                return Events(answer.events(jobs), admitted.transfer())
             return await unless_disconnected(request, answer.whole(jobs))
 
     return router
 
 
 async def text_rows(
-    server: Server, caller: Caller, texts: Any, adapter: str | None, param: str, most: int
+    server: Server, caller: Client, texts: Any, adapter: str | None, param: str, most: int
 ) -> list[Batch]:
     """A row for each text or list of token ids of the field `param`, which has at most `most`. Text never becomes a
     control token; an empty text becomes the end-of-document token."""

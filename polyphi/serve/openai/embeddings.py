@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.serve.answer.server import Server, Ticket, release_body
+from polyphi.serve.answer.server import AdmittedRequest, Server, release_body
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.events import unless_disconnected
 from polyphi.serve.http.fields import Fields, Refused
@@ -56,28 +56,33 @@ def routes(server: Server) -> APIRouter:
             raise ApiError(
                 400, f"dimensions: expected at most {size}, found {count}", param="dimensions"
             )
-        with server.admit(server.caller(request)) as ticket:
-            ticket.use_adapter(adapter)
+        with server.admit(server.caller(request)) as admitted:
+            admitted.use_adapter(adapter)
             rows = await unless_disconnected(
-                request, text_rows(server, ticket.caller, body.input, adapter, "input", MAX_INPUTS)
+                request,
+                text_rows(server, admitted.caller, body.input, adapter, "input", MAX_INPUTS),
             )
-            ticket.reserve(sum(row.nbytes for row in rows), len(rows))
+            admitted.reserve(sum(row.nbytes for row in rows), len(rows))
             server.log_prompt(request, body.input)
             body.input = ""
             release_body(request)
-            return await unless_disconnected(request, _answer(server, ticket, body, rows, count))
+            return await unless_disconnected(request, _answer(server, admitted, body, rows, count))
 
     return router
 
 
 async def _answer(
-    server: Server, ticket: Ticket, body: EmbeddingRequest, rows: Sequence[Batch], count: int
+    server: Server,
+    admitted: AdmittedRequest,
+    body: EmbeddingRequest,
+    rows: Sequence[Batch],
+    count: int,
 ) -> Response:
     """The vectors of the rows, which enter the engine in groups: its scheduler looks at all that wait in each step."""
     tokens = sum(map(len, rows))
     data: list[Any] = []
     for first in range(0, len(rows), MAX_PROMPTS):
-        for job in await server.submit(ticket, rows[first : first + MAX_PROMPTS], SAMPLING):
+        for job in await server.submit(admitted, rows[first : first + MAX_PROMPTS], SAMPLING):
             async for _ in job:
                 pass
             (completion,) = job.answers()

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.decoding.forms import CallRules, with_rules
 from polyphi.decoding.output import Output
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.serve.answer.conversation import InputTurn
 from polyphi.serve.answer.generation import Generation, answer, count_tokens, with_reasoning
 from polyphi.serve.answer.jobs import Job
@@ -134,7 +134,7 @@ def _characters(values: list[dict[str, Any]]) -> int:
 
 
 async def _previous_turns(
-    server: Server, store: ResponseStore, caller: Caller, body: ResponsesRequest
+    server: Server, store: ResponseStore, caller: Client, body: ResponsesRequest
 ) -> list[InputTurn]:
     """The turns of the responses that a request continues."""
     if body.previous_response_id is None:

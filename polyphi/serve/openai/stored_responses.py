@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from polyphi.serve.admission.shares import Full
+from polyphi.serve.admission.quotas import QuotaExceeded
 from polyphi.serve.answer.server import Server
 from polyphi.serve.answer.store import ResponseStore, StoredItem, StoredResponse
 from polyphi.serve.http.errors import STREAMED, ApiError, responses
@@ -70,8 +70,8 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
                 param="stream",
             )
         try:
-            values = server.shares.answers.take(owner, VALUE_BYTES * size)
-        except Full as full:
+            values = server.quotas.answers.take(owner, VALUE_BYTES * size)
+        except QuotaExceeded as full:
             raise too_many_unread(full) from None
         response = await server.answers.in_thread(lambda: json.loads(b"".join(stored.response)))
         events = named_stream(server.answers, _numbered(response), _failure)

@@ -1,6 +1,6 @@
 """Streamed answers: chunks as server-sent events, then the usage where it was requested, then `[DONE]`.
 
->>> Events(stream(writer, chunks(), last, body.stream_options, usage), ticket.transfer())
+>>> Events(stream(writer, chunks(), last, body.stream_options, usage), admitted.transfer())
 """
 
 import asyncio

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from polyphi.runtime.steps import Steps
 from polyphi.serve.answer.conversation import chat_turns, conversation
 from polyphi.serve.answer.prepare import with_expansion
-from polyphi.serve.answer.server import LARGE, Server, Ticket, is_large
+from polyphi.serve.answer.server import LARGE, AdmittedRequest, Server, is_large
 from polyphi.serve.http.errors import ApiError, responses
 from polyphi.serve.http.events import unless_disconnected
 from polyphi.serve.http.fields import MAX_TEXT
@@ -59,12 +59,12 @@ def routes(server: Server) -> APIRouter:
             return await server.answers.response(result.fields(server))
         turns, end = chat_turns(body.messages or ()), prompt_end(body)
 
-        async def tokenized(ticket: Ticket) -> Tokenized:
-            with server.media.request(ticket.caller.client) as media:
+        async def tokenized(admitted: AdmittedRequest) -> Tokenized:
+            with server.media.request(admitted.caller.client) as media:
                 messages = await conversation(media, turns, server.settings, "messages")
                 messages = with_tools(messages, available_tools(body.tools or ()))
                 # Videos and documents are decoded: their headers don't have the numbers of frames and pages.
-                expanded = await with_expansion(server, ticket, messages)
+                expanded = await with_expansion(server, admitted, messages)
                 slices = processor.token_slices(
                     expanded.messages,
                     generation_prompt=end == "generation_prompt",
@@ -72,14 +72,14 @@ def routes(server: Server) -> APIRouter:
                 )
                 with expanded.errors():
                     return await server.in_steps(
-                        is_large(messages), ticket.caller, _collect(server, slices, strings)
+                        is_large(messages), admitted.caller, _collect(server, slices, strings)
                     )
 
         with (
-            server.admit(server.caller(request)) as ticket,
+            server.admit(server.caller(request)) as admitted,
             server.api_errors("messages", turns),
         ):
-            result = await unless_disconnected(request, tokenized(ticket))
+            result = await unless_disconnected(request, tokenized(admitted))
         return await server.answers.response(result.fields(server))
 
     @router.post("/detokenize", summary="The text of tokens")

@@ -26,14 +26,14 @@ class AudioLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInput(Inputs):
-    """Clips. `mels` are the log-mel frames of all, `words` (clip, token id) in the order of speech."""
+    """Clips. `mels` are the log-mel frames of all, `label_ids` (clip, token id) in the order of speech."""
 
     NAME: ClassVar[str] = "audio"
-    UNIT: ClassVar[str] = "frames"
-    MOST: ClassVar[int] = 12_000
+    SIZE_UNIT: ClassVar[str] = "frames"
+    MAX_SIZE: ClassVar[int] = 12_000
 
     layouts: tuple[AudioLayout, ...]
-    words: Int[Tensor, "_ 2"] | None = None
+    label_ids: Int[Tensor, "_ 2"] | None = None
     mels: Float[Tensor, "F M"]
 
     @property

@@ -20,20 +20,20 @@ class Inputs:
     """The inputs of a modality's encoder: its items (images, clips, ...) in order.
 
     `layouts` has for each item what decides its number of tokens. `slots` are the positions in `Batch.ids` of the
-    placeholders that the items fill, in order. `words`, if a training objective needs them, give the text of items:
+    placeholders that the items fill, in order. `label_ids`, if a training objective needs them, give the text of items:
     rows (item, ..., token id). All other tensors are values that only the encoder reads.
     """
 
     NAME: ClassVar[str]
     """The modality, where all inputs of a class have the same one."""
-    UNIT: ClassVar[str]
+    SIZE_UNIT: ClassVar[str]
     """What `size` counts."""
-    MOST: ClassVar[int]
+    MAX_SIZE: ClassVar[int]
     """Largest `size` of one call of the encoder; a larger item runs alone."""
 
     layouts: tuple[Any, ...]
     slots: Int[Tensor, " n"] | None = None
-    words: Int[Tensor, "_ _"] | None = None
+    label_ids: Int[Tensor, "_ _"] | None = None
 
     @property
     def modality(self) -> str:
@@ -56,14 +56,14 @@ class Inputs:
         raise NotImplementedError
 
     @property
-    def blank(self) -> float:
+    def padding_share(self) -> float:
         """Share of what the encoder reads that is padding."""
         return 0.0
 
     @property
     def identity(self) -> tuple[Tensor, ...]:
         """The tensors that tell items with equal layouts apart."""
-        return tuple(t for name, t in self.tensors.items() if name not in ("slots", "words"))
+        return tuple(t for name, t in self.tensors.items() if name not in ("slots", "label_ids"))
 
     def ready(self) -> Self:
         """The same items in the form that the encoder reads."""
@@ -82,7 +82,7 @@ class Inputs:
             for name, tensor in part.tensors.items():
                 if name == "slots":
                     tensor = tensor + start
-                if name == "words":
+                if name == "label_ids":
                     tensor = torch.cat([tensor[:, :1] + items, tensor[:, 1:]], dim=1)
                 tensors.setdefault(name, []).append(tensor)
             items += len(part.layouts)
@@ -105,4 +105,4 @@ class Inputs:
 
     def without_values(self) -> "Inputs":
         """The same items without values."""
-        return Inputs(layouts=self.layouts, slots=self.slots, words=self.words)
+        return Inputs(layouts=self.layouts, slots=self.slots, label_ids=self.label_ids)

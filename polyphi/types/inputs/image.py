@@ -39,7 +39,7 @@ class ImageLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput(Inputs):
-    """Images. `words` are (image, number among its tokens or patches, token id).
+    """Images. `label_ids` are (image, number among its tokens or patches, token id).
 
     `crops` are floats in [-1, 1] with each image's global view before its crops, or, as `processing` makes them, 8-bit
     pixels without global views, a quarter of the bytes. Then `views` has the global view of each image of more than one
@@ -48,11 +48,11 @@ class ImageInput(Inputs):
     """
 
     NAME: ClassVar[str] = "image"
-    UNIT: ClassVar[str] = "crops"
-    MOST: ClassVar[int] = 16
+    SIZE_UNIT: ClassVar[str] = "crops"
+    MAX_SIZE: ClassVar[int] = 16
 
     layouts: tuple[ImageLayout, ...]
-    words: Int[Tensor, "_ 3"] | None = None
+    label_ids: Int[Tensor, "_ 3"] | None = None
     crops: Float[Tensor, "N 3 C C"] | UInt8[Tensor, "_ 3 C C"]
     views: Float[Tensor, "W 3 C C"] | None = None
     masks: Bool[Tensor, "N G G"]
@@ -73,7 +73,7 @@ class ImageInput(Inputs):
         return sum(layout.crops for layout in self.layouts)
 
     @property
-    def blank(self) -> float:
+    def padding_share(self) -> float:
         """Share of the patches that are padding at the edge of an image."""
         return 1 - self.masks.sum().item() / self.masks.numel()
 

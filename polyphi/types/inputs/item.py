@@ -23,8 +23,8 @@ class ItemLayout:
 class ItemInput(Inputs):
     """Items of one modality. `values` are those of all, joined along the first axis: n = the sum of the lengths."""
 
-    UNIT: ClassVar[str] = "values"
-    MOST: ClassVar[int] = 1 << 20
+    SIZE_UNIT: ClassVar[str] = "values"
+    MAX_SIZE: ClassVar[int] = 1 << 20
 
     layouts: tuple[ItemLayout, ...]
     values: Float[Tensor, "n ..."]

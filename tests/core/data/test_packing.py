@@ -112,11 +112,11 @@ def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
     assert len(pack_step(samples, Capacity(100, {"image": 6}))) == 2
     assert len(pack_step(samples, Capacity(100, {"image": 3, "audio": 40}))) == 4
     (pack,) = pack_step(samples, Capacity(100))
-    assert pack.blank == 0
+    assert pack.padding_share == 0
     half = torch.tensor([True, False]).expand(12, 2, 2)
     from dataclasses import replace
 
     images = replace(pack.batch.inputs["image"], masks=half)
-    assert replace(pack, batch=pack.batch.with_inputs(images)).blank == 0.5
+    assert replace(pack, batch=pack.batch.with_inputs(images)).padding_share == 0.5
     with pytest.raises(ValueError, match="found 0"):
         Capacity(10, {"image": 0})

@@ -15,7 +15,7 @@ from polyphi.decoding.tool_calls import ToolCall, ToolParser, parse_calls
 from polyphi.devices.memory import OutOfMemory
 from polyphi.engine import engine as engine_module
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import StepPart
@@ -241,7 +241,7 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
         ]
         assert score_many(engine, [(messages, text)])[0] == pytest.approx(expected, abs=1e-5)
     alone = [score_many(engine, [pair])[0] for pair in pairs]
-    for most in (engine_module.PREFILL, 50):
+    for most in (engine_module.PREFILL_TOKENS, 50):
         monkeypatch.setattr(engine, "prefill", most)
         batched = score_many(engine, pairs)
         assert len(batched) == len(alone)
@@ -342,7 +342,7 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
     row = engine.rows.prepare(messages, sampling)
     cached, encoder_calls = [], []
     for salt in (b"", b"", b"one", b"one", b"two"):
-        (request,) = engine.enter(row, sampling, caller=Caller(salt=salt))
+        (request,) = engine.enter(row, sampling, caller=Client(salt=salt))
         while not request.finish_reason:
             engine.step()
         cached.append(request.completion().cached)

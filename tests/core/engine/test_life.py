@@ -128,7 +128,7 @@ def test_a_request_keeps_its_media_until_it_ends(engine: Engine) -> None:
         none.step()
     assert one.prompt.inputs["image"].crops.dtype == torch.uint8
     assert len(one.prompt.inputs["audio"].mels)
-    with none.turn():
+    with none.exclusive():
         none.scheduler.preempt(one)
     assert [a.tokens for a in finished(none, one, other)] == [expected.tokens] * 2
     assert one.completion() == expected
@@ -289,7 +289,7 @@ def test_large_models_run_prompts_in_smaller_steps(
         fresh = Engine(engine.model, engine.processor)
         answer = fresh.generate(messages, sampling=once)
         tokens[cached] = answer.tokens
-        each = engine_module.CHUNK if cached == 0 else engine_module.PREFILL
+        each = engine_module.CHUNK_TOKENS if cached == 0 else engine_module.PREFILL_TOKENS
         assert fresh.counters().steps == -(-answer.prompt_tokens // each)
     assert tokens[0] == tokens[2**28]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.engine.fairness import PATIENCE, RESERVED, SMALL, split_evenly
-from polyphi.engine.request import Caller, Request
+from polyphi.engine.request import Client, Request
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 
@@ -31,7 +31,7 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def entered(engine: Engine, client: bytes, sampling: SamplingParams = FEW) -> Request:
     row = engine.rows.prepare(SHORT, sampling)
-    (request,) = engine.enter(row, sampling, caller=Caller(client))
+    (request,) = engine.enter(row, sampling, caller=Client(client))
     return request
 
 
@@ -66,7 +66,7 @@ def test_a_short_prompt_finishes_beside_long_ones(engine: Engine, sampling: Samp
     row = cut.rows.prepare(LONG, ONE)
     assert len(row) > 4 * 27
     # Salts differ, so that nothing is shared.
-    long = [cut.enter(row, sampling, caller=Caller(salt=b"%d" % i))[0] for i in range(8)]
+    long = [cut.enter(row, sampling, caller=Client(salt=b"%d" % i))[0] for i in range(8)]
     for _ in range(3):
         cut.step()
     short = cut.submit(SHORT, sampling=ONE)
@@ -144,7 +144,7 @@ def test_all_answers_to_a_short_prompt_pass_long_ones(engine: Engine, draft: int
     long = [entered(cut, b"a", replace(CHAT, draft=draft)) for _ in range(6)]
     for _ in range(5):
         cut.step()
-    short = cut.enter(cut.rows.prepare(SHORT, few), few, caller=Caller(b"a"))
+    short = cut.enter(cut.rows.prepare(SHORT, few), few, caller=Client(b"a"))
     steps = 0
     while not all(r.finish_reason for r in short):
         cut.step()
@@ -185,7 +185,7 @@ def test_turns_are_longer_where_memory_is_short(engine: Engine) -> None:
     chat = replace(CHAT, rope="bound")  # it doesn't run again with another table
     rows = cut.rows.prepare(SHORT, chat)
     # Salts differ, so that nothing is shared.
-    long = [cut.enter(rows, chat, caller=Caller(b"a", salt=b"%d" % i))[0] for i in range(6)]
+    long = [cut.enter(rows, chat, caller=Client(b"a", salt=b"%d" % i))[0] for i in range(6)]
     finish(cut, *long)
     assert cut.counters().preemptions > 0
     assert cut.counters().tokens < 2 * sum(map(len, long))
@@ -234,7 +234,7 @@ def test_memory_is_reserved_for_small_requests(engine: Engine) -> None:
     blocks = -(-len(engine.rows.row(LONG)) // BLOCK) + 1
     cut = sized(engine, max(SMALL, 10 * blocks), chunk=64, prefill=64)
     rows = cut.rows.prepare(LONG, FEW)
-    large = [cut.enter(rows, FEW, caller=Caller(salt=b"%d" % i))[0] for i in range(12)]
+    large = [cut.enter(rows, FEW, caller=Client(salt=b"%d" % i))[0] for i in range(12)]
     for _ in range(3):
         cut.step()
     assert cut.scheduler.waiting, "not all of them fit"
@@ -260,7 +260,7 @@ def test_tokens_are_decoded_between_slices_of_an_encoder(
     messages = [Message.user(part, "what is this?")]
     alone = engine.generate(messages, sampling=FEW).tokens
     cut = Engine(engine.model, engine.processor)
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE_SECONDS", 0.0)
     beside = cut.submit(SHORT, sampling=SamplingParams(max_tokens=60))
     cut.step()
     request = cut.submit(messages, sampling=FEW)
@@ -280,7 +280,7 @@ def test_tokens_are_decoded_between_slices_of_an_encoder(
 def test_encoding_stops_when_its_request_is_aborted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE_SECONDS", 0.0)
     request = engine.submit([Message.user(picture(120, 120), "?")], sampling=FEW)
     request.row.result()
     for _ in range(3):
@@ -296,9 +296,9 @@ def test_a_short_clip_does_not_wait_for_the_encoding_of_a_long_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slices of both run in turn, with the answers that they get alone."""
-    monkeypatch.setattr("polyphi.types.inputs.audio.AudioInput.MOST", 100)  # frames: 1 s
+    monkeypatch.setattr("polyphi.types.inputs.audio.AudioInput.MAX_SIZE", 100)  # frames: 1 s
     monkeypatch.setattr("polyphi.prepared.conformer.BATCH_FEATURES", 10)
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE_SECONDS", 0.0)
     encoder = engine.model.audio.encoder
     encoder.config = replace(encoder.config, window=10)  # 38 windows of the long clip
     prompts = [[Message.user(clip(seconds), "?")] for seconds in (30.0, 0.5)]
@@ -320,8 +320,8 @@ def test_a_short_clip_does_not_wait_for_the_encoding_of_a_long_one(
 def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.types.inputs.image.ImageInput.MOST", 1)
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.types.inputs.image.ImageInput.MAX_SIZE", 1)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE_SECONDS", 0.0)
     large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
     small = engine.submit([Message.user(picture(20, 20), "?")])
     for request in (*large, small):

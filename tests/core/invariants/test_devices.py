@@ -12,7 +12,7 @@ from train import small
 
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
-from polyphi.kernels.linear import Four
+from polyphi.kernels.linear import Int4Weight
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared import decoder, multimodal
 from polyphi.prepared.prepare import prepare
@@ -90,7 +90,7 @@ def test_forward_and_backward_stay_on_the_device(base: str | None) -> None:
 def test_a_product_in_4_bits_has_the_layout_of_the_kernel(inputs: int) -> None:
     """Nothing is padded but outputs: a number of 32 bits has eight weights."""
     q, s = (torch.empty(72, n, dtype=torch.uint8, device=META) for n in (inputs, inputs // 32))
-    product = Int4Pack(Four(q, s, s), torch.empty(72, device=META))
+    product = Int4Pack(Int4Weight(q, s, s), torch.empty(72, device=META))
     assert product.packed.numel() * 8 == 128 * inputs
 
 

@@ -226,7 +226,7 @@ def test_text_is_bit_for_bit_what_the_language_model_says(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside pictures and clips with their adapters, in a batch of the same shape."""
-    monkeypatch.setattr("polyphi.engine.engine.SLICE", math.inf)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE_SECONDS", math.inf)
     messages = [
         [Message.user("the quick fox jumps")],
         [Message.user(picture(), "what is this?")],

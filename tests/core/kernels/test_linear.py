@@ -16,9 +16,9 @@ from polyphi.kernels import native
 from polyphi.kernels.blocks import swiglu
 from polyphi.kernels.linear import (
     GROUP,
-    MANY,
+    UNPACK_MIN_TOKENS,
     Adapter,
-    Four,
+    Int4Weight,
     linear,
     pack4,
     pack8,
@@ -33,10 +33,10 @@ UNPACKING = ("AVX-512 VNNI", "AVX-VNNI", "NEON i8mm")
 PATHS = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
 
 
-def random_four(outputs: int, inputs: int, seed: int) -> Four:
+def random_four(outputs: int, inputs: int, seed: int) -> Int4Weight:
     draw = torch.Generator().manual_seed(seed)
     pairs = (outputs, inputs // GROUP)
-    return Four(
+    return Int4Weight(
         torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8, generator=draw),
         *(torch.randint(0, 256, pairs, dtype=torch.uint8, generator=draw) for _ in range(2)),
     )
@@ -47,7 +47,7 @@ def random_eight(outputs: int, inputs: int, seed: int) -> Tensor:
     return torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=draw)
 
 
-def dequantized(weight: Four | Tensor, row: Tensor) -> Tensor:
+def dequantized(weight: Int4Weight | Tensor, row: Tensor) -> Tensor:
     """The weight in double precision."""
     if isinstance(weight, Tensor):
         return weight.double() * row.double()[:, None]
@@ -56,7 +56,7 @@ def dequantized(weight: Four | Tensor, row: Tensor) -> Tensor:
     return w.view(weight.q.shape) * row.double()[:, None]
 
 
-def unpacked(weight: Four) -> tuple[Tensor, Tensor]:
+def unpacked(weight: Int4Weight) -> tuple[Tensor, Tensor]:
     """A weight in 4 bits unpacked to int8, as used for many tokens, and the factor of its rows. (Computed in 256ths
     with truncation, as in the kernels.)"""
     s, z = weight.s.float(), weight.z.float()
@@ -70,9 +70,13 @@ def unpacked(weight: Four) -> tuple[Tensor, Tensor]:
     return eight.view(weight.q.shape).to(torch.int8), largest[:, 0] / (127 * 16)
 
 
-def multiplied(weight: Four | Tensor, row: Tensor, tokens: int, path: int) -> Tensor:
+def multiplied(weight: Int4Weight | Tensor, row: Tensor, tokens: int, path: int) -> Tensor:
     """The weight that a path uses for so many tokens, in double precision."""
-    if isinstance(weight, Four) and tokens >= MANY and kernels.PATHS[path] in UNPACKING:
+    if (
+        isinstance(weight, Int4Weight)
+        and tokens >= UNPACK_MIN_TOKENS
+        and kernels.PATHS[path] in UNPACKING
+    ):
         eight, factor = unpacked(weight)
         return dequantized(eight, row * factor)
     return dequantized(weight, row)
@@ -100,7 +104,7 @@ def low_rank(x: Tensor, a: Tensor, a_row: Tensor) -> Tensor:
 @settings(max_examples=40)
 @given(
     bits=st.sampled_from([4, 8]),
-    tokens=st.integers(1, 19) | st.integers(MANY - 2, MANY + 9),
+    tokens=st.integers(1, 19) | st.integers(UNPACK_MIN_TOKENS - 2, UNPACK_MIN_TOKENS + 9),
     outputs=st.integers(1, 80),
     inputs=st.integers(1, 200),
     rank=st.integers(0, 40),
@@ -122,7 +126,7 @@ def test_products_equal_the_formula(
     if bits == 4:
         inputs = GROUP * -(-inputs // GROUP)
     weight = (random_four if bits == 4 else random_eight)(outputs, inputs, seed)
-    packed = pack4(weight) if isinstance(weight, Four) else pack8(weight)
+    packed = pack4(weight) if isinstance(weight, Int4Weight) else pack8(weight)
     draw = torch.Generator().manual_seed(seed + 1)
     row = torch.rand(outputs, generator=draw) + 0.1
     x = size * torch.randn(tokens, inputs, generator=draw)
@@ -162,7 +166,9 @@ def without_amx() -> Iterator[None]:
 @settings(max_examples=60)
 @given(
     bits=st.sampled_from([4, 8]),
-    tokens=st.integers(14, 70) | st.integers(MANY, MANY + 9) | st.integers(260, 300),
+    tokens=st.integers(14, 70)
+    | st.integers(UNPACK_MIN_TOKENS, UNPACK_MIN_TOKENS + 9)
+    | st.integers(260, 300),
     outputs=st.integers(1, 80),
     inputs=st.sampled_from([32, 64, 96, 128, 192, 200, 320]),
     rank=st.sampled_from([0, 5, 64]),
@@ -177,7 +183,7 @@ def test_amx_adds_the_same_integers(
         inputs = GROUP * -(-inputs // GROUP)
     outputs = 64 * -(-outputs // 64) if gated else outputs
     weight = (random_four if bits == 4 else random_eight)(outputs, inputs, seed)
-    packed = pack4(weight) if isinstance(weight, Four) else pack8(weight)
+    packed = pack4(weight) if isinstance(weight, Int4Weight) else pack8(weight)
     draw = torch.Generator().manual_seed(seed)
     row, a_row, b_row = (torch.rand(n, generator=draw) for n in (outputs, rank, outputs))
     x = torch.randn(tokens, inputs, generator=draw).bfloat16()
@@ -195,7 +201,7 @@ def test_amx_adds_the_same_integers(
 @PATHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("tokens", [1, 19, MANY + 5])
+@pytest.mark.parametrize("tokens", [1, 19, UNPACK_MIN_TOKENS + 5])
 def test_a_gated_product_equals_swiglu_of_the_product(
     path: int, dtype: torch.dtype, bits: int, tokens: int
 ) -> None:
@@ -214,7 +220,7 @@ def test_the_largest_sums_fit() -> None:
     x[1] = -1
     x[2, ::2] = -1
     for q, z in ((0, 255), (15, 0)):
-        weight = Four(
+        weight = Int4Weight(
             *(
                 torch.full((32, n), v, dtype=torch.uint8)
                 for n, v in ((8192, q), (256, 255), (256, z))
@@ -243,7 +249,9 @@ def test_paths_agree(bits: int) -> None:
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("bits, tokens, alone", [(4, MANY - 1, 1), (4, 300, MANY), (8, 300, 1)])
+@pytest.mark.parametrize(
+    "bits, tokens, alone", [(4, UNPACK_MIN_TOKENS - 1, 1), (4, 300, UNPACK_MIN_TOKENS), (8, 300, 1)]
+)
 def test_a_token_does_not_depend_on_its_neighbours(bits: int, tokens: int, alone: int) -> None:
     x, row = torch.randn(tokens, 96), torch.rand(48)
     packed = pack4(random_four(48, 96, 0)) if bits == 4 else pack8(random_eight(48, 96, 0))
@@ -258,7 +266,7 @@ def test_a_token_does_not_depend_on_its_neighbours(bits: int, tokens: int, alone
 
 @PATHS
 def test_unpacking_4_bits_adds_no_more_error_than_rounding_to_8(path: int) -> None:
-    weight, row, x = random_four(64, 3072, 0), torch.rand(64), torch.randn(MANY, 3072)
+    weight, row, x = random_four(64, 3072, 0), torch.rand(64), torch.randn(UNPACK_MIN_TOKENS, 3072)
     y = linear(x, pack4(weight), row, bits=4, isa=path)
     expected = activations(x) @ dequantized(weight, row).t()
     error = ((y - expected).norm() / expected.norm()).item()
@@ -272,12 +280,14 @@ def test_extreme_panels_of_4_bits_are_unpacked() -> None:
     """Scales of 0, the smallest and the largest, zeros at both ends: no value exceeds the range of int8."""
     for s, z, q in ((0, 0, 15), (1, 255, 0), (255, 0, 15), (255, 255, 0), (255, 240, 15)):
         fills = ((64, q), (2, s), (2, z))
-        weight = Four(*(torch.full((32, n), v, dtype=torch.uint8) for n, v in fills))
+        weight = Int4Weight(*(torch.full((32, n), v, dtype=torch.uint8) for n, v in fills))
         weight.s[:, 1] = 255 - s
-        x = torch.randn(MANY, 64)
+        x = torch.randn(UNPACK_MIN_TOKENS, 64)
         for path in here():
             y = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
-            expected = activations(x) @ multiplied(weight, torch.ones(32), MANY, path).t()
+            expected = (
+                activations(x) @ multiplied(weight, torch.ones(32), UNPACK_MIN_TOKENS, path).t()
+            )
             torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-2)
 
 
@@ -330,7 +340,7 @@ def test_packing_is_invertible(outputs: int, groups: int, seed: int) -> None:
 
 def test_weights_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="multiple of 32 inputs"):
-        pack4(Four(*(torch.ones(16, n, dtype=torch.uint8) for n in (33, 1, 1))))
+        pack4(Int4Weight(*(torch.ones(16, n, dtype=torch.uint8) for n in (33, 1, 1))))
     with pytest.raises(ValueError, match="expected 2304 bytes of a packed weight, found 576"):
         linear(torch.ones(1, 64), torch.zeros(576, dtype=torch.uint8), torch.ones(64), bits=4)
     with pytest.raises(ValueError, match="expected 2048 bytes"):

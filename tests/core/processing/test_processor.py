@@ -20,7 +20,7 @@ from polyphi.processing.expansion import expand
 from polyphi.processing.image import ImageReader
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.runtime.steps import at_once, result_of
+from polyphi.runtime.steps import result_of, run_all
 from polyphi.types.batch import IGNORE, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text, Video
@@ -471,7 +471,7 @@ def test_a_header_that_promises_hours_is_enough_to_refuse_them(
     soundfile.write(file, np.zeros(8000 * 2100, np.int16), 8000, format="FLAC")
     clip = [Message.user(Audio(file.getvalue()))]
     monkeypatch.setattr(media, "sound_blocks", None)  # nothing is decoded
-    size = at_once(processor.media_size)
+    size = run_all(processor.media_size)
     for ask in (processor.row, processor.count, size):
         with pytest.raises(MediaError, match=r"1800 s, found 2100.*max_audio_seconds.*45,000"):
             ask(clip)

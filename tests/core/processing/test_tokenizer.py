@@ -90,12 +90,12 @@ def test_slices_encode_to_what_the_whole_encodes_to(tokenizer: Tokenizer, split:
     @given(st.lists(PIECES, max_size=12).map("".join), st.integers(1, 5))
     def check(text: str, size: int) -> None:
         nonlocal cuts
-        module.SLICE, before = size, module.SLICE
+        module.SLICE_CHARACTERS, before = size, module.SLICE_CHARACTERS
         try:
             slices = list(one._slices(text))
             ids = [list(some) for some in one.encode_slices(text)]
         finally:
-            module.SLICE = before
+            module.SLICE_CHARACTERS = before
         cuts += len(slices) - 1
         assert "".join(slices) == text and len(ids) == len(slices)
         assert list(chain(*ids)) == one._plain.encode(text, add_special_tokens=False).ids
@@ -145,15 +145,15 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
 
 
 def test_a_flood_of_emoji_is_cut(tokenizer: Tokenizer) -> None:
-    text = "😀" * 5 * module.SLICE
+    text = "😀" * 5 * module.SLICE_CHARACTERS
     slices = list(tokenizer._slices(text))
-    assert 3 < len(slices) < 7 and max(map(len, slices)) < 2 * module.SLICE
-    assert len(tokenizer.encode(text, 1000)) < 5 * module.SLICE
+    assert 3 < len(slices) < 7 and max(map(len, slices)) < 2 * module.SLICE_CHARACTERS
+    assert len(tokenizer.encode(text, 1000)) < 5 * module.SLICE_CHARACTERS
     assert tokenizer.count(text) == len(tokenizer._plain.encode(text, add_special_tokens=False))
 
 
 def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
-    text = "a b " * module.SLICE
+    text = "a b " * module.SLICE_CHARACTERS
     assert len(list(tokenizer._slices(text))) > 1
     for changes in (
         {"pre_tokenizer": splitting(r"\w+|\W+")},
@@ -230,7 +230,7 @@ def test_encoding_stops_above_a_limit(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(text, len(whole)) == whole
     for limit in (0, 100, len(whole) // 2):
         some = tokenizer.encode(text, limit)
-        assert limit < len(some) <= limit + module.SLICE and some == whole[: len(some)]
+        assert limit < len(some) <= limit + module.SLICE_CHARACTERS and some == whole[: len(some)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from polyphi.runtime.steps import Steps, at_once, result_of, timed
+from polyphi.runtime.steps import Steps, result_of, run_all, timed
 
 
 def work(order: list[str], name: str, count: int = 1) -> Steps[str]:
@@ -23,7 +23,7 @@ def test_steps_have_a_result() -> None:
 
 def test_a_function_of_steps_can_run_at_once() -> None:
     order: list[str] = []
-    run = at_once(work)
+    run = run_all(work)
     assert run(order, "a", count=2) == "a" and order == ["a0", "a1"]
     assert (run.__name__, run.__doc__) == ("work", "Append numbers.")
 

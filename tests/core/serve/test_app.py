@@ -9,9 +9,9 @@ from serve.conftest import Running, serving
 from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
+from polyphi.serve.admission.quotas import Pool
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Pool
 from polyphi.serve.app import create_app
 from polyphi.serve.http.errors import AnthropicErrorResponse, ErrorResponse
 from polyphi.serve.page import page
@@ -77,10 +77,10 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     # Otherwise a client without another request would have a place.
-    server.shares.requests = Pool(server.shares.requests.share)
+    server.quotas.requests = Pool(server.quotas.requests.quota)
     with ExitStack() as stack:
         for number in range(server.capacity):
-            stack.enter_context(server.admit(Caller(bytes([number]))))
+            stack.enter_context(server.admit(Client(bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}
     server.draining = True

@@ -21,8 +21,8 @@ from variants import few
 from polyphi.engine.engine import Engine
 from polyphi.media import media
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.admission.quotas import Pool, Quota
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Pool, Share
 from polyphi.serve.http.fields import Fields
 from polyphi.serve.openai.schema import (
     ChatRequest,
@@ -180,8 +180,8 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
 def test_a_client_with_responses_to_read_gets_no_other_large_one(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unread = Pool(Share("responses", "bytes", 1 << 20, 1 << 30, ""), single=True)
-    monkeypatch.setattr(server(running).shares, "answers", unread)
+    unread = Pool(Quota("responses", "bytes", 1 << 20, 1 << 30, ""), single=True)
+    monkeypatch.setattr(server(running).quotas, "answers", unread)
     monkeypatch.setattr(server(running).answers, "_unread", unread)
     body = {"prompt": "the quick fox 1 + 2 " * 5000}
     with running.client() as client:
@@ -204,7 +204,7 @@ def short(engine: Engine) -> Iterator[Running]:
     """A server with memory for at most one image."""
     with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
         yield running
-        assert server(running).shares.prompts.used == 0
+        assert server(running).quotas.prompts.used == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -226,7 +226,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            reserved = server(short).shares.prompts.used
+            reserved = server(short).quotas.prompts.used
             assert 40_000 < reserved < 80_000
             gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
@@ -238,7 +238,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             assert (
                 client.post(CHAT, json=chat("hi")).status_code == 200
             )  # text needs next to nothing
-        until(lambda: server(short).shares.prompts.used == 0)
+        until(lambda: server(short).quotas.prompts.used == 0)
         assert client.post(CHAT, json=seen).status_code == 200
 
 
@@ -278,7 +278,7 @@ def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
             assert 400 <= client.post(CHAT, json=broken).status_code < 500
         prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
         assert client.post(COMPLETIONS, json=prompts).status_code == 200
-        reservation = server(short).shares.prompts.take(b"other", 10_000)
+        reservation = server(short).quotas.prompts.take(b"other", 10_000)
         answer = client.post(COMPLETIONS, json=prompts)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
         reservation.release()

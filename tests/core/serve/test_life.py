@@ -23,10 +23,10 @@ from serve.page.saved import save
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY
+from polyphi.serve.admission.quotas import SMALL_THREADS
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import SMALL_THREADS
 from polyphi.serve.answer.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
-from polyphi.serve.answer.server import Ticket
+from polyphi.serve.answer.server import AdmittedRequest
 from polyphi.serve.run import FORCE_SECONDS, bind
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
@@ -247,7 +247,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
     row = engine.rows.prepare([Message.user("hi")], SamplingParams(500))
-    ticket = Ticket(server, NOBODY, live=False)
+    ticket = AdmittedRequest(server, NOBODY, live=False)
     ticket.release()
     asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
     until(running.idle)

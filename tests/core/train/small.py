@@ -38,7 +38,7 @@ from polyphi.train.evaluation import SPLIT, EvalOptions
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller, train
+from polyphi.train.trainer import RunContext, train
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
@@ -178,7 +178,8 @@ def run(
     dropout: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """One stage from fresh weights, in float32; `options` are fields of `TrainOptions`, `MachineOptions`, `Caller`."""
+    """One stage from fresh weights, in float32; `options` are fields of `TrainOptions`, `MachineOptions`,
+    `RunContext`."""
     processor = make_processor()
     options = {"precision": "fp32", "report": lambda _: None, **options}
     of_machine, of_run = (
@@ -194,7 +195,7 @@ def run(
         data,
         out,
         options=TrainOptions(**of_run, machine=MachineOptions(**of_machine)),
-        caller=Caller(**options),
+        caller=RunContext(**options),
     )
 
 

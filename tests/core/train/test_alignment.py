@@ -129,7 +129,7 @@ def test_a_clip_that_is_too_short_for_its_words_has_no_loss(embeddings: Tensor) 
 
 def test_rows_without_words_have_no_loss_and_the_same_metrics(embeddings: Tensor) -> None:
     batch = image(FIRST)
-    plain = batch.with_inputs(dataclasses.replace(batch.inputs["image"], words=None))
+    plain = batch.with_inputs(dataclasses.replace(batch.inputs["image"], label_ids=None))
     loss, metrics = Alignment(Words(), SIDE)(torch.randn(len(plain), WIDTH), plain, embeddings)
     assert loss == 0 and metrics == {"named": (0, 0)}
 

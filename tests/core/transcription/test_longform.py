@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tones import WORD, decode_words, say
 
 from polyphi.engine.engine import Engine, Stopped
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.media.media import AudioStream, Caps
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -474,7 +474,7 @@ def test_cached_prefixes_are_separate_by_salt(engine: Engine) -> None:
     engine.generate_many = watched  # type: ignore[method-assign]
     task = replace(TASK, sampling=SamplingParams(max_tokens=2))
     for salt in (b"a", b"b", b"a"):
-        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, caller=Caller(salt=salt))
+        transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, caller=Client(salt=salt))
     assert cached[:2] == [0, 0] and cached[2] > 0
 
 

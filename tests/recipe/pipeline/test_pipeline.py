@@ -296,7 +296,8 @@ def test_killed_anywhere_it_makes_the_same_shards(
     name, rows = module.corpus.name, ROWS[module.corpus.name]
     corpus.build(module.corpus, work(tmp_path / "whole", rows))
     script = (
-        f"import sys; from pathlib import Path; from recipe.pipeline.test_pipeline import *; corpus.build({name}.corpus, "
+        f"import sys; from pathlib import Path; from recipe.pipeline.test_pipeline import *; "
+        f"corpus.build({name}.corpus, "
         f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
     )
     command = (script, str(tmp_path / "out"), str(workers))

@@ -22,7 +22,7 @@ from serve.conftest import Running, serving
 from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.media import media
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import prepare
@@ -115,14 +115,14 @@ def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
 
 def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: Running) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit(Caller(bytes([n]))) for n in range(server.capacity)]
+    tickets = [server.admit(Client(bytes([n]))) for n in range(server.capacity)]
     with running.client() as client:
         assert client.post(CHAT, json=chat("hi")).status_code == 200
-        own = server.admit(Caller(b"127.0.0.1"))
+        own = server.admit(Client(b"127.0.0.1"))
         assert client.post(CHAT, json=chat("hi")).status_code == 429, "one slot"
     for ticket in (*tickets, own):
         ticket.release()
-    assert server.shares.requests.used == 0
+    assert server.quotas.requests.used == 0
 
 
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
@@ -263,7 +263,7 @@ def test_b4_195_pictures_of_38_bytes_are_refused_by_their_headers(
 
 @pytest.fixture
 def one_large_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("polyphi.serve.admission.shares", server_module.__name__):
+    for module in ("polyphi.serve.admission.quotas", server_module.__name__):
         monkeypatch.setattr(f"{module}.LARGE_THREADS", 1, raising=False)
 
 
@@ -325,7 +325,7 @@ def test_large_pictures_do_not_delay_another_clients(
                 for client in (one, other):
                     picture = client.post(CHAT, json=images(small, 1), timeout=20)
                     assert picture.status_code == 200
-                assert server.shares.large_media.running == 1 and not responses
+                assert server.quotas.large_media.running == 1 and not responses
             finally:
                 go.set()
         assert [r.status_code for r in responses] == [200] * 5
@@ -516,8 +516,8 @@ def test_b9_prompts_of_one_client_leave_memory_to_others(engine: Engine) -> None
         assert answer.status_code == 200, "the first client has all memory"
         error = json.loads(stream.read())["error"]
         assert error["code"] == "memory_full" and "of one client" in error["message"]
-        assert server.shares.prompts.used_by(b"127.0.0.1") > 100_000
-    until(lambda: server.shares.prompts.used == 0)
+        assert server.quotas.prompts.used_by(b"127.0.0.1") > 100_000
+    until(lambda: server.quotas.prompts.used == 0)
 
 
 def test_many_small_requests_of_one_client_do_not_delay_anothers(

@@ -10,13 +10,13 @@ import pytest
 
 from polyphi.runtime.steps import Steps
 from polyphi.serve.admission import threads as threads_module
-from polyphi.serve.admission.shares import FairSlots, Share
+from polyphi.serve.admission.quotas import FairSlots, Quota
 from polyphi.serve.admission.threads import Threads
 
 
 @contextmanager
 def threads(client: int, total: int) -> Iterator[Threads]:
-    pool = Threads(FairSlots(Share("work", "threads", client, total, "waits")), "work")
+    pool = Threads(FairSlots(Quota("work", "threads", client, total, "waits")), "work")
     try:
         yield pool
     finally:

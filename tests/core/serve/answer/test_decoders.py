@@ -26,8 +26,8 @@ from variants import few
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child
 from polyphi.media.isolated import DecoderError
+from polyphi.serve.admission.quotas import LARGE_THREADS
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import LARGE_THREADS
 from polyphi.serve.answer import decoders
 
 SEPARATE = Settings("tiny", isolate_decoding=True)

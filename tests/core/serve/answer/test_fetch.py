@@ -21,8 +21,8 @@ import anyio
 import pytest
 from PIL import Image as pil
 
+from polyphi.serve.admission.quotas import FairSlots, Quota, Quotas
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import FairSlots, Share, Shares
 from polyphi.serve.answer import fetch
 from polyphi.serve.answer.fetch import Media
 from polyphi.serve.http import addresses
@@ -149,9 +149,9 @@ def media(net: Net | None = None, *remote: str, slots: int = 16, **settings: obj
     """A loader that fetches `slots` addresses at once, also of one client."""
     trusted = ssl.create_default_context(cafile=str(PEM))
     chosen = Settings("phi", remote=remote, **{"fetch_seconds": 5.0, **settings})
-    shares = Shares(chosen)
-    shares.fetches = FairSlots(Share("media that are being fetched", "addresses", slots, slots, ""))
-    return Media(chosen, shares, resolve=net.resolve if net else None, tls=trusted)
+    quotas = Quotas(chosen)
+    quotas.fetches = FairSlots(Quota("media that are being fetched", "addresses", slots, slots, ""))
+    return Media(chosen, quotas, resolve=net.resolve if net else None, tls=trusted)
 
 
 def get(media: Media, url: str, kind: str = "image") -> bytes:

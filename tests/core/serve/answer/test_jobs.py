@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
+from polyphi.serve.admission.quotas import Pool, Quota
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import Pool, Share
 from polyphi.serve.answer.jobs import UNCOUNTED, Job, OutputDelta
 from polyphi.serve.answer.prepare import prepare
-from polyphi.serve.answer.server import Server, Ticket
+from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.http.errors import ApiError
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
@@ -28,10 +28,10 @@ class Answers:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self.tickets: list[Ticket] = []
+        self.tickets: list[AdmittedRequest] = []
 
     async def start(self, client: bytes, sampling: SamplingParams = LONG) -> Job:
-        ticket = self._server.admit(Caller(client, b""))
+        ticket = self._server.admit(Client(client, b""))
         self.tickets.append(ticket)
         messages = [Message.user("hi")]
         row, sampling = await prepare(self._server, ticket, messages, "auto", sampling)
@@ -44,7 +44,7 @@ def run(engine: Engine, work: Work) -> None:
 
     async def main() -> None:
         server = Server(engine, Settings("tiny"))
-        server.shares.streams = Pool(Share("unread output", "bytes", LIMIT, 2 * LIMIT, ""))
+        server.quotas.streams = Pool(Quota("unread output", "bytes", LIMIT, 2 * LIMIT, ""))
         server.start()
         answers = Answers(server)
         try:
@@ -52,7 +52,7 @@ def run(engine: Engine, work: Work) -> None:
         finally:
             for ticket in answers.tickets:
                 ticket.release()
-            assert server.shares.streams.used == 0
+            assert server.quotas.streams.used == 0
             server.close()
 
     asyncio.run(main())
@@ -74,14 +74,14 @@ def test_a_stream_that_is_not_read_ends(engine: Engine) -> None:
     async def work(server: Server, answers: Answers) -> None:
         job = await answers.start(b"a")
         await ended(job)
-        assert 0 < server.shares.streams.used <= LIMIT
+        assert 0 < server.quotas.streams.used <= LIMIT
         waiting = [delta for delta in job._deltas._queue if delta.error is None]  # type: ignore[attr-defined]
         assert sum(delta.size for delta in waiting) <= LIMIT + UNCOUNTED
         with pytest.raises(ApiError) as caught:
             await read(job)
         assert (caught.value.status, caught.value.code) == (429, "unread_stream")
         assert job.delivered_tokens == len(waiting)
-        assert server.shares.streams.used == 0
+        assert server.quotas.streams.used == 0
 
     run(engine, work)
 
@@ -92,7 +92,7 @@ def test_streams_that_are_read_go_on_beside_it(engine: Engine) -> None:
     async def work(server: Server, answers: Answers) -> None:
         for client in (b"a", b"b"):
             await ended(await answers.start(client))
-        assert server.shares.streams.used > 1.9 * LIMIT
+        assert server.quotas.streams.used > 1.9 * LIMIT
         for client in (b"a", b"d"):
             job = await answers.start(client)
             deltas = await read(job)
@@ -106,6 +106,6 @@ def test_output_without_log_probabilities_counts_too(engine: Engine) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=1500, n=2)
         job = await answers.start(b"a", sampling)
         await ended(job)
-        assert server.shares.streams.used > LIMIT // 2
+        assert server.quotas.streams.used > LIMIT // 2
 
     run(engine, work)

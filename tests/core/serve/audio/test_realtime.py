@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.http.errors import ApiError
@@ -563,7 +563,7 @@ def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
     with local(engine) as client:
         server = client.app.state.server  # type: ignore[attr-defined]
         clients = [b"testclient", *(bytes([n]) for n in range(server.capacity - 1))]
-        tickets = [server.admit(Caller(client, b"")) for client in clients]
+        tickets = [server.admit(Client(client, b"")) for client in clients]
         with client.websocket_connect(HERE + PATH) as opened:
             peer = Peer(opened)
             assert peer.error()["code"] == "queue_full" and peer.closed() == 1013

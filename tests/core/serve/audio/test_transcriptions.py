@@ -36,7 +36,7 @@ from starlette.requests import Request as HttpRequest
 from tones import say
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Client
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.audio import form as audio_form
 from polyphi.serve.audio import transcriptions
@@ -642,7 +642,7 @@ def test_who_hangs_up_frees_everything(
         weight[list(running.engine.processor.tokenizer.eos_ids)] = 0
     body = form(large, **({"stream": "true"} if when == "streamed" else {}))
     port = int(running.url.rpartition(":")[2])
-    count = server.shares.recordings.share.total + 2 if when == "waiting" else 1
+    count = server.quotas.recordings.quota.total + 2 if when == "waiting" else 1
     lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for line in lines:
         line.sendall(head(len(body)) + body)
@@ -662,7 +662,7 @@ def test_who_hangs_up_frees_everything(
 def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
     others = [bytes([i]) for i in range(server.capacity - 1)]
-    tickets = [server.admit(Caller(client)) for client in (b"127.0.0.1", *others)]
+    tickets = [server.admit(Client(client)) for client in (b"127.0.0.1", *others)]
     with pytest.raises(RateLimitError) as caught:
         client.audio.transcriptions.create(file=CLIP, model="tiny")
     assert int(caught.value.response.headers["retry-after"]) >= 1
@@ -733,8 +733,8 @@ def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
         with serving(engine, settings) as running, running.client() as client:
             answer = client.post("/v1/chat/completions", json=chat)
             assert answer.status_code == status and message in answer.text
-            prompts = running.uvicorn.config.app.state.server.shares.prompts
-            reservation = prompts.take(b"another", prompts.share.total)
+            prompts = running.uvicorn.config.app.state.server.quotas.prompts
+            reservation = prompts.take(b"another", prompts.quota.total)
             answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
             assert answer.status_code == (200 if settings is half else 429), answer.text
             reservation.release()

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from polyphi.serve.admission.quotas import client_of
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import client_of
 from polyphi.serve.http.bodies import BLOCK
 from polyphi.serve.http.connection import Connections
 from polyphi.serve.http.errors import ApiError

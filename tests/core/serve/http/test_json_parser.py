@@ -18,8 +18,8 @@ from serve.conftest import Running, serving
 from variants import few
 
 from polyphi.engine.engine import Engine
+from polyphi.serve.admission.quotas import FairSlots, Quota
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import FairSlots, Share
 from polyphi.serve.http import json_parser
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.json_parser import LARGE, MAX_CHARACTERS, MAX_NAME, PAUSE_FACTOR, Parser
@@ -139,7 +139,7 @@ def refused_beside_others(running: Running, path: str, body: bytes, count: int) 
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert len(answer.text) < 1000
         assert max(beside) < max(2, 20 * max(alone)), "the event loop was blocked"
-        until(lambda: server(running).shares.bodies.used == 0)
+        until(lambda: server(running).quotas.bodies.used == 0)
         assert client.post(CHAT, content=HI, headers=JSON).status_code == 200
 
 
@@ -149,7 +149,7 @@ def test_b6_the_rest_of_a_refused_body_is_not_kept(running: Running) -> None:
     def pieces() -> Iterator[bytes]:
         yield b'{"prompt":['
         for _ in range(200):
-            used.append(server(running).shares.bodies.used)
+            used.append(server(running).quotas.bodies.used)
             yield b"[1]," * 20_000
 
     with running.client() as client:
@@ -187,14 +187,14 @@ def test_b3_padded_bodies_leave_memory_to_others_while_they_are_answered(
         assert not statuses
         large = HI + b" " * (MB // 2)
         assert other.post(CHAT, content=large, headers=JSON).status_code == 200
-        assert server(running).shares.bodies.used < 10_000
+        assert server(running).quotas.bodies.used < 10_000
         for dictionary in [one for one in gc.get_objects() if type(one) is dict]:
             of_request = dictionary.get("max_tokens") == 1800 and dictionary is not long
             assert not (of_request and dictionary.get("messages")), "FastAPI keeps the body"
         for thread in threads:
             thread.join()
         assert statuses == [200] * 6
-        assert server(running).shares.bodies.used == 0
+        assert server(running).quotas.bodies.used == 0
 
 
 @pytest.mark.long
@@ -217,7 +217,7 @@ def test_b3_six_padded_bodies_of_full_size(running: Running) -> None:
         while any(thread.is_alive() for thread in threads):
             assert other.post(CHAT, content=HI, headers=JSON).status_code == 200
     assert set(statuses) <= {200, 413, 429}
-    assert server(running).shares.bodies.used == 0
+    assert server(running).quotas.bodies.used == 0
 
 
 # What honest clients send
@@ -319,7 +319,7 @@ def test_large_bodies_are_parsed_in_turns_that_leave_time_to_others(
         times.append((start, time.monotonic()))
 
     async def several() -> None:
-        parser = Parser(FairSlots(Share("bodies", "bodies", 1, 1, "waits")))
+        parser = Parser(FairSlots(Quota("bodies", "bodies", 1, 1, "waits")))
         first, cancelled, *others = [
             asyncio.create_task(parser._in_turn(client, work))
             for client in (b"a", b"a", b"b", b"c")

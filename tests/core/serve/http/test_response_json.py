@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse, Response
 
+from polyphi.serve.admission.quotas import Pool, Quota, Quotas
 from polyphi.serve.admission.settings import MIB, Settings
-from polyphi.serve.admission.shares import Pool, Share, Shares
 from polyphi.serve.http import response_json
 from polyphi.serve.http.response_json import (
-    CHUNK,
+    CHUNK_BYTES,
     ChunkedJson,
     EncodedJson,
     PacedBodyMiddleware,
@@ -45,7 +45,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit at which every value is large."""
     monkeypatch.setattr(response_json, "SMALL", 3)
     monkeypatch.setattr(response_json, "CHARACTERS", 2)
-    monkeypatch.setattr(response_json, "CHUNK", 8)
+    monkeypatch.setattr(response_json, "CHUNK_BYTES", 8)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -102,7 +102,7 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
             return super().__len__()
 
     async def answer() -> tuple[Any, Any, Any]:
-        writer = Writer(Shares(Settings("tiny")).answers, lambda scope: b"")
+        writer = Writer(Quotas(Settings("tiny")).answers, lambda scope: b"")
         try:
             small = await writer.response({"a": [1, 2]})
             part = await writer.build_part(lambda: [threading.get_ident(), *range(10_000)], 10_000)
@@ -134,7 +134,7 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
 
 
 def pool(client: int, total: int, always: int = 0) -> Pool:
-    return Pool(Share("responses", "bytes", client, total, ""), single=True, always=always)
+    return Pool(Quota("responses", "bytes", client, total, ""), single=True, always=always)
 
 
 class Reader:
@@ -181,8 +181,8 @@ def test_what_waits_to_be_read_counts_until_it_is_sent() -> None:
         try:
             first = await Reader(writer, "a").start(2 * MIB)
             assert first.status == 200 and unread.used == 2 * MIB + 2
-            await first.read(MIB // CHUNK)
-            assert MIB - CHUNK <= unread.used <= MIB + 2 * CHUNK
+            await first.read(MIB // CHUNK_BYTES)
+            assert MIB - CHUNK_BYTES <= unread.used <= MIB + 2 * CHUNK_BYTES
             alone = await Reader(writer, "b").start(3 * MIB + MIB // 2)
             assert alone.status == 200, "a client with nothing to read may have one response"
             refused = await Reader(writer, "b").start(MIB // 8)
@@ -208,7 +208,9 @@ def test_what_waits_to_be_read_counts_until_it_is_sent() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 7])
+@pytest.mark.parametrize(
+    "size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 5 * CHUNK_BYTES, 5 * CHUNK_BYTES + 7]
+)
 @pytest.mark.parametrize("response", [Response, lambda body: ChunkedJson((body, body))])
 def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) -> None:
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
@@ -224,12 +226,12 @@ def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) 
         *["http.response.body"] * (len(sent) - 1),
     ]
     bodies = [message["body"] for message in sent[1:]]
-    assert b"".join(bodies) in (body, 2 * body) and max(map(len, bodies)) <= CHUNK
+    assert b"".join(bodies) in (body, 2 * body) and max(map(len, bodies)) <= CHUNK_BYTES
     assert [message.get("more_body", False) for message in sent[1:]] == [
         *[True] * (len(sent) - 2),
         False,
     ]
-    if size > CHUNK:
+    if size > CHUNK_BYTES:
         assert all(part.obj is body for part in bodies if part)
 
 
@@ -242,7 +244,9 @@ def test_large_bodies_leave_the_event_loop_to_others_after_each_part() -> None:
             async def send(message: Any) -> None:
                 order.append(number)
 
-            await PacedBodyMiddleware(Response(bytes(3 * CHUNK)))({"type": "http"}, None, send)  # type: ignore[arg-type]
+            await PacedBodyMiddleware(Response(bytes(3 * CHUNK_BYTES)))(
+                {"type": "http"}, None, send
+            )  # type: ignore[arg-type]
 
         await asyncio.gather(*map(respond, range(3)))
 

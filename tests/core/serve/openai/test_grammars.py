@@ -60,7 +60,7 @@ def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
         until(lambda: not grammar_processes(running) and running.idle())
         assert other.post(CHAT, json=WORDS).status_code == 200
     app = running.uvicorn.config.app
-    assert not app.state.server.admitted and not app.state.server.shares.grammars.waiting
+    assert not app.state.server.admitted and not app.state.server.quotas.grammars.waiting
 
 
 PATTERNS = [{"type": "string", "pattern": f"(a|b)*c{{{i}}}.*"} for i in range(1, 21)]

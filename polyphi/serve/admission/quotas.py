@@ -2,14 +2,14 @@
 
 A client is an API key or, without keys, an address (`Server.caller`). docs/limits.md is made from this module.
 
->>> shares = Shares(Settings("phi"))
->>> reservation = shares.prompts.take(b"client", 50_000_000)     # raises Full where too little is left
+>>> quotas = Quotas(Settings("phi"))
+>>> reservation = quotas.prompts.take(b"client", 50_000_000)     # raises QuotaExceeded where too little is left
 >>> reservation.release()
->>> async with shares.recordings.turn(b"client"): ...     # waits; clients that wait take turns
+>>> async with quotas.recordings.exclusive(b"client"): ...     # waits; clients that wait take turns
 
 There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`FairSlots`) is waited for, and no
 client gets more than its share of the slots while others could need them. Slots that are threads: threads.py. store.py
-and adapters.py count theirs themselves (`Share`).
+and adapters.py count theirs themselves (`Quota`).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ bytes."""
 
 
 @dataclass(frozen=True)
-class Share:
+class Quota:
     """One row of docs/limits.md: the most that `client` and `total` may hold of `what`, and what happens `beyond`."""
 
     what: str
@@ -45,18 +45,18 @@ class Share:
     beyond: str
 
 
-class Full(Exception):
+class QuotaExceeded(Exception):
     """An amount that doesn't fit. `by_client`: `limit` is that of the client, at present, and `in_use` what it holds;
     otherwise they are those of all clients."""
 
     def __init__(
-        self, share: Share, amount: int, in_use: int, limit: int, *, by_client: bool
+        self, quota: Quota, amount: int, in_use: int, limit: int, *, by_client: bool
     ) -> None:
         whose = "one client" if by_client else "all clients"
         super().__init__(
-            f"{share.what}: {amount:,} {share.unit} more than the {in_use:,} in use exceed the {limit:,} of {whose}"
+            f"{quota.what}: {amount:,} {quota.unit} more than the {in_use:,} in use exceed the {limit:,} of {whose}"
         )
-        self.share, self.amount, self.in_use = share, amount, in_use
+        self.quota, self.amount, self.in_use = quota, amount, in_use
         self.limit, self.by_client = limit, by_client
 
 
@@ -64,13 +64,13 @@ class Pool:
     """An amount that clients share. Safe to use from several threads. `used`: by all clients."""
 
     def __init__(
-        self, share: Share, *, single: bool = False, always: int = 0, leaves: bool = False
+        self, quota: Quota, *, single: bool = False, always: int = 0, leaves: bool = False
     ) -> None:
-        """`single`: a client without another reservation may take more than its share, and the only one more than
+        """`single`: a client without another reservation may take more than its quota, and the only one more than
         `total`. `always`: the amount that a client without another reservation may take also where all clients hold too
         much. `leaves`: a client with another reservation leaves a quarter of what others leave, so that something
         remains for the next one; as reservations end, clients that want much come to hold equal amounts."""
-        self.share, self.used = share, 0
+        self.quota, self.used = quota, 0
         self._single, self._always, self._leaves = single, always, leaves
         self._by_client: Counter[bytes] = Counter()
         self._lock = threading.Lock()
@@ -79,25 +79,25 @@ class Pool:
         return self._by_client[client]
 
     def take(self, client: bytes, amount: int) -> "Reservation":
-        """Raises Full where the client or all clients would hold too much; 0 always succeeds."""
+        """Raises QuotaExceeded where the client or all clients would hold too much; 0 always succeeds."""
         reservation = Reservation(self, client)
         reservation.grow(amount)
         return reservation
 
     def _check(self, client: bytes, amount: int, reserved: int) -> None:
-        """Raises Full where a reservation of `reserved` can't take `amount` more."""
-        own, share = self._by_client[client], self.share
+        """Raises QuotaExceeded where a reservation of `reserved` can't take `amount` more."""
+        own, quota = self._by_client[client], self.quota
         alone = own == reserved
-        limit, others = share.client, self.used - own
+        limit, others = quota.client, self.used - own
         if self._leaves and others and not alone:
-            limit = min(limit, (share.total - others) * 3 // 4)
+            limit = min(limit, (quota.total - others) * 3 // 4)
         if own + amount > limit and not (self._single and alone):
-            raise Full(share, amount, own, limit, by_client=True)
+            raise QuotaExceeded(quota, amount, own, limit, by_client=True)
         exempt = (self._single and self.used == reserved) or (
             alone and reserved + amount <= self._always
         )
-        if self.used + amount > share.total and not exempt:
-            raise Full(share, amount, self.used, share.total, by_client=False)
+        if self.used + amount > quota.total and not exempt:
+            raise QuotaExceeded(quota, amount, self.used, quota.total, by_client=False)
 
     def _add(self, client: bytes, amount: int, reserved: int = 0, *, checked: bool) -> None:
         with self._lock:
@@ -119,8 +119,8 @@ class Reservation:
         self._lock = threading.Lock()
 
     def grow(self, amount: int) -> None:
-        """Takes `amount` more, or gives back where it is negative; raises Full, and takes nothing, where it doesn't
-        fit."""
+        """Takes `amount` more, or gives back where it is negative; raises QuotaExceeded, and takes nothing, where it
+        doesn't fit."""
         with self._lock:
             if not self.released:
                 self._pool._add(self._client, amount, self.amount, checked=True)
@@ -141,28 +141,28 @@ class Reservation:
 
 
 class FairSlots:
-    """Slots for work: at most `share.total` at once, at most `share.client` of one client. Clients that wait take turns
+    """Slots for work: at most `quota.total` at once, at most `quota.client` of one client. Clients that wait take turns
     (round robin), each client's work in order. Used in the event loop's thread.
 
     A client that arrives belongs to the present round, one that has had its turn in this round to the next one."""
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
-        self._free = share.total
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self._free = quota.total
         self._running: Counter[bytes] = Counter()
         self._waiting: OrderedDict[bytes, deque[asyncio.Future[None]]] = OrderedDict()
         self._served: set[bytes] = set()  # in this round
 
     @property
     def running(self) -> int:
-        return self.share.total - self._free
+        return self.quota.total - self._free
 
     @property
     def waiting(self) -> int:
         return sum(not slot.done() for queue in self._waiting.values() for slot in queue)
 
     @asynccontextmanager
-    async def turn(self, client: bytes) -> AsyncIterator[None]:
+    async def exclusive(self, client: bytes) -> AsyncIterator[None]:
         """Waits for a slot, and occupies it inside the context."""
         await self.take(client)
         try:
@@ -172,7 +172,7 @@ class FairSlots:
 
     async def take(self, client: bytes) -> None:
         """Waits for a slot, and occupies it until `release`."""
-        if self._free and self._running[client] < self.share.client:
+        if self._free and self._running[client] < self.quota.client:
             self._occupy(client)
             return
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -202,13 +202,13 @@ class FairSlots:
         self._served.add(client)
 
     def _next_client(self) -> bytes | None:
-        """The first waiting client that hasn't had its turn in this round and doesn't have its share of the slots."""
+        """The first waiting client that hasn't had its turn in this round and doesn't have its quota of the slots."""
         for client, queue in list(self._waiting.items()):
             while queue and queue[0].done():  # cancelled
                 queue.popleft()
             if not queue:
                 del self._waiting[client]
-        candidates = [c for c in self._waiting if self._running[c] < self.share.client]
+        candidates = [c for c in self._waiting if self._running[c] < self.quota.client]
         return min(candidates, key=self._served.__contains__, default=None)
 
 
@@ -221,11 +221,11 @@ def client_of(tenant: bytes, address: str) -> bytes:
 
 
 def most_of(total: int) -> int:
-    """A client's share of something that one client alone should be able to use: all but a quarter."""
+    """A client's quota of something that one client alone should be able to use: all but a quarter."""
     return max(1, total - total // 4)
 
 
-class Shares:
+class Quotas:
     """All pools and slots of a server whose engine runs `max_num_seqs` sequences at once."""
 
     def __init__(self, settings: Settings, max_num_seqs: int = 32) -> None:
@@ -234,7 +234,7 @@ class Shares:
         # A client can send at least one body of maximum size.
         own_bodies = max(settings.max_body_bytes, settings.max_bodies_bytes // 4)
         self.requests = Pool(
-            Share(
+            Quota(
                 "requests that run or wait (`--max-num-seqs`, `--max-waiting`)",
                 "requests",
                 most_of(requests),
@@ -245,7 +245,7 @@ class Shares:
             leaves=True,
         )
         self.sessions = Pool(
-            Share(
+            Quota(
                 "sessions of [live transcription](live.md#limits)",
                 "sessions",
                 most_of(settings.max_live_sessions),
@@ -255,7 +255,7 @@ class Shares:
             leaves=True,
         )
         self.connections = Pool(
-            Share(
+            Quota(
                 "open connections, each client being an address",
                 "connections",
                 most_of(settings.max_connections),
@@ -265,7 +265,7 @@ class Shares:
             )
         )
         self.bodies = Pool(
-            Share(
+            Quota(
                 "request bodies, from their first byte until the prompt is prepared",
                 "bytes",
                 own_bodies,
@@ -276,10 +276,10 @@ class Shares:
             always=first_body,
         )
         self.parsing = FairSlots(
-            Share("large JSON bodies that are being parsed", "bodies", 1, 1, "waits for a turn")
+            Quota("large JSON bodies that are being parsed", "bodies", 1, 1, "waits for a turn")
         )
         self.prompts = Pool(
-            Share(
+            Quota(
                 "prepared prompts: token ids, crops and log-mel frames",
                 "bytes",
                 most_of(settings.max_prepared_bytes),
@@ -290,7 +290,7 @@ class Shares:
             leaves=True,
         )
         self.media = Pool(
-            Share(
+            Quota(
                 "media that were fetched or read from files, until the prompt is prepared",
                 "bytes",
                 own_bodies,
@@ -300,7 +300,7 @@ class Shares:
             leaves=True,
         )
         self.answers = Pool(
-            Share(
+            Quota(
                 "responses that wait to be read",
                 "bytes",
                 64 * MIB,
@@ -312,7 +312,7 @@ class Shares:
             always=4 * MIB,
         )
         self.streams = Pool(
-            Share(
+            Quota(
                 "output of streams that waits to be read, beyond 256 KiB a stream",
                 "bytes",
                 64 * MIB,
@@ -320,7 +320,7 @@ class Shares:
                 "the stream ends",
             )
         )
-        self.stored = Share(
+        self.stored = Quota(
             "[stored responses](server_api.md#responses-api) (`--store-mb`)",
             "bytes",
             settings.max_stored_bytes // 4,
@@ -328,7 +328,7 @@ class Shares:
             "the least recently used are dropped, also beyond 1,024 of one client; a response that is larger alone is "
             "not stored",
         )
-        self.adapters = Share(
+        self.adapters = Quota(
             "[adapters loaded at runtime](operations.md#loading-adapters-at-runtime)",
             "adapters",
             settings.max_adapters,
@@ -336,7 +336,7 @@ class Shares:
             f"HTTP 400, as beyond {settings.max_adapter_bytes / MIB:,.0f} MiB of their files",
         )
         self.small = FairSlots(
-            Share(
+            Quota(
                 "threads for small requests and other short work",
                 "threads",
                 most_of(SMALL_THREADS),
@@ -345,7 +345,7 @@ class Shares:
             )
         )
         self.large = FairSlots(
-            Share(
+            Quota(
                 "threads that prepare long texts and decode images and audio",
                 "threads",
                 most_of(LARGE_THREADS),
@@ -354,7 +354,7 @@ class Shares:
             )
         )
         self.large_media = FairSlots(
-            Share(
+            Quota(
                 f"prompts with an image of more than {LARGE_IMAGE:,} pixels that is being decoded",
                 "prompts",
                 1,
@@ -363,10 +363,10 @@ class Shares:
             )
         )
         self.expansions = FairSlots(
-            Share("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
+            Quota("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
         )
         self.fetches = FairSlots(
-            Share(
+            Quota(
                 "media that are being fetched",
                 "addresses",
                 4,
@@ -375,7 +375,7 @@ class Shares:
             )
         )
         self.resolvers = FairSlots(
-            Share(
+            Quota(
                 "host names that are being resolved, also for requests that have ended",
                 "names",
                 4,
@@ -384,10 +384,10 @@ class Shares:
             )
         )
         self.grammars = FairSlots(
-            Share("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")
+            Quota("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")
         )
         self.matchers = FairSlots(
-            Share(
+            Quota(
                 f"requests with a grammar, each with a process of at most {PROCESS_MEMORY // MIB} MiB",
                 "requests",
                 most_of(max_num_seqs),
@@ -396,8 +396,8 @@ class Shares:
             )
         )
         self.recordings = FairSlots(
-            Share("recordings that are being transcribed", "recordings", 4, 8, "waits for a turn")
+            Quota("recordings that are being transcribed", "recordings", 4, 8, "waits for a turn")
         )
         self.decoders = FairSlots(
-            Share("recordings that are being decoded", "recordings", 1, 2, "waits for a turn")
+            Quota("recordings that are being decoded", "recordings", 1, 2, "waits for a turn")
         )

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.serve.admission.settings import Settings
-from polyphi.serve.admission.shares import (
+from polyphi.serve.admission.quotas import (
     FairSlots,
-    Full,
     Pool,
+    Quota,
+    QuotaExceeded,
+    Quotas,
     Reservation,
-    Share,
-    Shares,
     most_of,
 )
+from polyphi.serve.admission.settings import Settings
 
 CLIENTS = (b"a", b"b", b"c")
 STEPS = st.lists(
@@ -33,11 +33,11 @@ STEPS = st.lists(
 
 
 def pool(client: int = 60, total: int = 100, **options: bool) -> Pool:
-    return Pool(Share("prompts", "bytes", client, total, "HTTP 429"), **options)
+    return Pool(Quota("prompts", "bytes", client, total, "HTTP 429"), **options)
 
 
 def turns(client: int, total: int) -> FairSlots:
-    return FairSlots(Share("work", "slots", client, total, "waits"))
+    return FairSlots(Quota("work", "slots", client, total, "waits"))
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -70,7 +70,7 @@ def test_what_is_used_is_the_sum_of_the_reservations(
             try:
                 reservations[shared.take(client, count)] = (client, count)
                 assert expected
-            except Full as full:
+            except QuotaExceeded as full:
                 assert not expected and full.amount == count
                 assert full.in_use == (used(client) if full.by_client else used())
         elif reservations:
@@ -82,7 +82,7 @@ def test_what_is_used_is_the_sum_of_the_reservations(
                     reservation.grow(count)
                     reservations[reservation] = (client, before + count)
                     assert expected
-                except Full:
+                except QuotaExceeded:
                     assert not expected
             elif step == "resize":
                 reservation.resize(count)
@@ -105,11 +105,11 @@ def test_what_is_used_is_the_sum_of_the_reservations(
 def test_b9_a_client_leaves_its_share_to_others() -> None:
     shared = pool(single=True)
     first = shared.take(b"a", 60)
-    with pytest.raises(Full) as full:
+    with pytest.raises(QuotaExceeded) as full:
         shared.take(b"a", 1)
     assert full.value.by_client and "the 60 of one client" in str(full.value)
     other = shared.take(b"b", 40)
-    with pytest.raises(Full) as full:
+    with pytest.raises(QuotaExceeded) as full:
         shared.take(b"c", 1)
     assert not full.value.by_client and "the 100 of all clients" in str(full.value)
     assert shared.take(b"c", 0).amount == 0
@@ -124,7 +124,7 @@ def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(to
     reservations: dict[bytes, list[Reservation]] = {client: [] for client in CLIENTS}
 
     def take_all(client: bytes) -> None:
-        with suppress(Full):
+        with suppress(QuotaExceeded):
             while True:
                 reservations[client].append(shared.take(client, 1))
 
@@ -144,13 +144,13 @@ def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(to
 
 @pytest.mark.parametrize("name", ["requests", "sessions", "prompts", "media"])
 def test_three_clients_that_want_all_leave_a_part_of_it(name: str) -> None:
-    shared: Pool = getattr(Shares(Settings("phi")), name)
-    part = shared.share.total // 96 or 1
+    shared: Pool = getattr(Quotas(Settings("phi")), name)
+    part = shared.quota.total // 96 or 1
     for client in CLIENTS:
-        with suppress(Full):
+        with suppress(QuotaExceeded):
             while True:
                 shared.take(client, part)
-    assert shared.used <= shared.share.total - part
+    assert shared.used <= shared.quota.total - part
     assert shared.take(b"d", part).amount == part
 
 
@@ -159,11 +159,11 @@ def test_a_reservation_without_another_one_may_exceed_the_limits() -> None:
     reservation = shared.take(b"a", 50)
     reservation.grow(100)
     assert shared.used == 150
-    with pytest.raises(Full) as full:
+    with pytest.raises(QuotaExceeded) as full:
         shared.take(b"b", 1)
     assert not full.value.by_client
     reservation.release()
-    with pytest.raises(Full):
+    with pytest.raises(QuotaExceeded):
         pool().take(b"a", 61)
 
 
@@ -177,7 +177,7 @@ def test_reservations_of_many_threads_add_up() -> None:
             try:
                 reservation = shared.take(CLIENTS[seed % 3], dice.randrange(400))
                 reservation.grow(dice.randrange(400))
-            except Full:
+            except QuotaExceeded:
                 refused[0] += 1
             most[0] = max(most[0], shared.used)
             reservation.release()
@@ -194,7 +194,7 @@ def test_clients_take_turns() -> None:
     order: list[str] = []
 
     async def work(slots: FairSlots, client: bytes, name: str) -> None:
-        async with slots.turn(client):
+        async with slots.exclusive(client):
             await asyncio.sleep(0)
             order.append(name)
 
@@ -216,7 +216,7 @@ def test_a_client_never_has_more_than_its_share_of_the_slots() -> None:
         running: list[bytes] = []
 
         async def work(client: bytes) -> None:
-            async with slots.turn(client):
+            async with slots.exclusive(client):
                 running.append(client)
                 await go.wait()
 
@@ -260,7 +260,7 @@ def test_cancelled_work_loses_no_slot(seed: int) -> None:
 
     async def work(slots: FairSlots, client: int) -> None:
         nonlocal running, most, done
-        async with slots.turn(bytes([client])):
+        async with slots.exclusive(bytes([client])):
             running += 1
             by_client[client] += 1
             most = max(most, running)
@@ -291,7 +291,7 @@ def test_cancelled_work_loses_no_slot(seed: int) -> None:
 
 def test_no_share_exceeds_its_total() -> None:
     assert [most_of(n) for n in (1, 2, 4, 8)] == [1, 2, 3, 6]
-    for name, limit in vars(Shares(Settings("phi"))).items():
-        share = limit if isinstance(limit, Share) else limit.share
+    for name, limit in vars(Quotas(Settings("phi"))).items():
+        share = limit if isinstance(limit, Quota) else limit.quota
         assert 1 <= share.client <= share.total and share.what and share.unit, name
         assert share.beyond, name
