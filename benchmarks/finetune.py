@@ -242,7 +242,7 @@ def ours(
             folder,
             Path(out),
             options=TrainOptions(base=base),
-            caller=RunContext(precision=choice, report=lambda _: None),
+            context=RunContext(precision=choice, report=lambda _: None),
         )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

@@ -30,7 +30,7 @@ from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
-from polyphi_eval.baselines import Result, evaluate, select
+from polyphi_eval.baselines import TaskResult, evaluate, select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
 from polyphi_eval.report.heldout import number
@@ -53,7 +53,7 @@ def loaded(model: Path, variant: str, corpora: Sequence[Path] = ()) -> Phi:
     return phi
 
 
-def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[str, Result]:
+def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[str, TaskResult]:
     """Each task's result; answers aren't stored."""
     with tempfile.TemporaryDirectory() as out:
         return {
@@ -115,7 +115,7 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
     return divergence / positions, flips / positions
 
 
-def table(results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]) -> str:
+def table(results: dict[str, dict[str, TaskResult]], apart: dict[str, tuple[float, float]]) -> str:
     variants = list(apart)
     rows: list[list[Any]] = []
     for name, whole in results["bf16"].items():

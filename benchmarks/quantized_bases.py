@@ -69,8 +69,8 @@ def train_adapter(
     for name in names:
         model.get_parameter(name).data = model.get_parameter(name).data.float()
     options = TrainOptions(seed=seed, precision="bf16", base=scheme(base))
-    caller = RunContext(report=lambda _: None)
-    train(stage, budget, model, processor, run / "data", out, options=options, caller=caller)
+    context = RunContext(report=lambda _: None)
+    train(stage, budget, model, processor, run / "data", out, options=options, context=context)
 
 
 def with_adapter(run: Path, trained: Path, base: str) -> PhiModel:

@@ -43,7 +43,7 @@ from polyphi.train.state import (
     choose_precision,
     code_revision,
 )
-from polyphi.train.trainer import Report, RunContext, row_maker, train
+from polyphi.train.trainer import Print, RunContext, row_maker, train
 from polyphi_recipe import stages
 from polyphi_recipe.graph.graph import Run
 
@@ -94,7 +94,7 @@ def sweep(
     tokens: Sequence[int],
     seeds: int = 2,
     precision: Requested | Choice = "auto",
-    report: Report = rich.print,
+    report: Print = rich.print,
 ) -> list[Point]:
     """Run `stage` for each number of `tokens`, rate and seed, each in a folder of `out`; returns all runs.
 
@@ -124,7 +124,7 @@ def sweep(
                 data,
                 folder,
                 options=TrainOptions(seed=seed, watch_every=short.steps),
-                caller=RunContext(
+                context=RunContext(
                     precision=choice,
                     fresh=fresh(seed),
                     watch=measure,

@@ -11,7 +11,7 @@ from polyphi.processing.processor import Processor
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
 from polyphi.train.trainer import RunContext, train
-from polyphi_eval.baselines import Result, evaluate
+from polyphi_eval.baselines import TaskResult, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data
 from polyphi_recipe.graph.graph import Run
@@ -47,7 +47,7 @@ def trial(
         data or run.data,
         out,
         options=TrainOptions(seed=seed, guard=run.options.guard, machine=run.options.machine),
-        caller=RunContext(
+        context=RunContext(
             precision=run.choice,
             fresh={} if data else run.fresh(stage, seed),
             origins=origins,
@@ -74,7 +74,7 @@ def score(
     *,
     fingerprint: str,
     limit: int | None = None,
-) -> Result:
+) -> TaskResult:
     """The score of a trained model on the run's held-out rows of a task (`limit` of them, or the size's number),
     without the baselines. Answers are stored in `folder` and reused for the same weights (`fingerprint`)."""
     return evaluate(

@@ -31,7 +31,7 @@ from polyphi.types.routing import modalities_of, route
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi_eval.cache import Cache
 from polyphi_eval.heldout import CORE_NAMES, GOALS, find
-from polyphi_eval.run import Line, SamplePrompt, answer, constant_line, file_name, write
+from polyphi_eval.run import SamplePrompt, SavedLine, answer, constant_line, file_name, write
 from polyphi_eval.score import score
 from polyphi_eval.scorers import references
 from polyphi_eval.services.response_cache import media_sha256, whole_lines
@@ -62,7 +62,7 @@ class Lead:
 
 
 @dataclass(frozen=True)
-class Result:
+class TaskResult:
     """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100. `margin` is the lead over the best
     baseline, `adapter_lead` that over the model without its adapter, which text tasks don't have."""
 
@@ -110,7 +110,7 @@ def evaluate(
     seed: int = 0,
     conditions: Sequence[str] = CONDITIONS,
     fingerprint: str = "",
-) -> Result:
+) -> TaskResult:
     """Answer and score a task's samples, write `out/TASK.jsonl`, and return its row.
 
     `fingerprint` identifies the model's weights: only answers with the same one are reused. Models with
@@ -122,7 +122,7 @@ def evaluate(
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")
     chosen = select(task, samples, limit, seed)
     if not chosen:
-        return Result(
+        return TaskResult(
             task.name, task.title, task.modality, task.metric, 0, 0.0, 0.0, 1.0, corpus=task.corpus
         )
     adapter = getattr(model, "adapter", None)
@@ -275,7 +275,7 @@ def majority(task: Benchmark, samples: Sequence[Sample]) -> str:
 # ---------------------------------------------------------------------- rows
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Path) -> list[SavedLine]:
     """Return the complete lines of a task's file."""
     if not Path(path).exists():
         return []
@@ -301,7 +301,7 @@ def rescore(folder: Path, tasks: Sequence[Benchmark] | None = None) -> list[dict
     return [r.as_dict() for r in sorted(results, key=lambda r: (order.index(r.modality), r.task))]
 
 
-def summarize(lines: Sequence[Line], task: Benchmark | None = None) -> Result:
+def summarize(lines: Sequence[SavedLine], task: Benchmark | None = None) -> TaskResult:
     """Return the row of a task's lines."""
     first = lines[0]
     metric = task.metric if task else first["metric"]
@@ -320,7 +320,7 @@ def summarize(lines: Sequence[Line], task: Benchmark | None = None) -> Result:
         for name in BASELINES
         if name in conditions
     }
-    result = Result(
+    result = TaskResult(
         task=first["task"],
         title=task.title if task else first["title"],
         modality=task.modality if task else first["modality"],
@@ -374,11 +374,11 @@ def sample_vectors(path: Path, condition: str = "with") -> dict[str, list[float]
     return {line["id"]: vector(line["metric"], _score_of(line)) for line in lines}
 
 
-def _score_of(line: Line) -> Score:
+def _score_of(line: SavedLine) -> Score:
     return Score(line["value"], line["extracted"], line["parts"])
 
 
-def _languages(metric: str, lines: Iterable[Line]) -> dict[str, dict[str, float]]:
+def _languages(metric: str, lines: Iterable[SavedLine]) -> dict[str, dict[str, float]]:
     """Return n and score of each language, if there are several."""
     by_id = {line["id"]: line for line in lines}
     groups: dict[str, list[list[float]]] = defaultdict(list)

@@ -1,8 +1,8 @@
 """`Benchmark`: its samples, prompts, scorer, and the table rows that are computed from the scores.
 
 >>> benchmark = Benchmark(
-...     name="chartqa", title="ChartQA", modality="vision", rows=(Row("Table 1", "ChartQA (test)"),),
-...     sources=(Source("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub", rows=2500),),
+...     name="chartqa", title="ChartQA", modality="vision", rows=(TableRow("Table 1", "ChartQA (test)"),),
+...     sources=(BenchmarkSource("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub", rows=2500),),
 ...     load=load, scorer=relaxed, max_tokens=64)
 
 The benchmarks of the report's tables read public data in its published layout. A benchmark is the `benchmark` of a
@@ -12,7 +12,7 @@ run any benchmark from its files to its page; scores on them mean nothing. A run
 (heldout.py); their data are the run's corpora.
 
 A sample ends with the reference answer. Its `meta` has everything that scoring needs, so that recorded answers can be
-scored again without the data, and the fields by which a `Row` selects its samples.
+scored again without the data, and the fields by which a `TableRow` selects its samples.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.cache import Cache
 from polyphi_eval.fixtures.write import write
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 Modality = Literal["text", "vision", "speech", "joint", "safety"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -65,7 +65,7 @@ Statistic = Callable[
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A number: its row in the report's tables, and the samples from which it is computed.
 
     `label` is the row's in `paper.json`; a row with `table=""` is not in the report. `only` has the meta fields that
@@ -136,8 +136,8 @@ class Benchmark:
     name: str
     title: str
     modality: Modality
-    rows: Sequence[Row]
-    sources: Sequence[Source]
+    rows: Sequence[TableRow]
+    sources: Sequence[BenchmarkSource]
     load: Callable[[Data], Iterable[Sample]]
     scorer: Scorer | None = None
     score_many: Callable[[Sequence[tuple[Sequence[str], Sample]]], Sequence[Score]] | None = None

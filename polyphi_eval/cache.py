@@ -1,7 +1,7 @@
 """A model's answers from its cache on disk, so that an interrupted evaluation resumes and no request is sent twice.
 
 >>> cache = Cache(model, Path("results"), fingerprint="phi bf16 3f9a...")
->>> [answer.text for answer in cache.answers([Request(messages)])]
+>>> [answer.text for answer in cache.answers([CachedRequest(messages)])]
 
 An answer's key is a hash of its request (the conversation with its media, the sampling, the adapter) and of the model's
 fingerprint. Answers are in `FOLDER/answers*.jsonl`, one file for each shard of a run on several machines; all are read.
@@ -32,14 +32,14 @@ CONCURRENT = 8
 """Requests in progress at an endpoint."""
 
 
-class Request(NamedTuple):
+class CachedRequest(NamedTuple):
     messages: Sequence[Message]
     sampling: SamplingParams = GREEDY
     adapter: str | None = "auto"
 
 
 @dataclass(frozen=True)
-class Answer:
+class CachedAnswer:
     """An answer, or the model's `error` (the prompt is too long, say) with an empty text. `seconds` is its share of the
     time of its batch."""
 
@@ -74,11 +74,11 @@ class Cache:
         self.new = 0
         """Number of answers that the model generated."""
 
-    def answers(self, requests: Sequence[Request]) -> list[Answer]:
+    def answers(self, requests: Sequence[CachedRequest]) -> list[CachedAnswer]:
         """Return the answer to each request; the model generates those not in the cache, batched by adapter."""
         keys = [key_of(r.messages, r.adapter, r.sampling, self.fingerprint) for r in requests]
         answers = {key: _cached(self.responses, key) for key in keys}
-        missing: dict[str | None, dict[str, Request]] = defaultdict(dict)
+        missing: dict[str | None, dict[str, CachedRequest]] = defaultdict(dict)
         for key, request in zip(keys, requests, strict=True):
             if answers[key] is None:
                 missing[request.adapter][key] = request
@@ -98,7 +98,9 @@ class Cache:
                 self.new += len(batch)
         return [answer for key in keys if (answer := answers[key])]
 
-    def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
+    def _generate(
+        self, requests: Sequence[CachedRequest], adapter: str | None
+    ) -> Iterator[CachedAnswer]:
         generate_many = getattr(self.model, "generate_many", None)
         if generate_many is None:
             with ThreadPoolExecutor(CONCURRENT) as pool:
@@ -115,7 +117,7 @@ class Cache:
         else:
             yield from map(_completed, completions)
 
-    def _generate_one(self, request: Request) -> Answer:
+    def _generate_one(self, request: CachedRequest) -> CachedAnswer:
         local = hasattr(self.model, "generate_many")
         try:
             return _completed(
@@ -127,11 +129,11 @@ class Cache:
             rejected = local or isinstance(error, MemoryError | RequestRejected)
             if self.raise_errors or not rejected:
                 raise
-            return Answer("", error=str(error)[:500], finish_reason="error")
+            return CachedAnswer("", error=str(error)[:500], finish_reason="error")
 
 
-def _completed(completion: Completion) -> Answer:
-    return Answer(
+def _completed(completion: Completion) -> CachedAnswer:
+    return CachedAnswer(
         completion.text,
         None,
         completion.finish_reason,
@@ -140,15 +142,15 @@ def _completed(completion: Completion) -> Answer:
     )
 
 
-def _cached(responses: ResponseCache, key: str) -> Answer | None:
+def _cached(responses: ResponseCache, key: str) -> CachedAnswer | None:
     return _answer(line) if (line := responses.find(key)) else None
 
 
-def _answer(line: dict[str, Any]) -> Answer:
+def _answer(line: dict[str, Any]) -> CachedAnswer:
     """Return the answer of a cache's line, or of a held-out task's results, whose field for the text is `answer`."""
-    names = {field.name for field in fields(Answer)}
+    names = {field.name for field in fields(CachedAnswer)}
     line = {"text": line.get("answer", ""), **line}
-    return Answer(**{name: value for name, value in line.items() if name in names})
+    return CachedAnswer(**{name: value for name, value in line.items() if name in names})
 
 
 class Recorded:

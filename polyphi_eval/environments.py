@@ -18,7 +18,7 @@ from pathlib import Path
 
 from polyphi.runtime.files import cache_folder
 
-Report = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 def _stderr(line: str) -> None:
@@ -50,7 +50,7 @@ class Environment:
             return None
         return f"the environment of {self.name} needs {self.interpreter}, which isn't installed on this machine"
 
-    def python(self, report: Report = _stderr) -> Path:
+    def python(self, report: Print = _stderr) -> Path:
         """Return its interpreter; creates the environment first if it doesn't exist (with a lock between processes).
         Raises ValueError with pip's output."""
         folder = self.folder
@@ -61,7 +61,7 @@ class Environment:
                 self._create(folder, report)
         return folder / "bin" / "python"
 
-    def _create(self, folder: Path, report: Report) -> None:
+    def _create(self, folder: Path, report: Print) -> None:
         if why := self.unavailable():
             raise ValueError(why)
         shutil.rmtree(folder, ignore_errors=True)

@@ -27,7 +27,7 @@ from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded
 from polyphi_eval.options import EvalOptions
 from polyphi_eval.report import card, figures, paper, tables
-from polyphi_eval.run import Line
+from polyphi_eval.run import SavedLine
 from polyphi_eval.score import (
     Judge,
     Measured,
@@ -197,7 +197,9 @@ class Extent:
     part: str
     limit: int | None
 
-    def status(self, benchmark: Benchmark, lines: Sequence[Line], synthetic: bool) -> str | None:
+    def status(
+        self, benchmark: Benchmark, lines: Sequence[SavedLine], synthetic: bool
+    ) -> str | None:
         """The status of rows that differs from the benchmark's because of it; None if it doesn't."""
         if synthetic:
             return "substitute data"

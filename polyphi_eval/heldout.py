@@ -17,7 +17,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi_eval import scorers
-from polyphi_eval.benchmark import MODALITIES, Benchmark, Metric, Modality, Row, Scorer
+from polyphi_eval.benchmark import MODALITIES, Benchmark, Metric, Modality, Scorer, TableRow
 from polyphi_eval.sources import Data
 
 SCORERS: Mapping[str, Scorer] = {
@@ -52,7 +52,7 @@ def task(
         name=name,
         title=title,
         modality=modality,
-        rows=(Row("", title, only, metric),),
+        rows=(TableRow("", title, only, metric),),
         sources=(),
         load=load,
         scorer=scorer,

@@ -27,7 +27,7 @@ from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
 from polyphi.types.messages import Message
 from polyphi_eval.benchmark import LENIENT, Score
-from polyphi_eval.sources import Source
+from polyphi_eval.sources import BenchmarkSource
 
 TASK_FOLDER = Path(__file__).parent / "lm_eval"
 SEED = 0
@@ -64,7 +64,7 @@ def samples(
     task: LmTask,
     splits: Mapping[str, Rows],
     name: str,
-    source: Source,
+    source: BenchmarkSource,
     meta: Mapping[str, Any] | None = None,
     reference: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Iterator[Sample]:

@@ -83,7 +83,7 @@ def name_of(voice: Voice) -> str:
 
 
 @dataclass(frozen=True)
-class Clip:
+class SpokenClip:
     """Synthesized speech of a text. Its transcript, `hypothesis`, has `errors` in `units` words (characters in Chinese
     and Japanese); these are None without a listener."""
 
@@ -119,19 +119,19 @@ class SpeechCache:
         self.folder, self.voices, self.transcribe, self.worst = folder, voices, transcribe, worst
         self.new = 0
         """Number of clips that were not in the cache."""
-        self.used: dict[str, Clip] = {}
+        self.used: dict[str, SpokenClip] = {}
         """The clips of all rows."""
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         self._lines = ResponseCache(folder, "clips")
 
-    def clip(self, text: str, language: str, turn: int) -> Clip:
+    def clip(self, text: str, language: str, turn: int) -> SpokenClip:
         """Return a clip of the text by the turn-th voice for the language, or a better one (see above)."""
         voices = [v for v in self.voices if v.engine != "flite" or language == "en"]
         if not voices:
             raise ValueError(
                 f"flite speaks only English, and a text is in {LANGUAGES.get(language, language)}; add another --voice"
             )
-        best: Clip | None = None
+        best: SpokenClip | None = None
         for i in range(len(voices)):
             voice = replace(voices[(turn + i) % len(voices)], language=language)
             clip = self._clip(text, language, voice)
@@ -143,7 +143,7 @@ class SpeechCache:
         self.used[best.file] = best
         return best
 
-    def _clip(self, text: str, language: str, voice: Voice) -> Clip:
+    def _clip(self, text: str, language: str, voice: Voice) -> SpokenClip:
         key = json.dumps([text, language, asdict(voice)], sort_keys=True)
         file = f"clips/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:24]}.flac"
         path = self.folder / file
@@ -154,13 +154,13 @@ class SpeechCache:
         key = request_key({"file": file, "listener": listener})
         if (line := self._lines.find(key)) is None:
             data = path.read_bytes()
-            clip = Clip(file, name_of(voice), _seconds(data))
+            clip = SpokenClip(file, name_of(voice), _seconds(data))
             if self.transcribe:
                 transcript = self.transcribe(data, language)
                 counts = errors(words(text, language), words(transcript, language))
                 clip = replace(clip, hypothesis=transcript, errors=counts.total, units=counts.units)
             line = self._lines.store({key: asdict(clip)})[key]
-        return Clip(**{name: value for name, value in line.items() if name != "key"})
+        return SpokenClip(**{name: value for name, value in line.items() if name != "key"})
 
     @property
     def error_rate(self) -> float | None:

@@ -23,14 +23,14 @@ from polyphi.runtime.files import write_whole
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi_eval.benchmark import Benchmark, belongs, in_rows
-from polyphi_eval.cache import Answer, Cache, Request, as_text, media_hashes
+from polyphi_eval.cache import Cache, CachedAnswer, CachedRequest, as_text, media_hashes
 from polyphi_eval.services.response_cache import dump
 from polyphi_eval.sources import Data
 from polyphi_eval.spoken import audio_only, text_only
 
 BLOCK = 64
 """Samples whose prompts are sent and whose media are in memory at a time."""
-Line = dict[str, Any]
+SavedLine = dict[str, Any]
 Progress = Callable[[int], None]
 
 
@@ -73,9 +73,9 @@ def answer(
     *,
     block: int = BLOCK,
     progress: Progress = lambda done: None,
-) -> list[Line]:
+) -> list[SavedLine]:
     """Return a line with the answers for each prompt. Raises ValueError if there are no prompts."""
-    prompts, lines = iter(prompts), list[Line]()
+    prompts, lines = iter(prompts), list[SavedLine]()
     while group := list(islice(prompts, block)):
         turns = _answer_block(benchmark, group, cache)
         lines += [_line(benchmark, p, t) for p, t in zip(group, turns, strict=True)]
@@ -87,7 +87,7 @@ def answer(
     return lines
 
 
-Turns = list[tuple[Sequence[Message], Answer]]
+Turns = list[tuple[Sequence[Message], CachedAnswer]]
 
 
 def _answer_block(
@@ -103,7 +103,7 @@ def _answer_block(
         conversations = {i: m for i, m in zip(active, following, strict=True) if m is not None}
         answers = cache.answers(
             [
-                Request(
+                CachedRequest(
                     audio_only(messages), benchmark.params(prompts[i].sample), prompts[i].adapter
                 )
                 for i, messages in conversations.items()
@@ -128,7 +128,7 @@ def _next_turns(
     ]
 
 
-def _line(benchmark: Benchmark, prompt: SamplePrompt, turns: Turns) -> Line:
+def _line(benchmark: Benchmark, prompt: SamplePrompt, turns: Turns) -> SavedLine:
     sample, answers = prompt.sample, [reply for _, reply in turns]
     last: Sequence[Message] = audio_only(turns[-1][0]) if turns else ()
     line = {
@@ -163,9 +163,9 @@ def _line(benchmark: Benchmark, prompt: SamplePrompt, turns: Turns) -> Line:
     }
 
 
-def constant_line(benchmark: Benchmark, prompt: SamplePrompt, text: str) -> Line:
+def constant_line(benchmark: Benchmark, prompt: SamplePrompt, text: str) -> SavedLine:
     """Return the line of a constant answer."""
-    return _line(benchmark, prompt, [(prompt.sample.prompt, Answer(text))])
+    return _line(benchmark, prompt, [(prompt.sample.prompt, CachedAnswer(text))])
 
 
 def _sound_seconds(messages: Sequence[Message]) -> float:
@@ -201,7 +201,7 @@ def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     write_whole(path, "".join(map(dump, lines)))
 
 
-def read(path: Path) -> list[Line]:
+def read(path: Path) -> list[SavedLine]:
     """Return the lines of a results file. Raises ValueError for a line that isn't JSON: these files are written
     atomically, so the file is damaged."""
     lines = []

@@ -19,9 +19,9 @@ from polyphi.data.sample import Sample
 from polyphi.types.completion import Answers
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
-from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score, belongs, benchmarks
-from polyphi_eval.cache import Cache, Request
-from polyphi_eval.run import BLOCK, Line, Progress, answer, file_name, prompts_of, read, write
+from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Score, TableRow, belongs, benchmarks
+from polyphi_eval.cache import Cache, CachedRequest
+from polyphi_eval.run import BLOCK, Progress, SavedLine, answer, file_name, prompts_of, read, write
 from polyphi_eval.sources import Data
 from polyphi_eval.statistics import measure, measure_mean, vector
 
@@ -47,10 +47,10 @@ def file_part(name: str) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured row. The unit of the scores is that of `Row.metric`; `lenient` is the score of more lenient parsing.
-    `errors` counts samples that the model didn't answer (they count as wrong), `unread` those whose judge's reply
-    can't be parsed (they don't count), `cut` answers that reached `max_tokens`. `rtfx` is seconds of audio processed
-    per second. `copy`, `part` and `limit` say which rows of the data were measured (`evaluation.Extent`)."""
+    """A measured row. The unit of the scores is that of `TableRow.metric`; `lenient` is the score of more lenient
+    parsing. `errors` counts samples that the model didn't answer (they count as wrong), `unread` those whose judge's
+    reply can't be parsed (they don't count), `cut` answers that reached `max_tokens`. `rtfx` is seconds of audio
+    processed per second. `copy`, `part` and `limit` say which rows of the data were measured (`evaluation.Extent`)."""
 
     table: str
     label: str
@@ -88,7 +88,7 @@ def evaluate(
     limit: int | None = None,
     shard: tuple[int, int] = (1, 1),
     progress: Progress = lambda done: None,
-) -> list[Line]:
+) -> list[SavedLine]:
     """Answer and score a benchmark's samples (`limit` and `shard` as in `prompts_of`), write a line for each to
     `OUT/NAME.jsonl` (or a shard's file), and return the lines."""
     path = out / file_name(benchmark.name, shard)
@@ -105,7 +105,9 @@ def evaluate(
 # ---------------------------------------------------------------------- lines
 
 
-def score(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ()) -> list[Line]:
+def score(
+    benchmark: Benchmark, lines: list[SavedLine], judges: Sequence[Judge] = ()
+) -> list[SavedLine]:
     """Add scores to the lines: `value`, `extracted`, `parts`, and the judges' replies in `judged`.
 
     Replies that lines already have are parsed again; without judges no model is called.
@@ -136,7 +138,7 @@ def score(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ())
 
 
 def _scores(
-    benchmark: Benchmark, lines: Sequence[Line], samples: Sequence[Sample]
+    benchmark: Benchmark, lines: Sequence[SavedLine], samples: Sequence[Sample]
 ) -> Sequence[Score | None]:
     if benchmark.score_many:
         answers = [list(line["answers"]) for line in lines]
@@ -146,7 +148,7 @@ def _scores(
     return [None] * len(samples)
 
 
-def _sample(line: Line) -> Sample:
+def _sample(line: SavedLine) -> Sample:
     """Return the part of a sample that scoring may use: its last message and its meta; for judges, each turn's prompt
     as text."""
     prompts = map(Message.user, line.get("asked", ()))
@@ -155,13 +157,13 @@ def _sample(line: Line) -> Sample:
 
 
 def _judge(
-    judging: Judging, judge: Judge, lines: Sequence[Line], samples: Sequence[Sample]
+    judging: Judging, judge: Judge, lines: Sequence[SavedLine], samples: Sequence[Sample]
 ) -> None:
     prompts = hashlib.sha256(json.dumps(judging.prompts, sort_keys=True).encode()).hexdigest()[:16]
     for start in range(0, len(lines), BLOCK):
         block = range(start, min(start + BLOCK, len(lines)))
         requests = {
-            (i, name): Request(messages, JUDGE)
+            (i, name): CachedRequest(messages, JUDGE)
             for i in block
             if not lines[i]["error"]
             for name, messages in judging.requests(samples[i], lines[i]["answers"]).items()
@@ -173,7 +175,7 @@ def _judge(
             lines[i]["judged"][judge.name]["replies"][name] = reply.text
 
 
-def keep_replies(lines: Sequence[Line], path: Path) -> None:
+def keep_replies(lines: Sequence[SavedLine], path: Path) -> None:
     """Copy judges' replies to equal answers from the file of an earlier run."""
     earlier = {line["id"]: line for line in read(path)} if path.exists() else {}
     for line in lines:
@@ -182,7 +184,7 @@ def keep_replies(lines: Sequence[Line], path: Path) -> None:
             line["judged"] = previous["judged"]
 
 
-def write_submission(benchmark: Benchmark, lines: Sequence[Line], path: Path) -> None:
+def write_submission(benchmark: Benchmark, lines: Sequence[SavedLine], path: Path) -> None:
     """Write the file for the server that knows the hidden answers, if there are any: NAME.submission.json next to
     NAME.jsonl (`path`)."""
     entries = [
@@ -198,7 +200,7 @@ def write_submission(benchmark: Benchmark, lines: Sequence[Line], path: Path) ->
 
 
 def rows_of(
-    benchmark: Benchmark, lines: Sequence[Line], status: str | None = None
+    benchmark: Benchmark, lines: Sequence[SavedLine], status: str | None = None
 ) -> list[Measured]:
     """Return the benchmark's rows that have samples, judged ones once per judge."""
     rows = []
@@ -210,7 +212,7 @@ def rows_of(
     return rows
 
 
-def _judges(benchmark: Benchmark, row: Row, lines: Sequence[Line]) -> list[str | None]:
+def _judges(benchmark: Benchmark, row: TableRow, lines: Sequence[SavedLine]) -> list[str | None]:
     """Return the names of a row's judges; [None] for a row of the scorer."""
     parts = {part for line in lines for part in line["parts"]}
     if not benchmark.judging or (benchmark.scorer and row.part in parts):
@@ -218,7 +220,7 @@ def _judges(benchmark: Benchmark, row: Row, lines: Sequence[Line]) -> list[str |
     return list(dict.fromkeys(name for line in lines for name in line.get("judged", {})))
 
 
-def _value(line: Line, row: Row, judge: str | None) -> float | None:
+def _value(line: SavedLine, row: TableRow, judge: str | None) -> float | None:
     """Return a line's value for a row; None if the judge's reply can't be parsed."""
     if judge is None:
         value: float | None = line["parts"].get(row.part) if row.part else line["value"]
@@ -230,7 +232,11 @@ def _value(line: Line, row: Row, judge: str | None) -> float | None:
 
 
 def _measure(
-    benchmark: Benchmark, row: Row, lines: Sequence[Line], judge: str | None, status: str | None
+    benchmark: Benchmark,
+    row: TableRow,
+    lines: Sequence[SavedLine],
+    judge: str | None,
+    status: str | None,
 ) -> Measured | None:
     vectors: dict[Any, list[list[float]]] = {}
     lenient: dict[Any, list[float]] = {}
@@ -285,10 +291,10 @@ def _measure(
     )
 
 
-def agreement(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+def agreement(benchmark: Benchmark, lines: Sequence[SavedLine]) -> dict[str, dict[str, float]]:
     """Return for each pair of judges and each named request: n, the share of equal points, the mean difference, and
     Spearman's rank correlation (absent if one judge's points are constant)."""
-    names = _judges(benchmark, Row("", ""), lines)
+    names = _judges(benchmark, TableRow("", ""), lines)
     result = {}
     for a, b in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a and b):
         points = [
@@ -323,7 +329,7 @@ def _agreement(pairs: np.ndarray) -> dict[str, float]:
 
 def rescore(
     folder: Path, further: Sequence[Benchmark] = ()
-) -> Iterator[tuple[Benchmark, list[Line]]]:
+) -> Iterator[tuple[Benchmark, list[SavedLine]]]:
     """Score the lines of a results folder again, write them back, and yield them by benchmark; shards are joined.
     `further` are benchmarks from users' files."""
     known = {b.name: b for b in (*benchmarks(), *further)}

@@ -23,8 +23,8 @@ from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.transcript import LANGUAGES
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Judging, Row, Score, Statistic
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.benchmark import Judging, Score, Statistic, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 from polyphi_eval.spoken import SpokenText, synthesize
 from polyphi_eval.statistics import measure_mean, vector
 
@@ -38,7 +38,7 @@ AZURE = "azure-ai-evaluation"
 """The report's judge (polyphi_eval/azure.py)."""
 REFUSED = "I'm sorry, but I can't help with that."
 
-PROMPTS = Source(
+PROMPTS = BenchmarkSource(
     "rai-prompts",
     ("prompts.jsonl",),
     'you: lines of {"category": violence, sexual, self-harm or hateful, "language": "en", "prompt": ...}, and '
@@ -60,7 +60,7 @@ class HarmPrompt:
     folder: Path
 
 
-def prompts(data: Data, source: Source = PROMPTS) -> Iterator[HarmPrompt]:
+def prompts(data: Data, source: BenchmarkSource = PROMPTS) -> Iterator[HarmPrompt]:
     """Yield the prompts of a file. Raises ValueError for unknown categories or languages."""
     folder = data.folder(source)
     for number, line in enumerate(data.rows(source), 1):
@@ -154,9 +154,10 @@ def mean_rate(field: str) -> Statistic:
     return statistic
 
 
-def by_harm(table: str, **only: Any) -> tuple[Row, ...]:
+def by_harm(table: str, **only: Any) -> tuple[TableRow, ...]:
     """Return a table's rows of the four harms and their average."""
     own = [
-        Row(table, label, {"harm": harm, **only}, "rate", "defect") for harm, label in HARMS.items()
+        TableRow(table, label, {"harm": harm, **only}, "rate", "defect")
+        for harm, label in HARMS.items()
     ]
-    return *own, Row(table, "Average", only, "rate", "defect", statistic=mean_rate("harm"))
+    return *own, TableRow(table, "Average", only, "rate", "defect", statistic=mean_rate("harm"))

@@ -1,7 +1,7 @@
 """Public data sets: in a folder with the Hub's names, or on the Hub.
 
 >>> data = Data(Path("/data"))
->>> for row in data.rows(Source("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub")): ...
+>>> for row in data.rows(BenchmarkSource("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub")): ...
 
 A data set of the Hub is at OWNER/NAME in the folder, with the same files (`hf download OWNER/NAME --repo-type dataset
 --local-dir DIR/OWNER/NAME`), others at the `name` of their source. Scripts of data sets are never run.
@@ -28,7 +28,7 @@ READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
-class Source:
+class BenchmarkSource:
     """A data set: its folder below DIR, glob patterns of its required files, and where to get it.
 
     `check` compares `fields`, its required columns, and `rows`, their number. `hub`: `name` is a data set of the Hub;
@@ -73,7 +73,7 @@ class Data:
             raise ValueError(f"--data {root}: expected a folder with data sets, found no folder")
         self.root = root
 
-    def folder(self, source: Source) -> Path:
+    def folder(self, source: BenchmarkSource) -> Path:
         """Return the folder of a data set. Raises Missing if a file is missing."""
         folder = self._download(source) if self.root is None else self.root / source.name
         for pattern in source.files:
@@ -83,13 +83,13 @@ class Data:
                 )
         return folder
 
-    def has(self, source: Source) -> bool:
+    def has(self, source: BenchmarkSource) -> bool:
         """Whether all its files are below `root`: for optional data, which aren't downloaded."""
         return self.root is not None and all(
             any((self.root / source.name).glob(pattern)) for pattern in source.files
         )
 
-    def _download(self, source: Source) -> Path:
+    def _download(self, source: BenchmarkSource) -> Path:
         if not source.hub:
             raise Missing(
                 f"{source.name} isn't on the Hub: it comes from {source.where}; get it and set --data to its folder"
@@ -109,14 +109,17 @@ class Data:
                 f"{source.name} can't be downloaded from the Hub: {message[0][:200]}"
             ) from None
 
-    def files(self, source: Source, pattern: str | None = None) -> list[Path]:
+    def files(self, source: BenchmarkSource, pattern: str | None = None) -> list[Path]:
         """Return the files of a pattern (by default all of the source's), sorted by name."""
         folder = self.folder(source)
         patterns = source.files if pattern is None else (pattern,)
         return [path for p in patterns for path in sorted(folder.glob(p))]
 
     def rows(
-        self, source: Source, pattern: str | None = None, columns: Sequence[str] | None = None
+        self,
+        source: BenchmarkSource,
+        pattern: str | None = None,
+        columns: Sequence[str] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of those `files` that have a suffix in `READABLE`."""
         for path in self.files(source, pattern):
@@ -132,7 +135,8 @@ def read_rows(
     single: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet, JSON lines (also if named .json), JSON (a list, or an object of rows by id), CSV or
-    TSV file, gzipped or not, in batches if the format allows it. `quoted`, `header` and `single` as in `Source`."""
+    TSV file, gzipped or not, in batches if the format allows it. `quoted`, `header` and `single` as in
+    `BenchmarkSource`."""
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -187,7 +191,7 @@ def _text_rows(
         raise ValueError(f"{path}: expected one of {', '.join(READABLE)}")
 
 
-def contents(data: Data, source: Source) -> Iterator[tuple[Path, set[str], int]]:
+def contents(data: Data, source: BenchmarkSource) -> Iterator[tuple[Path, set[str], int]]:
     """Yield the readable files of a data set with their columns and numbers of rows."""
     for path in data.files(source):
         if path.suffix == ".parquet":
@@ -203,7 +207,7 @@ def contents(data: Data, source: Source) -> Iterator[tuple[Path, set[str], int]]
             yield path, names, rows
 
 
-def check(data: Data, source: Source) -> list[str]:
+def check(data: Data, source: BenchmarkSource) -> list[str]:
     """Return messages about problems of a data set: missing files and columns, other numbers of rows."""
     try:
         messages, counts = [], []

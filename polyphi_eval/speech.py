@@ -18,7 +18,7 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi.types.transcript import LANGUAGES, TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE
 from polyphi_eval import scorers, whisper_normalize
-from polyphi_eval.benchmark import Metric, Row, Score
+from polyphi_eval.benchmark import Metric, Score, TableRow
 from polyphi_eval.text.normalization import UNSPACED, errors
 
 TOKENS = 512
@@ -88,18 +88,18 @@ def translations(
         )
 
 
-def translation_rows(group: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
+def translation_rows(group: str, pairs: list[tuple[str, str]]) -> Iterator[TableRow]:
     """Yield Table 5's rows of a group ("FLEURS X-EN"), for both columns of the model."""
     for source, target in pairs:
         other = source if target == "en" else target
         for cot, column in COLUMNS.items():
             only = {"from": source, "to": target, "cot": cot}
-            yield Row("Table 5", f"{group} {other.upper()}", only, "bleu", column=column)
+            yield TableRow("Table 5", f"{group} {other.upper()}", only, "bleu", column=column)
 
 
-def two_parts(title: str) -> Row:
+def two_parts(title: str) -> TableRow:
     """Return the row with the share of chain-of-thought answers that have a transcript and a translation."""
-    return Row("", f"{title}, chains of thought in two parts", {"cot": True}, part="two_parts")
+    return TableRow("", f"{title}, chains of thought in two parts", {"cot": True}, part="two_parts")
 
 
 def bleu(answer: str, sample: Sample) -> Score:

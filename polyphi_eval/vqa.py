@@ -18,7 +18,7 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Image, Text
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Source
+from polyphi_eval.sources import BenchmarkSource
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -63,7 +63,7 @@ class Question:
     meta: Mapping[str, Any] = field(default_factory=dict)
     list_options: bool = True
 
-    def sample(self, source: Source) -> Sample:
+    def sample(self, source: BenchmarkSource) -> Sample:
         text = with_options(self.text, self.options) if self.list_options else self.text
         prompt, meta = ask(text, self.images, CHOOSE), {**self.meta, "options": self.options}
         return source.sample(self.id, prompt, self.answer, meta)

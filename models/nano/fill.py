@@ -22,6 +22,7 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval.baselines import read
 from polyphi_eval.heldout import find
+from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report.page import collect
 from polyphi_recipe.report.samples import Draw
 
@@ -49,7 +50,7 @@ def fill(run: Path, commit: str | None, package: Path = PACKAGE) -> None:
     # without the record of sizes and times, which a copy changes
     shutil.copytree(run / "model", package / "model", ignore=shutil.ignore_patterns(RECORD))
     (package / "media").mkdir()
-    report, _ = collect(run)
+    report, _ = collect(run, stages_of_run(run))
     rows = [row(package, entry) for entry in samples(run, report)]
     lines = (json.dumps(r, ensure_ascii=False) for r in rows)
     (package / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

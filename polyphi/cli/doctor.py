@@ -15,7 +15,7 @@ from polyphi.cli.options import console
 
 if TYPE_CHECKING:
     from polyphi.doctor.findings import Finding
-    from polyphi.doctor.report import Report
+    from polyphi.doctor.report import DoctorReport
 
 STYLES = {"ok": "green", "slow": "yellow", "missing": "cyan", "wrong": "bold red"}
 STATE, NAME = 9, 18
@@ -61,7 +61,7 @@ def doctor(
         sys.exit(1)
 
 
-def show(report: "Report") -> None:
+def show(report: "DoctorReport") -> None:
     """Print the page."""
     for section, group in groupby(report.findings, key=lambda finding: finding.section):
         console.print(Text(section, style="bold"))
@@ -121,7 +121,7 @@ def _show_models(models: list[dict[str, Any]]) -> None:
     console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False), highlight=False)
 
 
-def _show_verdict(report: "Report") -> None:
+def _show_verdict(report: "DoctorReport") -> None:
     counts = {state: 0 for state in STYLES}
     for finding in report.findings:
         counts[finding.state] += 1

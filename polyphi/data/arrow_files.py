@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.limits import MAX_ROW
 
-Row = dict[str, Any] | ValueError
+ArrowRow = dict[str, Any] | ValueError
 ROWS_PER_BATCH = 16
 """Rows in memory at a time; each may hold megabytes of media."""
 BATCH_BYTES = 64 << 20
@@ -43,7 +43,7 @@ PIECE = 1 << 20
 # ------------------------------------------------------------------------------ parquet
 
 
-def parquet_rows(path: str, stream: Any = None) -> Iterator[Row]:
+def parquet_rows(path: str, stream: Any = None) -> Iterator[ArrowRow]:
     """The rows of a local parquet file, or of one elsewhere that is open as `stream`; one that is too large is the
     ValueError that says so. Raises ValueError for pages that are too large."""
     try:
@@ -58,7 +58,7 @@ def parquet_rows(path: str, stream: Any = None) -> Iterator[Row]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _parquet_rows(source: Any, ranges: "_Ranges | _Local") -> Iterator[Row]:
+def _parquet_rows(source: Any, ranges: "_Ranges | _Local") -> Iterator[ArrowRow]:
     parquet = pq.ParquetFile(source)
     metadata, schema = parquet.metadata, parquet.schema
     leaves = [schema.column(c) for c in range(metadata.num_columns)]
@@ -231,7 +231,7 @@ class _Ranges(io.RawIOBase):
 # ------------------------------------------------------------------------------ Arrow streams
 
 
-def stream_rows(stream: Any, path: str) -> Iterator[Row]:
+def stream_rows(stream: Any, path: str) -> Iterator[ArrowRow]:
     """The rows of an Arrow stream, as `datasets.save_to_disk` writes it; one that is too large is the ValueError that
     says so. Raises ValueError for messages that are too large, and pa.ArrowException for a damaged file."""
     try:
@@ -342,7 +342,7 @@ def _table(data: bytes, table: int, field: int) -> int | None:
 # ------------------------------------------------------------------------------ rows
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[Row]:
+def _rows(batch: pa.RecordBatch) -> Iterator[ArrowRow]:
     """The rows of a batch, one by one if they are large."""
     if _size(batch) <= BATCH_BYTES:
         yield from batch.to_pylist()

@@ -27,7 +27,7 @@ SPLIT = re.compile(r"(trainval|train|minival|val|test)[-_]?(\d{4})?")
 FORMATS = ("coco", "vqa")
 MAX_TEXTS, ENTRY = 1 << 30, 128
 """[ours] Bytes of the names or questions of a file, which are in memory, and about those of each beside its texts."""
-Row = tuple[str, Any]
+LocatedRow = tuple[str, Any]
 
 
 def annotation_format(head: str) -> str | None:
@@ -69,7 +69,7 @@ def root_of(path: str) -> str:
 # ------------------------------------------------------------------------------ rows
 
 
-def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
+def captions(path: str, root: str, encoding: str = "") -> Iterator[LocatedRow]:
     """The rows of a file of captions, whose images are below `root`. Raises ValueError for other annotations, and where
     the images aren't there."""
     names = _texts(path, encoding, "images", "id", "file_name")
@@ -96,7 +96,7 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[Row]:
 
 def questions(
     path: str, root: str, encoding: str = "", allowed: Sequence[str] = ()
-) -> Iterator[Row]:
+) -> Iterator[LocatedRow]:
     """The rows of a file of answers or questions of VQA, with the file of the other ones beside it, which may be a link
     into `allowed`; the images are below `root`. Raises ValueError where that file, or the images, aren't there."""
     lists = (key for key, _ in files.lists(path, encoding))
@@ -132,7 +132,7 @@ def questions(
         )
 
 
-def _of_data(path: str, root: str, encoding: str) -> Iterator[Row]:
+def _of_data(path: str, root: str, encoding: str) -> Iterator[LocatedRow]:
     rows = (value for key, value in files.lists(path, encoding) if key == "data")
     first = next(rows, None)
     if first is None:

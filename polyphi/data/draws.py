@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from polyphi.data.mix import Order
 from polyphi.data.packing import RowSize
-from polyphi.data.sample import Sample, Source, Unfit
+from polyphi.data.sample import Sample, SampleSource, Unfit
 from polyphi.processing.processor import TooLong
 from polyphi.types.batch import Batch
 
@@ -59,7 +59,7 @@ class Draws:
     def __init__(
         self,
         order: Order,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, SampleSource],
         make_rows: MakeRows,
         rank: int,
         world: int,

@@ -40,7 +40,7 @@ NO_CLASSES = ("image", "images", "img", "imgs", "jpegimages", "picture", "pictur
 """Names of folders that say nothing about the images in them."""
 CLASS_QUESTION = "What does the picture show?"
 """[ours] The question of class folders."""
-Row = tuple[str, Any]
+LocatedRow = tuple[str, Any]
 
 
 def is_medium(name: str) -> bool:
@@ -89,7 +89,7 @@ def captions(names: Sequence[str]) -> set[str]:
 
 def paired_rows(
     folder: str, names: Sequence[str], allowed: Sequence[str] = (), encoding: str = ""
-) -> Iterator[Row]:
+) -> Iterator[LocatedRow]:
     """The pairs in a folder, with texts in `encoding` ("": UTF-8); a row that lacks one of both, or links to a file
     elsewhere than in `allowed`, is a ValueError."""
     groups = defaultdict[str, list[str]](list)
@@ -163,7 +163,7 @@ def _are_splits(folders: Sequence[str]) -> bool:
     return all(len(p) > level and p[level].lower() in SPLITS for p in parts)
 
 
-def class_rows(folder: str, names: Sequence[str]) -> Iterator[Row]:
+def class_rows(folder: str, names: Sequence[str]) -> Iterator[LocatedRow]:
     """The images in a class folder."""
     answer = _name(folder).replace("_", " ").replace("-", " ")
     for name in class_images(names):

@@ -33,7 +33,7 @@ class Sample:
         return self.messages[:-1]
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Where the samples of a corpus come from: a split of shards (shards.py), or a generator (fresh.py)."""
 
     def id(self, index: int) -> str:

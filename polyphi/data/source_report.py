@@ -38,7 +38,7 @@ ANSWERS = (
 )
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "problem")
 """Names of columns in the data sets of others, the more certain ones first."""
-LocatedRow = tuple[Any, str, RowOrigin]
+SourceRow = tuple[Any, str, RowOrigin]
 TURNS = {"messages": "role", "conversations": "from"}
 """Column of a conversation -> the key of a turn that says who speaks."""
 
@@ -80,7 +80,7 @@ def inspect(
         raise ValueError(f"unknown column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
     report = SourceReport(source, dict(Counter(file.format for file in files)))
     unread: set[str] = set()
-    incomplete: list[LocatedRow] = []  # that may need columns
+    incomplete: list[SourceRow] = []  # that may need columns
     for file, location, row in _first_rows(files, rows, report):
         report.rows += 1
         row_origin = replace(origin(file), language=language, question=question)
@@ -168,7 +168,7 @@ def _shortened(text: str) -> str:
 
 
 def _propose(
-    report: SourceReport, incomplete: Sequence[LocatedRow], columns: Mapping[str, str]
+    report: SourceReport, incomplete: Sequence[SourceRow], columns: Mapping[str, str]
 ) -> None:
     """Set the report's `columns` to those with which most of the incomplete rows can be read, and more than half of
     them, with media where they have some."""
@@ -183,7 +183,7 @@ def _propose(
             report.columns, report.readable, report.tried = named, readable, len(incomplete)
 
 
-def _is_readable(row: LocatedRow, columns: Mapping[str, str]) -> bool:
+def _is_readable(row: SourceRow, columns: Mapping[str, str]) -> bool:
     try:
         one, _ = sample(*row, columns=columns)
     except (ValueError, OSError):

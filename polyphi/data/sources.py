@@ -63,7 +63,7 @@ from polyphi.data.limits import BoundedReader, RowLines, encoding_error, parse_j
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
-Row = tuple[str, Any]
+LocatedRow = tuple[str, Any]
 """Where a row is, for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
 ENDINGS = {
     ".jsonl": "rows",
@@ -341,7 +341,7 @@ def _present(source: str) -> str:
 # ------------------------------------------------------------------------------ reading rows
 
 
-def rows(file: SourceFile) -> Iterator[Row]:
+def rows(file: SourceFile) -> Iterator[LocatedRow]:
     """Yield (location, row) of each row of a file; a row is a mapping, or JSON. Raises ValueError for a file that isn't
     of its format, or is damaged, where the damage is met."""
     if file.format != "shards" and not is_remote(file.path) and Path(file.path).is_file():
@@ -354,11 +354,11 @@ def rows(file: SourceFile) -> Iterator[Row]:
         raise ValueError(f"{file}: {error or type(error).__name__}") from None
 
 
-def _rows(file: SourceFile) -> Iterator[Row]:
+def _rows(file: SourceFile) -> Iterator[LocatedRow]:
     return files.rows(file.path, file.encoding)
 
 
-def _csv(file: SourceFile) -> Iterator[Row]:
+def _csv(file: SourceFile) -> Iterator[LocatedRow]:
     with file.open() as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
         head = text.readline(HEAD)
@@ -390,14 +390,14 @@ def delimiter_of(header: str, preferred: str) -> str:
     return max((preferred, ",", ";", "\t", "|"), key=bare.count)
 
 
-def _webdataset(file: SourceFile) -> Iterator[Row]:
+def _webdataset(file: SourceFile) -> Iterator[LocatedRow]:
     with open_file(file.path) as stream:
         excluded, name = webdataset.excluded(file.root), file.path.removeprefix(f"{file.root}/")
         of_tar = webdataset.rows(file.path, stream, webdataset.field_map(file.root))
         yield from (row for n, row in enumerate(of_tar) if f"{name}/{n}" not in excluded)
 
 
-def _imagefolder(file: SourceFile) -> Iterator[Row]:
+def _imagefolder(file: SourceFile) -> Iterator[LocatedRow]:
     reader = _csv if ending(file.path) == ".csv" else _rows
     names: list[str] | None = None
     for location, value in reader(file):
@@ -422,31 +422,31 @@ def _imagefolder(file: SourceFile) -> Iterator[Row]:
         yield location, {folders.column(name): name, **columns}
 
 
-def _coco(file: SourceFile) -> Iterator[Row]:
+def _coco(file: SourceFile) -> Iterator[LocatedRow]:
     return coco.captions(file.path, file.root, file.encoding)
 
 
-def _vqa(file: SourceFile) -> Iterator[Row]:
+def _vqa(file: SourceFile) -> Iterator[LocatedRow]:
     return coco.questions(file.path, file.root, file.encoding, file.allowed_media_path)
 
 
-def _pairs(file: SourceFile) -> Iterator[Row]:
+def _pairs(file: SourceFile) -> Iterator[LocatedRow]:
     names = _names(file.path)
     return folders.paired_rows(file.path, names, file.allowed_media_path, file.encoding)
 
 
-def _classes(file: SourceFile) -> Iterator[Row]:
+def _classes(file: SourceFile) -> Iterator[LocatedRow]:
     return folders.class_rows(file.path, _names(file.path))
 
 
-def _datasets(file: SourceFile) -> Iterator[Row]:
+def _datasets(file: SourceFile) -> Iterator[LocatedRow]:
     """Rows of an Arrow stream, as `datasets.save_to_disk` writes it."""
     with open_file(file.path) as stream:
         for number, row in enumerate(stream_rows(stream, file.path), 1):
             yield f"{file.path}, row {number}", row
 
 
-def _shards(file: SourceFile) -> Iterator[Row]:
+def _shards(file: SourceFile) -> Iterator[LocatedRow]:
     if not is_remote(file.path):
         inputs.note(Path(file.path) / "manifest.json")
     number = 0
@@ -468,7 +468,7 @@ def shard_files(folder: str) -> list[tuple[str, int]]:
         raise ValueError(f"{path}: expected a manifest of shards, found none ({error})") from None
 
 
-def _documents(file: SourceFile) -> Iterator[Row]:
+def _documents(file: SourceFile) -> Iterator[LocatedRow]:
     with file.open() if file.format == "text" else open_file(file.path) as stream:
         try:
             for number, row in enumerate(documents.READERS[file.format](stream), 1):
@@ -480,11 +480,11 @@ def _documents(file: SourceFile) -> Iterator[Row]:
             raise ValueError(f"{file.path}: {error}") from None
 
 
-def _manifest(file: SourceFile) -> Iterator[Row]:
+def _manifest(file: SourceFile) -> Iterator[LocatedRow]:
     return manifests.rows(file.format, file.path, file.root, file.open)
 
 
-READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
+READERS: dict[str, Callable[[SourceFile], Iterator[LocatedRow]]] = {
     "rows": _rows,
     "csv": _csv,
     "webdataset": _webdataset,

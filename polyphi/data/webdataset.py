@@ -36,7 +36,7 @@ MEDIA = frozenset({"image", "images", "audio", "audios"})
 WHOLE = frozenset({"messages", "conversations", "instruction"})
 """Columns of a row that may be about text alone."""
 META = ".nv-meta"
-Row = tuple[str, Any]
+LocatedRow = tuple[str, Any]
 
 
 def field_map(folder: str) -> dict[str, str] | None:
@@ -116,7 +116,9 @@ def _yaml(path: str) -> Mapping[str, Any]:
     return content
 
 
-def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) -> Iterator[Row]:
+def rows(
+    path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None
+) -> Iterator[LocatedRow]:
     """Yield (location, row or ValueError) of each row of a tar; `fields` as `field_map` has them. Raises
     tarfile.TarError for a damaged file, and at the end for one without an archive's end, of which a part is missing."""
     ending = _Ending(stream)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-State = Literal["ok", "slow", "missing", "wrong"]
+FindingState = Literal["ok", "slow", "missing", "wrong"]
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """Names of environment variables whose values are secrets."""
 USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
@@ -18,17 +18,17 @@ SHORTEST_SECRET = 6
 """Values with fewer characters ("1", "true") are no secrets, and would be removed from other words."""
 
 
-class Result(NamedTuple):
+class FindingResult(NamedTuple):
     """The result of a check. `cure`: one line to type or do; every state other than ok has one. `fatal`: chat can't run
     because of it."""
 
-    state: State
+    state: FindingState
     text: str
     cure: str | None = None
     fatal: bool = False
 
 
-NamedResult = tuple[str, Result | str]
+NamedResult = tuple[str, FindingResult | str]
 """The result of a check of several things, with the name of one; a text alone is ok."""
 
 
@@ -38,7 +38,7 @@ class Finding:
 
     section: str
     name: str
-    state: State
+    state: FindingState
     text: str
     cure: str | None = None
     fatal: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from polyphi.devices import cgroup, cpu
-from polyphi.doctor.findings import NamedResult, Result
+from polyphi.doctor.findings import FindingResult, NamedResult
 from polyphi.runtime.files import size_text
 
 ISA_VARIABLES = (
@@ -75,11 +75,11 @@ def processor_results(instructions: Collection[str]) -> Iterator[NamedResult]:
     yield "processor", cpu.model_name()
     if not instructions:  # neither torch nor the system reports any
         return
-    result: Result | str = cpu_class(instructions)
+    result: FindingResult | str = cpu_class(instructions)
     if any(os.environ.get(variable) for variable in ISA_VARIABLES):
         text = f"{result}, but environment variables limit what libraries use of it"
         cure = "unset the variables that are marked slow under Environment"
-        result = Result("slow", text, cure)
+        result = FindingResult("slow", text, cure)
     yield "class", result
 
 
@@ -93,15 +93,15 @@ def thread_results(numbers: CpuCounts) -> Iterator[NamedResult]:
     yield "cores", text
     if (count := numbers.threads) is None:
         return
-    result: Result | str = f"torch uses {count}"
+    result: FindingResult | str = f"torch uses {count}"
     best, cure = numbers.best, f"export OMP_NUM_THREADS={numbers.best}"
     more = max(best, min(numbers.usable, math.ceil(numbers.quota or numbers.usable)))
     if count < best:
         if variables := [v for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(v)]:
             cure = f"unset {' '.join(variables)}"
-        result = Result("slow", f"{result}, and {best} would be faster", cure)
+        result = FindingResult("slow", f"{result}, and {best} would be faster", cure)
     elif count > more:
-        result = Result("slow", f"{result}, more than can run at once: {more}", cure)
+        result = FindingResult("slow", f"{result}, more than can run at once: {more}", cure)
     yield "threads", result
 
 
@@ -126,7 +126,7 @@ def rate_results(rates: Mapping[str, Any]) -> Iterator[NamedResult]:
             "no tokens/s are estimated"
         )
         cure = "wait until the machine is idle, then: polyphi doctor"
-        yield "other work", Result("slow", text, cure)
+        yield "other work", FindingResult("slow", text, cure)
 
 
 def two_digits(value: float) -> str:
@@ -178,7 +178,7 @@ def fit_results(
         least = min(rows, key=lambda row: row["weights"])
         each = least["weights"] + 2 * MIN_CONTEXT * least["token_bytes"]
         text = f"fits with no --quant: {least['quant']} needs {size_text(each)}, {size_text(least['free'])} are free"
-        yield name, Result("missing", text, _memory_cure(least["device"], each, facts))
+        yield name, FindingResult("missing", text, _memory_cure(least["device"], each, facts))
 
 
 def _memory_cure(device: str, needed: int, facts: Mapping[str, Any]) -> str:
@@ -206,20 +206,20 @@ def gpu_results(
         yield "GPU", _unseen_gpu(cuda_build)
 
 
-def _unseen_gpu(cuda_build: str | None) -> Result | str:
+def _unseen_gpu(cuda_build: str | None) -> FindingResult | str:
     if not has_nvidia():
         return "none; models run on the CPU"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         text = "an NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES"
-        return Result("slow", text, "unset CUDA_VISIBLE_DEVICES")
+        return FindingResult("slow", text, "unset CUDA_VISIBLE_DEVICES")
     if cuda_build is None:
         text = "this machine has an NVIDIA GPU, and this torch was built without CUDA"
         cure = "install a CUDA build by the selector of https://pytorch.org/get-started/locally"
-        return Result("slow", text, cure)
+        return FindingResult("slow", text, cure)
     text = f"this machine has an NVIDIA GPU, and torch (CUDA {cuda_build}) can't use it"
     cure = "see what nvidia-smi reports; update the driver to one for this CUDA version"
-    return Result("slow", text, cure)
+    return FindingResult("slow", text, cure)
 
 
 def has_nvidia() -> bool:

@@ -19,7 +19,7 @@ PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """`facts`: measurements and numbers as JSON values. `findings`: what they mean. Both without secrets."""
 
     findings: tuple[Finding, ...]
@@ -52,12 +52,12 @@ class Report:
         return {**head, "findings": findings, **self.facts}
 
 
-def inspect(progress: Callable[[str], None] = lambda phase: None) -> Report:
+def inspect(progress: Callable[[str], None] = lambda phase: None) -> DoctorReport:
     """Inspect and measure this machine, in some seconds. `progress` is called with the name of each phase."""
     return assemble(probe.run(progress))
 
 
-def assemble(measured: probe.Probe) -> Report:
+def assemble(measured: probe.Probe) -> DoctorReport:
     """The report of this machine with the facts and errors of the probe."""
     libraries, unmet = measured.facts.get("libraries") or {}, software.dependencies()
     instructions = libraries.get("instructions") or sorted(cpu.flags())
@@ -98,4 +98,4 @@ def assemble(measured: probe.Probe) -> Report:
         "stored": stored,
     }
     scrub = Scrubber()
-    return Report(tuple(Finding(**scrub(asdict(f))) for f in check(judged)), scrub(facts))
+    return DoctorReport(tuple(Finding(**scrub(asdict(f))) for f in check(judged)), scrub(facts))

@@ -12,7 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from polyphi.doctor import probe
-from polyphi.doctor.findings import NamedResult, Result, display_value
+from polyphi.doctor.findings import FindingResult, NamedResult, display_value
 from polyphi.doctor.hardware import ISA_VARIABLES
 from polyphi.hub.cache import StoredModel
 from polyphi.runtime.installation import is_checkout, pip_install
@@ -143,14 +143,14 @@ def package_results(errors: Mapping[str, str], unmet: Dependencies | None) -> It
     for package in [p for p in failed if p != "polyphi.api"] or failed:
         text = f"can't be imported: {first_line(errors[package])}"
         cure = _import_cure(package, errors[package])
-        yield package.partition(".")[0], Result("wrong", text, cure, fatal=True)
+        yield package.partition(".")[0], FindingResult("wrong", text, cure, fatal=True)
     if unmet is None:
         text = "is on Python's path, but not installed, so its dependencies aren't checked"
-        yield "polyphi", Result("missing", text, pip_install())
+        yield "polyphi", FindingResult("missing", text, pip_install())
     elif unmet.core:
         text = f"missing or too old: {', '.join(unmet.core)}"
         cure = " ".join(["pip install --upgrade", *(f'"{r}"' for r in unmet.core)])
-        yield "dependencies", Result("wrong", text, cure, fatal=True)
+        yield "dependencies", FindingResult("wrong", text, cure, fatal=True)
 
 
 def phase_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
@@ -159,7 +159,7 @@ def phase_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
         if phase not in probe.PACKAGES and " must be " not in message:
             cure = CURES.get(message, "report the output of `polyphi doctor --json` as a bug")
             text, fatal = f"the check failed: {message}", phase in ("libraries", "kernels")
-            yield phase, Result("wrong", text, cure, fatal)
+            yield phase, FindingResult("wrong", text, cure, fatal)
 
 
 def _import_cure(package: str, error: str) -> str:
@@ -181,18 +181,18 @@ def extra_results(unmet: Dependencies) -> Iterator[NamedResult]:
     if missing := [name for name, requirements in extras.items() if requirements]:
         text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in missing)
         cure = f"{pip_install(*missing)}, or only those that you need"
-        yield "more extras", Result("missing", text, cure)
+        yield "more extras", FindingResult("missing", text, cure)
 
 
 def kernel_results(kernels: Mapping[str, Any]) -> Iterator[NamedResult]:
     """The kernels that the CPU gets."""
-    result: Result | str = (
+    result: FindingResult | str = (
         f"4 and 8 bits: ours ({kernels['path']}); bfloat16: {kernels['bf16']}; "
         f"encoders in 8 bits: {kernels['encoders_int8']}"
     )
     if missing := kernels["missing"]:
         text = f"missing: {missing}; torch's operators replace them, slowly"
-        result = Result("slow", text, kernel_cure(missing))
+        result = FindingResult("slow", text, kernel_cure(missing))
     yield "kernels", result
 
 
@@ -213,7 +213,7 @@ def kernel_cure(missing: str) -> str:
 def program_results() -> Iterator[NamedResult]:
     """Optional programs."""
     for program, purpose in PROGRAMS.items():
-        yield program, shutil.which(program) or Result("missing", purpose, install(program))
+        yield program, shutil.which(program) or FindingResult("missing", purpose, install(program))
 
 
 def compiler_results(kernels: Mapping[str, Any]) -> Iterator[NamedResult]:
@@ -222,7 +222,7 @@ def compiler_results(kernels: Mapping[str, Any]) -> Iterator[NamedResult]:
         text = "needed to build the kernels where no wheel has them"
         cure = "xcode-select --install" if sys.platform == "darwin" else install("g++")
         path = next(filter(None, map(shutil.which, COMPILERS)), None)
-        yield "C++ compiler", path or Result("missing", text, cure)
+        yield "C++ compiler", path or FindingResult("missing", text, cure)
 
 
 def install(package: str) -> str:
@@ -256,11 +256,11 @@ def environment_results(
         text, cure = f"{value} ({VARIABLES[name]})" if name in VARIABLES else value, f"unset {name}"
         message = next((m for m in errors.values() if m.startswith(f"{name} must")), None)
         if message:
-            yield name, Result("wrong", message, cure, fatal=True)
+            yield name, FindingResult("wrong", message, cure, fatal=True)
         elif name in OFFLINE and value.lower() in TRUE and not is_stored:
-            yield name, Result("missing", f"{text}, and no model is stored", cure)
+            yield name, FindingResult("missing", f"{text}, and no model is stored", cure)
         elif name in ISA_VARIABLES:
-            yield name, Result("slow", text, cure)
+            yield name, FindingResult("slow", text, cure)
         else:
             yield name, text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.doctor.findings import NamedResult, Result, short
+from polyphi.doctor.findings import FindingResult, NamedResult, short
 from polyphi.hub import cache
 from polyphi.runtime.files import cache_folder, size_text
 
@@ -69,14 +69,14 @@ def cache_results(
         text = f"{short(folder.path)}: {size_text(folder.bytes)}, {size_text(folder.free)} free on its disk"
         variable = "POLYPHI_CACHE" if folder.name == "polyphi" else "HF_HOME"
         enough = stored or folder.free >= download
-        result: Result | str = text
+        result: FindingResult | str = text
         if not folder.writable:
             cure = f"export {variable}=FOLDER (one that you may write to)"
-            result = Result("wrong", f"{text}; it can't be written", cure)
+            result = FindingResult("wrong", f"{text}; it can't be written", cure)
         elif folder.name == "Hub" and not enough:
             text += f"; the smallest published model has {size_text(download)}"
             cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
-            result = Result("missing", text, cure)
+            result = FindingResult("missing", text, cure)
         yield f"{folder.name} cache", result
 
 
@@ -88,4 +88,4 @@ def model_results(models: list[cache.StoredModel]) -> Iterator[NamedResult]:
             continue
         quant = f" --quant {entry.quant}" if entry.quant else ""
         text = f"{size_text(entry.bytes)}, incomplete: {entry.fault}"
-        yield entry.name, Result("missing", text, f"polyphi pull {entry.repository}{quant}")
+        yield entry.name, FindingResult("missing", text, f"polyphi pull {entry.repository}{quant}")

@@ -164,7 +164,12 @@ class Engine:
         budget = PrefillBudget(chunk, self.prefill)
         self.scheduler = Scheduler(self.pool, self.prefixes, self.runner.rope, budget, max_num_seqs)
         self.adapters = Adapters(
-            model, self.prefixes, self.runner, self.turn, self._unfinished, self._settle_weights
+            model,
+            self.prefixes,
+            self.runner,
+            self.exclusive,
+            self._unfinished,
+            self._settle_weights,
         )
         self.steps = self.tokens = 0
         self.on_step: Callable[[int], None] = lambda tokens: None

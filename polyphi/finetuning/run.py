@@ -70,7 +70,7 @@ from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Budget, Stage
 from polyphi.train.state import METRICS, TRAINED, choose_precision, earlier_model
-from polyphi.train.trainer import Report, RunContext, train
+from polyphi.train.trainer import Print, RunContext, train
 from polyphi.types.modality import Modality, ModalityEntry, run_file
 from polyphi.types.routing import modalities_of
 from polyphi.types.transcript import TRANSCRIBE
@@ -89,7 +89,7 @@ class FinetunePlan:
     precision: str
     finetuning: FinetuneOptions
     options: TrainOptions
-    report: Report
+    report: Print
 
     @cached_property
     def rows(self) -> dict[str, RowTokens]:
@@ -125,7 +125,7 @@ def finetune(
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     modalities: Sequence[Modality] = (),
     choose: Choose = as_requested,
-    report: Report = rich.print,
+    report: Print = rich.print,
 ) -> Path:
     """Train `stage` from a published checkpoint; returns the folder of the exported model. A `Path` is a stage file, a
     text the name of a built-in stage (stages.py), such as "vision".
@@ -241,7 +241,7 @@ def finetune(
             out / "data",
             out,
             options=options,
-            caller=RunContext(
+            context=RunContext(
                 precision=choice,
                 origins=origins,
                 evaluation=evaluations(
@@ -269,7 +269,7 @@ def finetune(
 
 
 @contextmanager
-def _alone(out: Path, report: Report) -> Iterator[None]:
+def _alone(out: Path, report: Print) -> Iterator[None]:
     """Waits, with a message, while another process trains in the folder; the first process of a torchrun has the lock
     for all of them."""
     if distributed.rank() > 0:

@@ -18,7 +18,7 @@ from polyphi.types.parts import Item
 
 
 @dataclass(frozen=True)
-class Row:
+class ExampleRow:
     """One sample of a corpus at full size: tokens of the text, of which the last `supervised` are supervised (None:
     all, a document), images (width, height in pixels), an audio clip (seconds) and items of users' modalities."""
 
@@ -32,39 +32,39 @@ class Row:
 # [ours] The report gives only upper bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30 minutes for
 # summaries (2.2.2). Summaries have their longest clip here, for the memory; other corpora have one of medium length.
 ROWS = {
-    "documents": Row(1500),
-    "code": Row(1500),
-    "math": Row(1500),
-    "copying": Row(200, 100),
-    "translation": Row(300),
-    "long_documents": Row(131_072),
-    "instructions": Row(500, 350),
-    "sums": Row(500, 350),
-    "tools": Row(600, 100),
-    "summaries": Row(1800, 150),
-    "fim": Row(900, 100),
-    "preferences": Row(500, 350),
-    "reasoning_documents": Row(4000),
-    "reasoning_sft": Row(6000, 5800),
-    "reasoning_pairs": Row(6000, 5800),
-    "captions": Row(60, 50, ((896, 672),)),
-    "interleaved": Row(900, 880, ((672, 448),) * 3),
-    "grounding": Row(100, 60, ((896, 672),)),
-    "ocr": Row(900, 880, ((1344, 1344),)),
-    "charts": Row(100, 60, ((896, 672),)),
-    "image_qa": Row(160, 100, ((1344, 1008),)),
-    "multi_image": Row(200, 120, ((896, 672),) * 8),
-    "asr": Row(70, 50, seconds=15),
-    "ast": Row(90, 60, seconds=15),
-    "sqa": Row(130, 120, seconds=10),
-    "speech_summary": Row(250, 220, seconds=1800),
-    "audio_understanding": Row(80, 60, seconds=15),
-    "audio_safety": Row(80, 60, seconds=10),
-    "vision_speech": Row(130, 100, ((1344, 1008),), seconds=8),
+    "documents": ExampleRow(1500),
+    "code": ExampleRow(1500),
+    "math": ExampleRow(1500),
+    "copying": ExampleRow(200, 100),
+    "translation": ExampleRow(300),
+    "long_documents": ExampleRow(131_072),
+    "instructions": ExampleRow(500, 350),
+    "sums": ExampleRow(500, 350),
+    "tools": ExampleRow(600, 100),
+    "summaries": ExampleRow(1800, 150),
+    "fim": ExampleRow(900, 100),
+    "preferences": ExampleRow(500, 350),
+    "reasoning_documents": ExampleRow(4000),
+    "reasoning_sft": ExampleRow(6000, 5800),
+    "reasoning_pairs": ExampleRow(6000, 5800),
+    "captions": ExampleRow(60, 50, ((896, 672),)),
+    "interleaved": ExampleRow(900, 880, ((672, 448),) * 3),
+    "grounding": ExampleRow(100, 60, ((896, 672),)),
+    "ocr": ExampleRow(900, 880, ((1344, 1344),)),
+    "charts": ExampleRow(100, 60, ((896, 672),)),
+    "image_qa": ExampleRow(160, 100, ((1344, 1008),)),
+    "multi_image": ExampleRow(200, 120, ((896, 672),) * 8),
+    "asr": ExampleRow(70, 50, seconds=15),
+    "ast": ExampleRow(90, 60, seconds=15),
+    "sqa": ExampleRow(130, 120, seconds=10),
+    "speech_summary": ExampleRow(250, 220, seconds=1800),
+    "audio_understanding": ExampleRow(80, 60, seconds=15),
+    "audio_safety": ExampleRow(80, 60, seconds=10),
+    "vision_speech": ExampleRow(130, 100, ((1344, 1008),), seconds=8),
 }
 
 
-def longest_row(target: StageModel, corpus: str) -> Row:
+def longest_row(target: StageModel, corpus: str) -> ExampleRow:
     """A sample of the longest that a corpus has in a stage: of images, one of 36 crops (report 2.2.1) or several
     frames, as far as they fit the context (64k tokens, report 2.2.2); of others, that in `ROWS`."""
     sample, vision = ROWS[corpus], target.config.vision
@@ -84,7 +84,9 @@ def longest_row(target: StageModel, corpus: str) -> Row:
     )
 
 
-def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -> list[Batch]:
+def example_rows(
+    target: StageModel, corpus: str, measured: ExampleRow | None = None
+) -> list[Batch]:
     """The rows that one sample of a corpus becomes in a stage: one of the lengths in `measured`, else in `ROWS`, whose
     images are scaled with the size of a crop."""
     sample = measured or ROWS[corpus]

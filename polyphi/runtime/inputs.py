@@ -23,7 +23,7 @@ from typing import Any
 
 from polyphi.runtime.files import sha256, whole_file
 
-State = tuple[int, int, str] | None
+FileState = tuple[int, int, str] | None
 """Size in bytes, time in ns and SHA-256 of a file; None for an absent one."""
 IN_MEMORY = 1 << 20
 """Bytes of a recording that are kept in memory; longer ones go to the disk."""
@@ -121,7 +121,7 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _unchanged(path: str, state: State) -> bool:
+def _unchanged(path: str, state: FileState) -> bool:
     """Return whether a file is in a state; it is read only if its size is the same and its time isn't."""
     if state is None or not os.path.isfile(path):
         return state is None and not os.path.isfile(path)
@@ -132,7 +132,7 @@ def _unchanged(path: str, state: State) -> bool:
     return stat.st_size == size and _state(path) == (size, stat.st_mtime_ns, digest)
 
 
-def _state(path: str) -> State:
+def _state(path: str) -> FileState:
     if not os.path.isfile(path):
         return None
     stat = os.stat(path)

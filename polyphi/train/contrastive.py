@@ -293,7 +293,7 @@ class Contrastive:
             words = torch.tensor([(0, *pair) for pair in pairs])
         view = ImageInput(
             layouts=(GLOBAL_VIEW,),
-            words=words,
+            label_ids=words,
             crops=image_input.crops[:1],
             masks=image_input.masks[:1],
         )
@@ -382,8 +382,8 @@ class Contrastive:
         linear = linear + head.bias * reference.by_bias.sum()
         total = reference.losses.sum() + (linear - linear.detach())
         named, filled = 0.0, 0
-        if reference.words is not None and views.words is not None:
-            naming, named, filled = _naming(model, head, features, views.words, reference.words)
+        if reference.words is not None and views.label_ids is not None:
+            naming, named, filled = _naming(model, head, features, views.label_ids, reference.words)
             total = total + self.naming * naming
         hits = float(reference.hits.sum())
         return total, batch.sequences, {"accuracy": hits, "named": (named, filled)}

@@ -88,7 +88,7 @@ TRIM_SECONDS = 5
 """Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450
 steps, with one every 20 s 1.5 to 1.85 GB; one takes 60 ms (LOG.md)."""
 
-Report = Callable[[Any], None]
+Print = Callable[[Any], None]
 """Prints a line of text or a rich table."""
 
 
@@ -117,7 +117,7 @@ class RunContext:
     checkpoint_seconds: float = 60.0
     exported: Path | None = None
     rows_reach_trainable: bool = False
-    report: Report = rich.print
+    report: Print = rich.print
 
 
 def train(
@@ -129,19 +129,19 @@ def train(
     out: Path,
     *,
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    caller: RunContext = RunContext(),
+    context: RunContext = RunContext(),
 ) -> dict[str, Any]:
     """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
     `out`.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `caller.fresh`. If
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `context.fresh`. If
     `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
 
     Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
     finite or spike repeatedly; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
     KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
-    trainer = Trainer(stage, budget, model, processor, data, out, options, caller)
+    trainer = Trainer(stage, budget, model, processor, data, out, options, context)
     if (out / MANIFEST).exists() and not trainer.extends():
         return finished(out, trainer.identity, trainer.parameters)
     trainer.start()
@@ -164,7 +164,7 @@ class Trainer:
         data: Path | str,
         out: Path,
         options: TrainOptions,
-        caller: RunContext,
+        context: RunContext,
     ) -> None:
         machine = options.machine
 
@@ -182,7 +182,7 @@ class Trainer:
             )
         reader, readers = distributed.rank() // shared, distributed.world() // shared
         if distributed.rank() > 0:
-            caller = dataclasses.replace(caller, report=lambda message: None)
+            context = dataclasses.replace(context, report=lambda message: None)
         out.mkdir(parents=True, exist_ok=True)
 
         # Model: this machine's fast modules; freeze all parameters that the stage doesn't name.
@@ -207,7 +207,7 @@ class Trainer:
             seed=options.seed,
             curriculum=stage.data.curriculum,
             late=stage.data.late,
-            fresh=caller.fresh,
+            fresh=context.fresh,
             workers=workers.default(device) if machine.workers is None else machine.workers,
             group=ReaderGroup(
                 reader, readers, lambda draws: distributed.all_gather(draws)[::shared]
@@ -220,7 +220,7 @@ class Trainer:
 
         # Precision.
         self.choice = choose_precision(
-            caller.precision or options.precision,
+            context.precision or options.precision,
             out,
             device,
             lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
@@ -238,22 +238,22 @@ class Trainer:
 
         # Evaluation rows, and early stopping by their loss.
         self.eval_rows = early_stopping = None
-        if caller.evaluation is not None:
+        if context.evaluation is not None:
             if not isinstance(stage.objective, NextToken | DPO):
                 raise ValueError(
                     f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken "
                     "or DPO: leave --eval-data out"
                 )
             self.eval_rows = EvalRows(
-                data, caller.evaluation.corpora, rows, self.capacity, reader, readers
+                data, context.evaluation.corpora, rows, self.capacity, reader, readers
             )
-            if caller.evaluation.patience:
+            if context.evaluation.patience:
                 early_stopping = {
-                    "patience": caller.evaluation.patience,
-                    "every": caller.evaluation.every,
+                    "patience": context.evaluation.patience,
+                    "every": context.evaluation.every,
                     "data": self.eval_rows.hashes,
                 }
-        self.patience = caller.evaluation.patience if caller.evaluation else None
+        self.patience = context.evaluation.patience if context.evaluation else None
 
         self.identity = identity_of(
             stage,
@@ -265,7 +265,7 @@ class Trainer:
             early_stopping,
         )
         self.stage, self.budget, self.model, self.head = stage, budget, model, head
-        self.out, self.options, self.caller, self.device = out, options, caller, device
+        self.out, self.options, self.context, self.device = out, options, context, device
 
     def start(self) -> None:
         """Shard the model, make the optimizer, precompute the reference, and resume from the latest checkpoint if there
@@ -299,7 +299,7 @@ class Trainer:
         self.state = TrainState()
         self._data: Generator[StepRows, None, None] | None = None
         self._clock = time.monotonic()
-        title, first = self.caller.title or stage.name, distributed.rank() == 0
+        title, first = self.context.title or stage.name, distributed.rank() == 0
         self._trackers = [
             progress.tracker(n, self.out / n, title) for n in self.options.track if first
         ]
@@ -321,15 +321,15 @@ class Trainer:
                     reference.add(self._reference_log_probs(reference, packs))
 
         self.frozen = frozen_hashes(model, self.parameters)
-        self.table = trainable_rows(stage, self.budget, self.parameters, self.caller.origins)
+        self.table = trainable_rows(stage, self.budget, self.parameters, self.context.origins)
         self.checkpoints = checkpoint.Checkpoints(self.out / CHECKPOINTS, machine.background)
         stored = self.checkpoints.find()
         if stored is None:
             if (self.out / METRICS).exists():
-                self.caller.report(
+                self.context.report(
                     f"  the earlier run in {self.out} stopped before its first checkpoint: starts from step 0"
                 )
-            self.caller.report(as_table(self.table))
+            self.context.report(as_table(self.table))
         else:
             before = self._steps_before(stored.state["identity"])
             must_continue(
@@ -340,15 +340,15 @@ class Trainer:
             )
             self.state = self._restored(stored)
             self.loader.restore(self.state.draws, self.state.corrupt)
-            self.caller.report(f"  resumes from step {self.state.step} of {self.budget.steps}")
+            self.context.report(f"  resumes from step {self.state.step} of {self.budget.steps}")
             if before:
                 self._report_schedule(before)
-        if self.caller.precision is None:
-            self.caller.report(f"  precision {self.choice}")
+        if self.context.precision is None:
+            self.context.report(f"  precision {self.choice}")
 
     def _steps_before(self, identity: Mapping[str, Any]) -> int | None:
         """The steps of an earlier run with this `identity`, where this one is the same with more steps and may be."""
-        return None if self.caller.exported is None else earlier_steps(self.identity, identity)
+        return None if self.context.exported is None else earlier_steps(self.identity, identity)
 
     def extends(self) -> bool:
         """Whether the run in the folder is finished and gets more steps now: its manifest is removed, its model renamed
@@ -363,12 +363,12 @@ class Trainer:
             )
         distributed.wait()  # all processes must have read the manifest
         if distributed.rank() == 0:
-            assert self.caller.exported is not None
-            if self.caller.exported.exists():
-                earlier = earlier_model(self.caller.exported)
+            assert self.context.exported is not None
+            if self.context.exported.exists():
+                earlier = earlier_model(self.context.exported)
                 shutil.rmtree(earlier, ignore_errors=True)
-                self.caller.exported.rename(earlier)
-                self.caller.report(f"  the model of {steps} steps is in {earlier} until then")
+                self.context.exported.rename(earlier)
+                self.context.report(f"  the model of {steps} steps is in {earlier} until then")
             (self.out / MANIFEST).unlink()
         distributed.wait()
         return True
@@ -378,7 +378,7 @@ class Trainer:
         step, steps = self.state.step, self.budget.steps
         self.state.schedule_changes = [*self.state.schedule_changes, [step, before]]
         old, new = (self.stage.schedule.factor(step, n) for n in (before, steps))
-        self.caller.report(
+        self.context.report(
             f"  {steps} steps instead of {before}: from here on the learning rate is that of a run of {steps} "
             f"({new:.2f} of its peak, {old:.2f} until now); a run of {steps} from the start differs"
         )
@@ -421,7 +421,7 @@ class Trainer:
             while self.state.step < self.budget.steps and not self.stopped_early:
                 record = self.step()
                 if message := clock.remaining(self.state.step):
-                    self.caller.report(message)
+                    self.context.report(message)
                 self.evaluate(advance)
                 if record is None:
                     continue
@@ -431,7 +431,7 @@ class Trainer:
                     give_back()
                     last_trim = time.monotonic()
                 # Once in a while, and before the end after Ctrl-C: write a checkpoint.
-                due = time.monotonic() - last_save > self.caller.checkpoint_seconds
+                due = time.monotonic() - last_save > self.context.checkpoint_seconds
                 stop, due = distributed.any_rank(interrupted(), due, device=self.device)
                 if stop or due:
                     self._save()
@@ -439,7 +439,7 @@ class Trainer:
                 if stop:
                     self.checkpoints.wait()
                     raise KeyboardInterrupt
-            if self.caller.exported is not None:  # it may get more steps later
+            if self.context.exported is not None:  # it may get more steps later
                 self._save()
             self.checkpoints.wait()
             # A Ctrl-C after the last step takes effect when the stage is finished.
@@ -491,7 +491,7 @@ class Trainer:
         data = next(self._data)
         for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
             if f"skipped {corpus}" not in self.state.counters:
-                self.caller.report(f"  skips samples of {corpus}, the first: {first}")
+                self.context.report(f"  skips samples of {corpus}, the first: {first}")
         for skipped in data.skipped:
             if skipped.category == "corrupt":
                 self._quarantine(skipped.name, skipped.reason)
@@ -502,14 +502,14 @@ class Trainer:
         step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
         seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
-        record = self.loss.accumulate(self._packs(data), self.caller.flops)
+        record = self.loss.accumulate(self._packs(data), self.context.flops)
         trained = list(self.trained.values())
         parallel.sum_gradients(trained)
         if not math.isfinite(record["loss"]):
             return record, math.nan
         if self.state.step == 0:
             check_gradients(
-                self.stage, self.parameters, self.device, self.caller.rows_reach_trainable
+                self.stage, self.parameters, self.device, self.context.rows_reach_trainable
             )
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
@@ -527,7 +527,7 @@ class Trainer:
         self.state.count(data, record, seconds, self.model.units.values())
         record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
         record |= {"skipped": len(data.skipped), "cut": data.cut}
-        watch, every = self.caller.watch, self.options.watch_every
+        watch, every = self.context.watch, self.options.watch_every
         if watch and every and self.state.step % every == 0:
             self.model.eval()
             with torch.no_grad():
@@ -544,9 +544,9 @@ class Trainer:
         amounts = {what: record[what] for what in counted} | {"samples": len(data.ids)}
         amounts["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
-        if self.caller.peak_flops and amounts["flops"]:
+        if self.context.peak_flops and amounts["flops"]:
             speeds["utilisation"] = (
-                amounts["flops"] / seconds / self.caller.peak_flops / distributed.world()
+                amounts["flops"] / seconds / self.context.peak_flops / distributed.world()
             )
         return speeds
 
@@ -562,7 +562,9 @@ class Trainer:
         """Drop the step's gradients and skip its samples. Raises Diverged where that happens too often."""
         self.optimizer.zero_grad(set_to_none=True)
         self.state.reject(data, norm, self.stage.name)
-        self.caller.report(f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}")
+        self.context.report(
+            f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}"
+        )
         self._quarantine(data.ids, f"the gradient norm is {norm:.3g}")
         self._skip(data)
 
@@ -583,7 +585,7 @@ class Trainer:
         if len(ids) == len(data.ids) > 1:
             ids = []
         for name in ids:
-            self.caller.report(f"  {name} is quarantined: its loss isn't finite")
+            self.context.report(f"  {name} is quarantined: its loss isn't finite")
             self._quarantine(name, "its loss isn't finite")
         self.state.quarantine(ids, self.stage.name)
         return data.without(ids)
@@ -595,7 +597,7 @@ class Trainer:
             return
         before = self.state
         self.state = before.rolled_back(self._restored(stored))
-        self.caller.report(f"  rolls back from step {before.step} to step {self.state.step}")
+        self.context.report(f"  rolls back from step {before.step} to step {self.state.step}")
         self.loader.restore(self.state.draws, self.state.corrupt)
         self._close_files()
         self._open_files()
@@ -605,7 +607,7 @@ class Trainer:
     def evaluate(self, advance: progress.Advance) -> None:
         """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
         step, every `every` steps, and after the last one. `advance` shows the packs."""
-        options, state = self.caller.evaluation, self.state
+        options, state = self.context.evaluation, self.state
         if options is None or self.eval_rows is None or state.evaluated_step == state.step:
             return
         if state.step % options.every and state.step != self.budget.steps:
@@ -631,7 +633,7 @@ class Trainer:
                 for name, tensor in self.best.items():
                     tensor.copy_(self.trained[name])
         self.model.train()
-        self.caller.report(evaluation.line(record, state.best_step))
+        self.context.report(evaluation.line(record, state.best_step))
         tracked = {f"eval_{key}": value for key, value in losses.items()}
         self._record(EVALUATIONS, record, tracked)
         self._clock = time.monotonic()
@@ -718,7 +720,7 @@ class Trainer:
             **self.identity,
             REASON: self.choice.reason,
             "code": code_revision(),
-            "parents": dict(Counter(self.caller.origins.values())),
+            "parents": dict(Counter(self.context.origins.values())),
             "trainable": self.table,
             "steps": state.step,
             "seconds": round(state.seconds, 1),
@@ -758,7 +760,7 @@ class Trainer:
             checkpoint.write_tensors(out / TRAINED, trained, metadata)
             progress.plot_loss(records, out / "loss.png", stage.name)
             write_json(out / MANIFEST, manifest)
-            self.checkpoints.drop(keep_latest=self.caller.exported is not None)
+            self.checkpoints.drop(keep_latest=self.context.exported is not None)
             (out / REFERENCE).unlink(missing_ok=True)
         distributed.wait()
         if self.interrupted_late:

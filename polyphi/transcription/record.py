@@ -17,13 +17,13 @@ from typing import Literal
 from polyphi.runtime.files import sha256, write_whole
 
 RECORD = ".transcripts.jsonl"
-Line = dict[str, str]
-State = Literal["missing", "current", "outdated", "edited", "edited and outdated"]
+RecordLine = dict[str, str]
+RecordState = Literal["missing", "current", "outdated", "edited", "edited and outdated"]
 
 
-def read(folder: Path) -> dict[str, list[Line]]:
+def read(folder: Path) -> dict[str, list[RecordLine]]:
     """The lines of each transcript in a folder, by its name, in their order."""
-    lines: dict[str, list[Line]] = defaultdict(list)
+    lines: dict[str, list[RecordLine]] = defaultdict(list)
     with suppress(FileNotFoundError):
         for text in (folder / RECORD).read_bytes().splitlines():
             with suppress(ValueError, TypeError, KeyError):  # empty, or cut short by a kill
@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, list[Line]]:
     return lines
 
 
-def state(target: Path, lines: Sequence[Line], recording: Path, settings: str) -> State:
+def state(target: Path, lines: Sequence[RecordLine], recording: Path, settings: str) -> RecordState:
     """Whether the transcript `target`, with its lines, is that of the recording's bytes with these settings (a hash),
     and whether its text is one that `write` wrote. Raises OSError where one of the files can't be read."""
     if not target.exists():

@@ -129,7 +129,7 @@ def select(
     log = logger(console or Console(stderr=True))
     settings = options.digest()
     todo, failed = [], 0
-    states: Counter[record.State] = Counter()
+    states: Counter[record.RecordState] = Counter()
     lines_in = cache(record.read)
     for recording in recordings:
         try:

@@ -16,7 +16,7 @@ from polyphi.runtime.plots import ticks
 from polyphi_eval.report.paper import averaged, lower_is_better, points, tables
 from polyphi_eval.report.tables import TEMPLATES
 
-Row = Mapping[str, Any]
+ReportRow = Mapping[str, Any]
 Point = tuple[str, str, float]
 """A CSS class, a name, a number."""
 BARS: dict[str, list[tuple[str, Sequence[str]]]] = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyphi.runtime.rendering import environment
-from polyphi_eval.baselines import Lead, Result
+from polyphi_eval.baselines import Lead, TaskResult
 from polyphi_eval.statistics import combined, direction
 
 MODALITIES = {
@@ -111,9 +111,9 @@ TEMPLATES.globals.update(
 )
 
 
-def line(result: Result | Mapping[str, Any]) -> str:
+def line(result: TaskResult | Mapping[str, Any]) -> str:
     """Return one line of plain text for a terminal."""
-    r = result.as_dict() if isinstance(result, Result) else result
+    r = result.as_dict() if isinstance(result, TaskResult) else result
     if not r["n"]:
         return f"{r['task']:<26} no held-out samples"
     metric = r["metric"]

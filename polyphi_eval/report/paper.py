@@ -18,7 +18,14 @@ from typing import Any
 
 SHARES = ("accuracy", "rate", "f1", "wer", "cer")
 """Metrics that the report prints in per cent."""
-DECIMALS = {"Table 1": 1, "Table 2": 1, "Table 7": 1, "Table 8": 1, "Table 9": 1, "Table 12": 1}
+DECIMALS = {
+    "Table 1": 1,
+    "Table 2": 1,
+    "Table 7": 1,
+    "Table 8": 1,
+    "Table 9": 1,
+    "Table 12": 1,
+}
 """Decimals of the numbers in a table; 2 in all others."""
 PRIVATE = frozenset(
     {
@@ -70,7 +77,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """A table of the report with a row per benchmark and a column per model. `groups` has the group of each row, "" if
     the table has none; `means` has the labels of averages; `recovered` has the cells that the report's text lacks."""
 
@@ -112,12 +119,12 @@ def paper() -> dict[str, Any]:
 
 
 @cache
-def tables() -> dict[str, Table]:
+def tables() -> dict[str, PaperTable]:
     """Return all tables by name, in the report's order. Table 9, whose rows are models, is transposed."""
     return {name: _table(name, table) for name, table in paper().items()}
 
 
-def _table(name: str, table: Mapping[str, Any]) -> Table:
+def _table(name: str, table: Mapping[str, Any]) -> PaperTable:
     values: dict[Key, float | None] = {}
     recovered = set()
     for row in table["rows"]:
@@ -132,7 +139,7 @@ def _table(name: str, table: Mapping[str, Any]) -> Table:
     if name == "Table 9":
         labels, columns, groups = columns, labels, ("",) * len(columns)
     means = frozenset(r["label"] for r in table["rows"] if r.get("is_average"))
-    return Table(
+    return PaperTable(
         name, table["caption"], columns, labels, groups, means, values, frozenset(recovered)
     )
 
@@ -140,7 +147,15 @@ def _table(name: str, table: Mapping[str, Any]) -> Table:
 def lower_is_better(table: str, label: str) -> bool:
     """Whether a row has error rates, defect rates, hallucinations, or refusals of harmless requests."""
     return (
-        table in ("Table 4", "Table 10", "Table 11", "Table 13", "Table 14", "Section 5 (no table)")
+        table
+        in (
+            "Table 4",
+            "Table 10",
+            "Table 11",
+            "Table 13",
+            "Table 14",
+            "Section 5 (no table)",
+        )
         or "WER" in label
         or "lower better" in label
     )

@@ -15,14 +15,14 @@ from polyphi_eval.report.paper import (
     PRIVATE,
     SHARES,
     STATUSES,
-    Table,
+    PaperTable,
     averaged,
     lower_is_better,
     points,
     tables,
 )
 
-Row = Mapping[str, Any]
+ReportRow = Mapping[str, Any]
 CLASSES = {
     "reproduced setting": "same",
     "judge differs": "near",
@@ -41,21 +41,21 @@ TEMPLATES = environment("polyphi_eval.report")
 # One row ------------------------------------------------------------------------------------------
 
 
-def as_text(row: Row, value: float | None, decimals: int) -> str:
+def as_text(row: ReportRow, value: float | None, decimals: int) -> str:
     """Format a score of a row in the report's unit."""
     if value is None:
         return NONE
     return f"{points(row['metric'], value):.{decimals}f}"
 
 
-def decimals(row: Row) -> int:
+def decimals(row: ReportRow) -> int:
     """Return the number of decimals in the row's table; outside the report 1 in per cent, otherwise 2."""
     if row["table"]:
         return tables()[row["table"]].decimals
     return 1 if row["metric"] in SHARES else 2
 
 
-def remarks(row: Row) -> list[str]:
+def remarks(row: ReportRow) -> list[str]:
     """Return the remarks on a row: rows that are missing, judge, lenient score, errors, RTFx, note."""
     texts = [row[key] for key in ("copy", "part") if row.get(key)]
     if row["table"] and row["column"]:
@@ -78,7 +78,9 @@ def remarks(row: Row) -> list[str]:
     return texts
 
 
-def by_table(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row | None]]]]:
+def by_table(
+    rows: Sequence[ReportRow],
+) -> Iterator[tuple[PaperTable, list[tuple[str, ReportRow | None]]]]:
     """Yield each table for which there are rows, and its labels in the report's order, each with our rows (None if
     there are none). A benchmark's rows outside the report follow its last row of the first table that has one; those of
     other benchmarks form the last table."""
@@ -88,7 +90,7 @@ def by_table(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row |
         own = [row for row in complete if row["table"] == table.name]
         if not own:
             continue
-        lines: list[tuple[str, Row | None]] = []
+        lines: list[tuple[str, ReportRow | None]] = []
         for label in table.labels:
             matches = [row for row in own if table.cell(row)[0] == label]
             lines += [(label, row) for row in matches] or [(label, None)]
@@ -101,7 +103,7 @@ def by_table(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row |
     if further:
         labels = tuple(dict.fromkeys(row["label"] for row in further))
         blank = ("",) * len(labels)
-        other = Table(
+        other = PaperTable(
             OTHER, "not in the report", ("",), labels, blank, frozenset(), {}, frozenset()
         )
         yield other, [(row["label"], row) for row in further]
@@ -119,7 +121,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A line of a table as the texts of its cells: a row of ours (`measured`), or a row of the report without one,
     whose `status` is the reason. `others` has the report's numbers of other models."""
 
@@ -145,18 +147,18 @@ class Line:
 
 
 def _line(
-    table: Table,
+    table: PaperTable,
     label: str,
-    row: Row | None,
+    row: ReportRow | None,
     others: Sequence[str] = (),
     skipped: frozenset[tuple[str, str]] = frozenset(),
-) -> Line:
+) -> TableLine:
     """Return the line of a label; `others` are columns of the report, `skipped` rows of benchmarks left out."""
     in_report = row is None or bool(row["table"])
     lower = in_report and lower_is_better(table.name, label)
     key = table.cell(row) if row else (label, table.phi)
     status = row["status"] if row else _reason(table, label, skipped)
-    line = Line(
+    line = TableLine(
         css="extra" if not in_report else "mean" if label in table.means else "",
         label=f"{label} (ours: {row['ours']})" if row and row.get("ours") else label,
         arrow=" ↓" if lower and "lower better" not in label else "",
@@ -193,12 +195,12 @@ def _line(
     return replace(line, difference=f"{difference:+.{places}f}", difference_css=css)
 
 
-def _cell(table: Table, key: tuple[str, str]) -> Cell:
+def _cell(table: PaperTable, key: tuple[str, str]) -> Cell:
     value = table.value(*key)
     return Cell() if value is None else Cell(f"{value:.{table.decimals}f}", key in table.recovered)
 
 
-def _reason(table: Table, label: str, skipped: frozenset[tuple[str, str]]) -> str:
+def _reason(table: PaperTable, label: str, skipped: frozenset[tuple[str, str]]) -> str:
     """Return why a row of the report has no number of ours."""
     if (table.name, label) in PRIVATE:
         return "private"
@@ -210,7 +212,7 @@ def _reason(table: Table, label: str, skipped: frozenset[tuple[str, str]]) -> st
 # Markdown -----------------------------------------------------------------------------------------
 
 
-def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
+def markdown(rows: Sequence[ReportRow], *, level: int = 3) -> str:
     """Return our rows as a Markdown table for each table of the report."""
     tables_of_rows = [
         (table, [_line(table, label, row) for label, row in lines if row is not None])
@@ -226,10 +228,10 @@ def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
 class Section:
     """A table of the page: its id, the columns of other models, its lines."""
 
-    table: Table
+    table: PaperTable
     anchor: str
     others: Sequence[str]
-    lines: Sequence[Line]
+    lines: Sequence[TableLine]
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -259,7 +261,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _section(
-    table: Table, lines: Sequence[tuple[str, Row | None]], skipped: Mapping[str, Any]
+    table: PaperTable, lines: Sequence[tuple[str, ReportRow | None]], skipped: Mapping[str, Any]
 ) -> Section:
     several = sum(column.startswith("Phi-4") for column in table.columns) > 1
     others = [column for column in table.columns if several or column != table.phi]

@@ -28,7 +28,7 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Part, Text
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-Line = dict[str, Any]
+CacheLine = dict[str, Any]
 
 
 class ResponseCache:
@@ -65,7 +65,7 @@ class ResponseCache:
             self.sent, self.cached = self.sent + (not cached), self.cached + cached
         return line["answer"]
 
-    def find(self, key: str) -> Line | None:
+    def find(self, key: str) -> CacheLine | None:
         """The line with a key, None without one."""
         with self._lock:
             size = self.path.stat().st_size if self.path.exists() else 0
@@ -83,7 +83,7 @@ class ResponseCache:
                 return line
         return None  # the file was replaced
 
-    def store(self, lines: Mapping[str, Line]) -> dict[str, Line]:
+    def store(self, lines: Mapping[str, CacheLine]) -> dict[str, CacheLine]:
         """Store lines by key, and return the stored ones: another process's, if it was first."""
         with self._lock, _append(self.path) as file:
             stored = {key: self.find(key) for key in lines}
@@ -136,14 +136,14 @@ def dump(line: Mapping[str, Any]) -> str:
     return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
 
 
-def whole_lines(path: Path) -> Iterator[Line]:
+def whole_lines(path: Path) -> Iterator[CacheLine]:
     """The objects of a JSON lines file, without incomplete lines."""
     # In binary: lines end with b"\n" alone, and answers may contain other line separators.
     with path.open("rb") as file:
         yield from filter(None, map(_parse, file))
 
 
-def _parse(text: bytes) -> Line | None:
+def _parse(text: bytes) -> CacheLine | None:
     try:
         line = json.loads(text.decode(errors="replace"))
     except (json.JSONDecodeError, RecursionError):

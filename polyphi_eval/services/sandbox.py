@@ -94,7 +94,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Result:
+class SandboxResult:
     """The result of a run. `ended`: "ok" (exit code 0), "error" (another code), "timeout", "memory", "output" (too
     much), "disk" (too many or too large files, without namespaces; in them writing fails), or "killed" by a signal.
     `exit` is None if the run was stopped. `isolated`: whether it ran in namespaces."""
@@ -114,7 +114,7 @@ def run(
     limits: Limits = Limits(),
     weak: bool = False,
     python: Path | None = None,
-) -> Result:
+) -> SandboxResult:
     """Run `code` as a program and return its result. Raises ValueError if it can't be isolated and `weak` is False.
     `python`: interpreter of a virtual environment whose packages the code may use, instead of this Python's."""
     reason = unavailable()
@@ -139,7 +139,7 @@ def unavailable() -> str | None:
 
 def _run(
     code: str, stdin: str, limits: Limits, isolated: bool, python: Path | None = None
-) -> Result:
+) -> SandboxResult:
     with (
         # Private (mode 0700): another user who could replace the program would run it as this one.
         tempfile.TemporaryDirectory(prefix="polyphi-", ignore_cleanup_errors=True) as folder,
@@ -195,7 +195,7 @@ def _run(
         raise OSError(report["failed"])
     exit = report.get("exit") if stopped is None else None
     ended = stopped or ("output" if output_full else _end_reason(exit, texts[1]))
-    return Result(texts[0], texts[1], exit, ended, seconds, isolated)
+    return SandboxResult(texts[0], texts[1], exit, ended, seconds, isolated)
 
 
 def _prefixes(python: Path | None) -> list[str]:

@@ -184,7 +184,7 @@ def outputs(
     return verify
 
 
-def _failure(result: sandbox.Result) -> str:
+def _failure(result: sandbox.SandboxResult) -> str:
     ends = {
         "timeout": "its code takes too long",
         "memory": "its code takes too much memory",

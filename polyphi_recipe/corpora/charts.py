@@ -75,7 +75,7 @@ def trend(scene: Scene) -> SceneSample:
     return image_question(drawn.image, "Does the line go up or down?", answer, layout="chart")
 
 
-def _table(scene: Scene, largest: int) -> tables.Table:
+def _table(scene: Scene, largest: int) -> tables.DrawnTable:
     """Draw a table of two or three columns and two to four rows, in large images up to `MOST_TIMES` as many; the
     numbers of a column are different."""
     crops = int(scene.crops())

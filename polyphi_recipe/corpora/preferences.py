@@ -28,7 +28,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "preferences", make)
 
 
-Row = tuple[tuple[Message, ...], dict]
+PreferenceRow = tuple[tuple[Message, ...], dict]
 
 
 def _balanced(work: Work, split: str, rng: Random) -> Iterator[PreferencePair]:
@@ -40,7 +40,7 @@ def _balanced(work: Work, split: str, rng: Random) -> Iterator[PreferencePair]:
     )
 
 
-def _safety(request: PreferencePair) -> Row:
+def _safety(request: PreferencePair) -> PreferenceRow:
     meta = {
         "task": "refusal" if request.harmful else "overrefusal",
         "language": request.language,
@@ -50,7 +50,7 @@ def _safety(request: PreferencePair) -> Row:
     return (Message.user(request.question), Message.assistant(request.chosen)), meta
 
 
-def _helpful(work: Work, rng: Random) -> Iterator[Row]:
+def _helpful(work: Work, rng: Random) -> Iterator[PreferenceRow]:
     """Yield pairs of a right answer and the answer to another question of the family, or an unhelpful phrase."""
     others: dict[str, QA] = {}
     for qa in training(work, rng):

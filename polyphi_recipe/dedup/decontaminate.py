@@ -39,7 +39,7 @@ from polyphi_recipe.dedup.text_index import Exchange, TextIndex
 from polyphi_recipe.pipeline.corpus import Work
 from polyphi_recipe.pipeline.documents import edit, note
 
-Source = Iterable[Sample] | Path | str
+ItemSource = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
 WAYS = ("quoted", "reworded", "same bytes", "whole picture", "cropped picture", "landmarks")
 """The searches: texts word for word and in other words, media by their bytes, images that are copies of an indexed one
@@ -65,7 +65,7 @@ class Contamination:
         return {"sample": sample, **asdict(self)}
 
 
-def items(source: Source) -> Iterator[Sample]:
+def items(source: ItemSource) -> Iterator[Sample]:
     """Yield the samples of an evaluation set. A line of a JSONL file has `messages` (OpenAI's form; paths are relative
     to the file) or `text`, or `question` and `answer`, and optionally an `id`, by default its number. Raises ValueError
     for a line with none of them, and for a path that is neither a folder nor a file."""
@@ -130,7 +130,7 @@ class Index:
     digests: dict[str, int]
 
     @classmethod
-    def of(cls, sets: Mapping[str, Source], ways: Collection[str] = WAYS) -> "Index":
+    def of(cls, sets: Mapping[str, ItemSource], ways: Collection[str] = WAYS) -> "Index":
         """Build an index for the searches `ways`, reading every set once. Raises ValueError for a medium that can't be
         decoded, with its item, and for an unknown way."""
         if unknown := set(ways) - set(WAYS):

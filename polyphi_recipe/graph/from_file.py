@@ -24,7 +24,7 @@ from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.graph.teacher_rows import TABLE, rows_of
 from polyphi_recipe.imports import recognisers
 from polyphi_recipe.recipe.file import CorpusTable, RecipeFile
-from polyphi_recipe.recipe.parts import Part, open_part
+from polyphi_recipe.recipe.parts import ModelPart, open_part
 from polyphi_recipe.recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.stages.lineage import REPLACED, TRAINED
@@ -217,7 +217,7 @@ def _is_below(path: str, known: set[str]) -> bool:
     return path in known or any(str(parent) in known for parent in Path(path).parents)
 
 
-def _part_of_run(name: str, source: str, folder: Path) -> Part | None:
+def _part_of_run(name: str, source: str, folder: Path) -> ModelPart | None:
     """The part from RUN/stages/NAME, a finished stage of another run; None for another source. Raises ValueError where
     the stage's model lacks it."""
     stage_folder = folder / source
@@ -235,7 +235,7 @@ def _part_of_run(name: str, source: str, folder: Path) -> Part | None:
         model, _ = lineage.assemble(after, config, run / "stages", seed)
         return model.state_dict()
 
-    return Part(
+    return ModelPart(
         name,
         source,
         getattr(config, name),
@@ -246,7 +246,7 @@ def _part_of_run(name: str, source: str, folder: Path) -> Part | None:
 
 
 def _size(
-    table: RecipeFile, size: Size, parts: Mapping[str, Part], every: Mapping[str, Stage]
+    table: RecipeFile, size: Size, parts: Mapping[str, ModelPart], every: Mapping[str, Stage]
 ) -> Size:
     """The size with the shapes of parts, and the budgets of the file."""
     model = ModelConfig(

@@ -545,7 +545,7 @@ class Run:
                 self.data,
                 self.runs / stage.name,
                 options=replace(self.options, base=base),
-                caller=RunContext(
+                context=RunContext(
                     precision=self.choice,
                     fresh=self.fresh(stage),
                     origins=origins,

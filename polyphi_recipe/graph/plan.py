@@ -18,7 +18,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches, work
 from polyphi.planning.devices import DEVICES, Device, cluster
-from polyphi.planning.example_rows import Row, example_rows, longest_row
+from polyphi.planning.example_rows import ExampleRow, example_rows, longest_row
 from polyphi.planning.fit import advice, context_shardable, fitting, flags, shardable
 from polyphi.planning.load import Load
 from polyphi.planning.options import Hardware
@@ -92,7 +92,7 @@ TOKENS_PER_SECOND = 12.5
 
 
 @cache
-def measured_row(recipe: Recipe, corpus: str) -> Row | None:
+def measured_row(recipe: Recipe, corpus: str) -> ExampleRow | None:
     """A typical row of a corpus with sources, by their first rows: the mean lengths of texts, the images of the row
     that has most, the longest audio. None for a built-in corpus."""
     if recipe.imported(corpus) is None:
@@ -106,7 +106,7 @@ def measured_row(recipe: Recipe, corpus: str) -> Row | None:
     pictures = max(([i.source for i in media(one.messages, Image)] for one in own.tried), key=len)
     audio = [a.source for one in own.tried for a in media(one.messages, Audio)]
     seconds = [count / rate for count, rate in map(audio_size, audio)]
-    return Row(
+    return ExampleRow(
         ceil(sum(texts) / len(texts) / CHARACTERS_PER_TOKEN),
         None
         if own.kinds == {"document"}
@@ -117,7 +117,7 @@ def measured_row(recipe: Recipe, corpus: str) -> Row | None:
     )
 
 
-def estimated_tokens(row: Row, model: ModelConfig) -> float:
+def estimated_tokens(row: ExampleRow, model: ModelConfig) -> float:
     """The tokens of a typical row: of text, of images at their number of crops, of audio."""
     tokens = row.text + TOKENS_PER_SECOND * row.seconds
     for name, own in model.further.items():

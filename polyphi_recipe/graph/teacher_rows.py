@@ -61,7 +61,7 @@ STEP = "Teacher ("
 
 
 @dataclass(frozen=True)
-class Row:
+class TeacherRow:
     """A synthesis of a corpus, the teacher that it needs (text, vision or speech), and the tasks (`meta["task"]`) of
     the samples that it applies to, by default all."""
 
@@ -71,38 +71,42 @@ class Row:
 
 
 _SPOKEN = tuple(
-    Row("text", speech_translation(language, at_least=BACK_TRANSLATED)) for language in LANGUAGES
+    TeacherRow("text", speech_translation(language, at_least=BACK_TRANSLATED))
+    for language in LANGUAGES
 )
-TABLE: Mapping[str, tuple[Row, ...]] = {
-    "documents": (Row("text", PASSAGE),),
-    "code": (Row("text", CODE_DOCUMENT),),
-    "instructions": (Row("text", CONSTRAINED_INSTRUCTION), Row("text", CODE_ANSWER)),
-    "tools": (Row("text", TOOL_CONVERSATION),),
-    "summaries": (Row("text", TEXT_SUMMARY),),
+TABLE: Mapping[str, tuple[TeacherRow, ...]] = {
+    "documents": (TeacherRow("text", PASSAGE),),
+    "code": (TeacherRow("text", CODE_DOCUMENT),),
+    "instructions": (TeacherRow("text", CONSTRAINED_INSTRUCTION), TeacherRow("text", CODE_ANSWER)),
+    "tools": (TeacherRow("text", TOOL_CONVERSATION),),
+    "summaries": (TeacherRow("text", TEXT_SUMMARY),),
     "preferences": (
-        Row("text", PREFERENCE, ("helpful",)),
-        Row("text", SAFETY, ("refusal", "overrefusal")),
-        Row("text", SAFETY_TRANSLATED, ("refusal", "overrefusal")),
+        TeacherRow("text", PREFERENCE, ("helpful",)),
+        TeacherRow("text", SAFETY, ("refusal", "overrefusal")),
+        TeacherRow("text", SAFETY_TRANSLATED, ("refusal", "overrefusal")),
     ),
-    "reasoning_documents": (Row("text", REASONING_DOCUMENT),),
-    "reasoning_sft": (Row("text", REASONING_PROBLEM), Row("text", MATH_REASONING)),
-    "reasoning_pairs": (Row("text", CORRECTION), Row("text", TYPICAL_MISTAKE)),
-    "captions": (Row("vision", IMAGE_CAPTION),),
-    "grounding": (Row("vision", GROUNDING),),
-    "ocr": (Row("vision", PAGE_QUESTIONS),),
-    "charts": (Row("vision", CHART_QUESTIONS),),
-    "image_qa": (Row("vision", IMAGE_QUESTIONS),),
+    "reasoning_documents": (TeacherRow("text", REASONING_DOCUMENT),),
+    "reasoning_sft": (TeacherRow("text", REASONING_PROBLEM), TeacherRow("text", MATH_REASONING)),
+    "reasoning_pairs": (TeacherRow("text", CORRECTION), TeacherRow("text", TYPICAL_MISTAKE)),
+    "captions": (TeacherRow("vision", IMAGE_CAPTION),),
+    "grounding": (TeacherRow("vision", GROUNDING),),
+    "ocr": (TeacherRow("vision", PAGE_QUESTIONS),),
+    "charts": (TeacherRow("vision", CHART_QUESTIONS),),
+    "image_qa": (TeacherRow("vision", IMAGE_QUESTIONS),),
     "multi_image": (
-        Row("vision", PICTURE_QUESTIONS, ("which_picture", "same", "frames")),
-        Row("vision", FRAME_QUESTIONS, ("motion", "video_event", "video_summary")),
+        TeacherRow("vision", PICTURE_QUESTIONS, ("which_picture", "same", "frames")),
+        TeacherRow("vision", FRAME_QUESTIONS, ("motion", "video_event", "video_summary")),
     ),
     "ast": _SPOKEN,
     "sqa": (
-        Row("text", SPEECH_QUESTIONS, ("clip",)),
-        Row("text", KNOWN_ANSWER, ("arithmetic", "compare", "yes_no")),
+        TeacherRow("text", SPEECH_QUESTIONS, ("clip",)),
+        TeacherRow("text", KNOWN_ANSWER, ("arithmetic", "compare", "yes_no")),
     ),
-    "speech_summary": (Row("text", RECORDING_SUMMARIES),),
-    "audio_understanding": (Row("text", AUDIO_QUESTIONS), Row("speech", HEARD_QUESTIONS)),
+    "speech_summary": (TeacherRow("text", RECORDING_SUMMARIES),),
+    "audio_understanding": (
+        TeacherRow("text", AUDIO_QUESTIONS),
+        TeacherRow("speech", HEARD_QUESTIONS),
+    ),
 }
 """Corpus -> what writes for it. With several, each row of the generator goes to one of them, in turn."""
 SHARE = 0.5
@@ -112,7 +116,7 @@ REPLACED = ("reasoning_pairs",)
 RUNS_CODE = (CODE_ANSWER, CODE_DOCUMENT)
 
 
-def rows_of(corpus: str, teachers: Teachers | None) -> tuple[Row, ...]:
+def rows_of(corpus: str, teachers: Teachers | None) -> tuple[TeacherRow, ...]:
     """Return what writes for a corpus with these teachers; without a sandbox nothing that runs code."""
     if teachers is None or (teachers.corpora and corpus not in teachers.corpora):
         return ()

@@ -50,7 +50,7 @@ from polyphi_recipe.imports import recognisers
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.pipeline.documents import note
 from polyphi_recipe.pipeline.pipeline import across_folder
-from polyphi_recipe.recipe.file import CorpusTable, Source
+from polyphi_recipe.recipe.file import CorpusSource, CorpusTable
 from polyphi_recipe.recipe.recipe import OWN_TASK, Recipe
 from polyphi_recipe.text.lexicon import LANGUAGES
 
@@ -101,7 +101,7 @@ class Imported:
         return {modality.name: ItemReader(modality) for modality in self.modalities}
 
     @cached_property
-    def files(self) -> list[tuple[Source, SourceFile]]:
+    def files(self) -> list[tuple[CorpusSource, SourceFile]]:
         """The files of all sources of training rows, or of rows of both splits. Raises ValueError for a source without
         files."""
         return [
@@ -109,7 +109,7 @@ class Imported:
         ]
 
     @cached_property
-    def test_files(self) -> list[tuple[Source, SourceFile]]:
+    def test_files(self) -> list[tuple[CorpusSource, SourceFile]]:
         """The files of held-out rows: those of sources for them, else of sources without a split; none if no row is
         held out."""
         if self._has_test_source:
@@ -286,7 +286,7 @@ def check_images(recipe: Recipe, stage: Stage) -> None:
                 )
 
 
-def _estimated_rows(files: Sequence[tuple[Source, SourceFile]]) -> int:
+def _estimated_rows(files: Sequence[tuple[CorpusSource, SourceFile]]) -> int:
     """About how many rows files have; of many files, less of each is read."""
     each = max(MIN_ESTIMATE, min(BUDGET, ESTIMATE // max(1, len(files))))
     return sum(estimated_rows(file, each) for _, file in files)
@@ -297,7 +297,9 @@ def _kinds(one: Sample) -> Iterator[str]:
     yield "document" if one.messages[0].role == "document" else "text"
 
 
-def _read(source: Source, file: SourceFile, readers: Mapping[str, Reader] = {}) -> Iterator[Sample]:
+def _read(
+    source: CorpusSource, file: SourceFile, readers: Mapping[str, Reader] = {}
+) -> Iterator[Sample]:
     """Samples of a file; an unreadable row is a document with the error. Raises ValueError for a file that is damaged
     as a whole. The source of each is the path in the recipe file, by which losses are counted (drop_warning.py)."""
     return (_parse(row, location, source, file, readers) for location, row in rows(file))
@@ -306,7 +308,7 @@ def _read(source: Source, file: SourceFile, readers: Mapping[str, Reader] = {}) 
 def _parse(
     row: Any,
     location: str,
-    source: Source,
+    source: CorpusSource,
     file: SourceFile,
     readers: Mapping[str, Reader],
     decode: bool = True,

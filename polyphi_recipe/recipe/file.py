@@ -68,7 +68,7 @@ Format = Literal[
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """A table of the file: unknown keys are errors, and values have exactly the types that are named."""
 
     model_config = ConfigDict(
@@ -76,7 +76,7 @@ class Table(BaseModel):
     )
 
 
-class Source(Table):
+class CorpusSource(TomlTable):
     """Where rows of a corpus come from."""
 
     path: str
@@ -122,7 +122,7 @@ def _source(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-class Filters(Table):
+class Filters(TomlTable):
     """The filters of an imported corpus; each applies to the samples that it is for, and can be turned off."""
 
     language: bool = True
@@ -154,11 +154,14 @@ class Filters(Table):
     """The share of unreadable rows above which the import stops."""
 
 
-class CorpusTable(Table):
+class CorpusTable(TomlTable):
     """A corpus: its sources, or the built-in generator."""
 
     sources: tuple[
-        Annotated[Source, BeforeValidator(_source, json_schema_input_type=str | Source)], ...
+        Annotated[
+            CorpusSource, BeforeValidator(_source, json_schema_input_type=str | CorpusSource)
+        ],
+        ...,
     ] = Field(default=(), strict=False)
     """Paths, or tables with a path and more."""
     rows: PositiveInt | None = None
@@ -172,7 +175,7 @@ class CorpusTable(Table):
     filters: Filters = Filters()
 
 
-class StageTable(Table):
+class StageTable(TomlTable):
     """A stage: values that replace those of the size, or a stage of your own."""
 
     file: str | None = None
@@ -188,7 +191,7 @@ class StageTable(Table):
     """Corpus -> its weight in the stage."""
 
 
-class Parts(Table):
+class Parts(TomlTable):
     """What exists already: a checkpoint's folder, hub id (owner/name@revision), or the folder of a run's stage."""
 
     decoder: str | None = None
@@ -204,7 +207,7 @@ def _address(value: str) -> str:
     return value
 
 
-class Teacher(Table):
+class Teacher(TomlTable):
     """A model at an OpenAI-compatible endpoint."""
 
     address: Annotated[str, AfterValidator(_address)]
@@ -224,7 +227,7 @@ def _teacher(value: Any) -> Any:
 SomeTeacher = Annotated[Teacher, BeforeValidator(_teacher, json_schema_input_type=str | Teacher)]
 
 
-class Teachers(Table):
+class Teachers(TomlTable):
     """Models that write rows of the built-in corpora: each an address, or a table with an address and more."""
 
     text: SomeTeacher | None = None
@@ -243,7 +246,7 @@ class Teachers(Table):
     """Requests that are sent at the same time."""
 
 
-class RecipeFile(Table):
+class RecipeFile(TomlTable):
     """What a run is made from."""
 
     size: str
@@ -311,11 +314,11 @@ def _place(loc: tuple[Any, ...] | list[Any]) -> str:
 
 def _keys(places: list[Any]) -> list[str]:
     """The keys of the table at a location."""
-    tables: dict[str, type[Table]] = {
+    tables: dict[str, type[TomlTable]] = {
         "parts": Parts,
         "corpora": CorpusTable,
         "stages": StageTable,
-        "sources": Source,
+        "sources": CorpusSource,
         "filters": Filters,
     }
     if places[:1] == ["teachers"]:

@@ -41,7 +41,7 @@ POSITIONS = "vision.encoder.position_embedding.weight"
 
 
 @dataclass(frozen=True)
-class Part(Mapping[str, Tensor]):
+class ModelPart(Mapping[str, Tensor]):
     """A part: tensors by our names ("decoder.norm.weight"), each with its stored dtype, as `read` returns them.
     `source` is as the recipe file names it, `files` have the weights, `tokenizer` is the folder of the language model's
     tokenizer, `hub_name` the repository and revision of a checkpoint of the Hub."""
@@ -96,7 +96,7 @@ class Part(Mapping[str, Tensor]):
         }
 
 
-def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> Part:
+def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelPart:
     """The part `name` from a checkpoint: a folder, which may be relative to `folder`, or a hub id. `full` has the crop
     size of images. Raises ValueError for a checkpoint of another architecture, or with shapes that don't fit."""
     is_local = (folder / source).exists()
@@ -108,7 +108,7 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> Part:
         assert full.vision is not None
         config = siglip_config(path, full.vision)
         read = partial(siglip_tensors, path, config)
-        return Part(name, source, config, read, tuple(weight_files(path)), None, hub_name)
+        return ModelPart(name, source, config, read, tuple(weight_files(path)), None, hub_name)
     try:
         model = read_config(path)
     except ValueError as error:
@@ -120,7 +120,7 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> Part:
         raise ValueError(f"expected {expected}, found {error}") from None
     if getattr(model, name) is None:
         raise ValueError(f"{source} has no {name} encoder; expected a Phi-4-multimodal")
-    return Part(
+    return ModelPart(
         name,
         source,
         getattr(model, name),

@@ -17,7 +17,7 @@ from polyphi.train.stage import Budget, Stage
 from polyphi.types.modality import ModalityEntry, load_modality
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import capacities
-from polyphi_recipe.recipe.parts import Part
+from polyphi_recipe.recipe.parts import ModelPart
 from polyphi_recipe.stages.lineage import EXPORTED, Lineage
 from polyphi_recipe.stages.sizes import Size
 
@@ -31,7 +31,7 @@ class Recipe:
     name: str
     size: Size
     stages: Mapping[str, Stage]
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, ModelPart] = field(default_factory=dict)
     corpora: Mapping[str, Any] = field(default_factory=dict)
     shares: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     targets: tuple[str, ...] = ()

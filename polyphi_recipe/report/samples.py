@@ -28,7 +28,7 @@ GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}
 """Number of further samples, by modality."""
 OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")
 SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
-Row = Mapping[str, Any]
+ReportRow = Mapping[str, Any]
 
 
 class Draw:
@@ -36,7 +36,7 @@ class Draw:
     audio clip."""
 
     def __init__(
-        self, run: Path, results: Sequence[Row], seed: int | None, *, own: bool = False
+        self, run: Path, results: Sequence[ReportRow], seed: int | None, *, own: bool = False
     ) -> None:
         """`results` are the rows of `rescore(run / "eval")`. With `own`, of a recipe file's run, the examples are of
         the tasks of its corpora with sources, not of core tasks."""
@@ -85,22 +85,22 @@ class Draw:
         return entries
 
 
-def is_main(result: Row, own: bool) -> bool:
+def is_main(result: ReportRow, own: bool) -> bool:
     """Whether a task is a main one of the page: one of the core, or with `own` one of a corpus with sources."""
     return result["task"].startswith(OWN_TASK) if own else bool(result["core"])
 
 
-def task_score(result: Row) -> str:
+def task_score(result: ReportRow) -> str:
     """How good the answers to a task are: "this task: accuracy 53.0 %"."""
     return f"this task: {METRICS[result['metric']]} {number(result['metric'], result['score'])}"
 
 
-def _ids(entry: Row) -> set[str]:
+def _ids(entry: ReportRow) -> set[str]:
     """The ids of an entry's sample, images and audio clips."""
     return {entry["id"], *(m["sha256"] for m in entry["media"])}
 
 
-def _lines(run: Path, result: Row, seed: int | None) -> list[dict[str, Any]]:
+def _lines(run: Path, result: ReportRow, seed: int | None) -> list[dict[str, Any]]:
     """The answers to a task's samples that may be published, shuffled."""
     lines = [
         x
@@ -111,7 +111,7 @@ def _lines(run: Path, result: Row, seed: int | None) -> list[dict[str, Any]]:
     return lines
 
 
-def _publishable(x: Row) -> bool:
+def _publishable(x: ReportRow) -> bool:
     """Whether a sample may be published on a page that people commit and share."""
     if SHARE_ALIKE.search(x["licence"]):
         return False
@@ -120,7 +120,7 @@ def _publishable(x: Row) -> bool:
 
 
 def _candidates(
-    run: Path, result: Row, lines: Sequence[Row]
+    run: Path, result: ReportRow, lines: Sequence[ReportRow]
 ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     """(entry of the page, its media), in the order of the lines, without those that are too large."""
     folder = run / "data" / result["corpus"] / "test"

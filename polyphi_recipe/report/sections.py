@@ -17,7 +17,7 @@ from polyphi_eval.report import tables as eval_tables
 from polyphi_recipe.report import drawing
 from polyphi_recipe.report.samples import is_main
 
-Report = Mapping[str, Any]
+RunReport = Mapping[str, Any]
 SECTIONS = {
     "examples": "Examples",
     "core": "Core tasks",
@@ -93,7 +93,7 @@ SYNTHETIC = (
 )
 
 
-def render(report: Report, media: Mapping[str, bytes]) -> str:
+def render(report: RunReport, media: Mapping[str, bytes]) -> str:
     """The page as HTML, without scripts and external requests, in light and dark colours. Sections without content are
     omitted."""
     return render_page(
@@ -115,12 +115,12 @@ def memory(n: float | None) -> str:
     return f"{n / 1e9:.1f} GB" if n else "–"
 
 
-def losses(stage: Report) -> str:
+def losses(stage: RunReport) -> str:
     """The loss at the beginning and end of a stage: "8.3 → 2.1"."""
     return f"{stage['loss_first']:.3g} → {stage['loss_last']:.3g}" if stage["curve"] else "–"
 
 
-def speed(stage: Report) -> str:
+def speed(stage: RunReport) -> str:
     """A stage's training throughput: "1.2k tokens/s, 30 s of audio/s"."""
     rates = stage["speed"]
     texts = [
@@ -131,7 +131,7 @@ def speed(stage: Report) -> str:
     return ", ".join(texts) or "–"
 
 
-def waste(stage: Report) -> str:
+def waste(stage: RunReport) -> str:
     """Shares of padding: of the rows in attention, and of the crops' patches."""
     padded, blank = stage["waste"]["padding"], stage["waste"]["blank"]
     if padded is None:
@@ -139,20 +139,20 @@ def waste(stage: Report) -> str:
     return f"{padded:.1%}" + (f", patches {blank:.1%}" if blank else "")
 
 
-def dropped(split: Report) -> str:
+def dropped(split: RunReport) -> str:
     """Numbers of samples that the steps of a split dropped: "dropped: 33 Language, 5 Duplicates; of 4,600"; "" for
     none."""
     steps = [f"{n:,} {step.split('-')[0]}" for step, n in split.get("dropped", {}).items()]
     return f"dropped: {', '.join(steps)}; of {split['read']:,}" if steps else ""
 
 
-def warnings(report: Report) -> list[str]:
+def warnings(report: RunReport) -> list[str]:
     """The warnings about splits and sources that lost most of their samples."""
     splits = (split for corpus in report["data"]["corpora"].values() for split in corpus.values())
     return [split["warning"] for split in splits if split["warning"]]
 
 
-def effect(result: Report) -> tuple[str, str, str, str]:
+def effect(result: RunReport) -> tuple[str, str, str, str]:
     """An effect's value, its interval, the value that it exceeds by the claim, and the smallest detectable one."""
     unit = f" {result['unit']}".rstrip()
     value, low, high, above, smallest = (
@@ -161,7 +161,7 @@ def effect(result: Report) -> tuple[str, str, str, str]:
     return value + unit, f"{low} to {high}", above, smallest
 
 
-def precision(report: Report) -> str:
+def precision(report: RunReport) -> str:
     """The precision of training and its reason: "fp32: this CPU has no bfloat16 instructions"."""
     choice = report["precision"]
     return f"{choice['precision']}: {choice['reason']}" if choice else "–"
@@ -173,18 +173,18 @@ def code(text: str) -> str:
     return f"`{line[:MAX_TEXT]}{'…' if len(line) > MAX_TEXT else ''}`"
 
 
-def texts(report: Report) -> dict[str, str]:
+def texts(report: RunReport) -> dict[str, str]:
     """Titles and sentences that depend on whether the run is of a size or of a recipe file."""
     return OF_FILE if report["recipe"] else BUILT_IN
 
 
-def command(report: Report) -> str:
+def command(report: RunReport) -> str:
     """The command that makes the run again."""
     recipe = f"{report['recipe']}.toml" if report["recipe"] else report["size"]
     return f"polyphi reproduce {recipe} --out DIR --seed {report['seed']}"
 
 
-def intro(report: Report) -> str:
+def intro(report: RunReport) -> str:
     """Sentences that describe the model of the run."""
     sentences = (
         "A language model is trained and then frozen; encoders, projectors and a mixture of LoRAs add vision and "
@@ -203,7 +203,7 @@ def intro(report: Report) -> str:
     return sentences
 
 
-def headline(report: Report) -> list[tuple[str, str]]:
+def headline(report: RunReport) -> list[tuple[str, str]]:
     """The key numbers of the run, each with its label."""
     s = report["summary"]
     numbers = [(f"{s['stages_done']} of {s['stages']}", "stages")]
@@ -228,15 +228,15 @@ def headline(report: Report) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- rows of tables
 
 
-def task_groups(report: Report) -> dict[str, list[Report]]:
+def task_groups(report: RunReport) -> dict[str, list[RunReport]]:
     """The tasks of the sections "core" (those of the file's corpora, in the run of a recipe file) and "beyond"."""
-    groups: dict[str, list[Report]] = {"core": [], "beyond": []}
+    groups: dict[str, list[RunReport]] = {"core": [], "beyond": []}
     for row in report["tasks"]:
         groups["core" if is_main(row, bool(report["recipe"])) else "beyond"].append(row)
     return groups
 
 
-def by_modality(rows: Iterable[Report]) -> list[dict[str, Any]]:
+def by_modality(rows: Iterable[RunReport]) -> list[dict[str, Any]]:
     """The rows of tasks grouped by modality: modality, title, a note on how many beat their baselines, rows."""
     rows, groups = list(rows), []
     for modality, title in tables.MODALITIES.items():
@@ -252,7 +252,7 @@ def by_modality(rows: Iterable[Report]) -> list[dict[str, Any]]:
     return groups
 
 
-def task_row(r: Report) -> dict[str, Any]:
+def task_row(r: RunReport) -> dict[str, Any]:
     """A task's result as the texts of its row; None for a part that the result doesn't have."""
     metric = r["metric"]
     unit = 100 if metric == "bleu" else 1
@@ -286,14 +286,14 @@ def task_row(r: Report) -> dict[str, Any]:
     }
 
 
-def frozen_rows(report: Report) -> list[tuple[Report, Report | None]]:
+def frozen_rows(report: RunReport) -> list[tuple[RunReport, RunReport | None]]:
     """Stages that have frozen tensors or a check of the text logits, each with that check."""
     checks = {e["stage"]: e for e in report["freeze"]}
     rows = [(s, checks.get(s["name"])) for s in report["stages"]]
     return [(s, check) for s, check in rows if s["frozen_tensors"] or check]
 
 
-def benchmark_rows(report: Report) -> list[dict[str, Any]]:
+def benchmark_rows(report: RunReport) -> list[dict[str, Any]]:
     """The run's scores on the benchmarks of the report's tables, in the tables' order."""
     return [
         {
@@ -309,7 +309,7 @@ def benchmark_rows(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def step_seconds(report: Report) -> dict[str, float]:
+def step_seconds(report: RunReport) -> dict[str, float]:
     """The seconds of each step of the run, without their total."""
     seconds = report["timings"].get("seconds", {})
     return {step: time for step, time in seconds.items() if step != "total"}

@@ -31,7 +31,7 @@ EXPORTED = {
     "model": ("joint_1_vision_speech", "native"),
 }
 """Folder of a run with an exported model -> the stage after which it is exported, and its layout."""
-Part = Mapping[str, Tensor]
+PartTensors = Mapping[str, Tensor]
 """The tensors of a part by our names (parts.py), mapped into memory."""
 REPLACED = {
     "decoder": ("text_1_pretrain", "text_2_long", "text_3_post", "text_4_align"),
@@ -71,7 +71,7 @@ class Lineage:
     some of them: a part's tensors are those that these stages would have trained."""
 
     stages: Mapping[str, Stage]
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, PartTensors] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
         """The stage with the given name. Raises ValueError with the nearest name for an unknown one."""

@@ -87,7 +87,7 @@ class Synthesis:
 
 
 @dataclass(frozen=True)
-class Request:
+class SynthesisRequest:
     """A request to a teacher, or, with `by_judge`, to the judge. `attempt` counts from 0; `check` is the number of the
     request among those that check the answers of an attempt, 0 for the first prompt."""
 
@@ -159,14 +159,14 @@ class Answers:
         self._in_flight: set[str] = set()
         self._lock = Lock()
 
-    def key(self, request: Request, teacher: Teacher) -> str:
+    def key(self, request: SynthesisRequest, teacher: Teacher) -> str:
         return request_key(request.as_json(teacher.name))
 
     def cached(self, key: str) -> dict[str, str] | None:
         """Return the cached answer (`text` and `finish_reason`, or `rejected`), or None."""
         return line["answer"] if (line := self.cache.find(key)) else None
 
-    def answer(self, request: Request, teacher: Teacher, synthesis: str) -> dict[str, str]:
+    def answer(self, request: SynthesisRequest, teacher: Teacher, synthesis: str) -> dict[str, str]:
         """Return the cached answer, or send the request of a synthesis to the teacher and store the answer. Raises
         BudgetSpent where no further request may be sent."""
         payload = request.as_json(teacher.name)
@@ -201,7 +201,7 @@ class Answers:
                 self._in_flight.add(key)
 
 
-def _send(request: Request, teacher: Teacher) -> dict[str, str]:
+def _send(request: SynthesisRequest, teacher: Teacher) -> dict[str, str]:
     try:
         completion = teacher.chat(
             request.messages, sampling=request.sampling, schema=request.schema
@@ -305,7 +305,7 @@ def synthesize_one(
     return outcome
 
 
-def _addressee(teacher: Teacher, judge: Teacher | None, request: Request) -> Teacher:
+def _addressee(teacher: Teacher, judge: Teacher | None, request: SynthesisRequest) -> Teacher:
     """Return who answers a request."""
     return judge if request.by_judge and judge is not None else teacher
 
@@ -314,9 +314,9 @@ def _request_loop(
     synthesis: Synthesis,
     sample: Sample,
     outcome: Outcome,
-    key: Callable[[Request], str],
+    key: Callable[[SynthesisRequest], str],
     teacher: str,
-) -> Generator[Request, dict[str, str], None]:
+) -> Generator[SynthesisRequest, dict[str, str], None]:
     """Process one source sample: yields requests, receives their answers by `send`, fills the outcome."""
     fields = synthesis.read(sample)
     if fields is None:
@@ -326,7 +326,7 @@ def _request_loop(
         request = first_request(synthesis, sample, fields, attempt)
         value, reason = _value(synthesis.schema, (yield request))
 
-        def refuse(reason: str, answer: Json, by: Request = request) -> None:
+        def refuse(reason: str, answer: Json, by: SynthesisRequest = request) -> None:
             outcome.refused.append(Refusal(sample.id, synthesis.name, reason, key(by), answer))
 
         if reason:
@@ -364,12 +364,12 @@ def _request_loop(
 
 def first_request(
     synthesis: Synthesis, sample: Sample, fields: Mapping[str, Json], attempt: int = 0
-) -> Request:
+) -> SynthesisRequest:
     """Return the first request about a source sample."""
     parts = media(sample.messages, synthesis.shows) if synthesis.shows else ()
     sampling = replace(synthesis.sampling, seed=_seed(synthesis, sample, attempt))
     message = Message.user(*parts, synthesis.prompt.strip().format(**fields))
-    return Request((message,), sampling, synthesis.schema, attempt)
+    return SynthesisRequest((message,), sampling, synthesis.schema, attempt)
 
 
 def _seed(synthesis: Synthesis, sample: Sample, attempt: int) -> int:
@@ -380,12 +380,19 @@ def _seed(synthesis: Synthesis, sample: Sample, attempt: int) -> int:
 
 
 def _check_request(
-    synthesis: Synthesis, check: Check, sample: Sample, item: Json, first: Request, number: int
-) -> Request:
+    synthesis: Synthesis,
+    check: Check,
+    sample: Sample,
+    item: Json,
+    first: SynthesisRequest,
+    number: int,
+) -> SynthesisRequest:
     fields = {**(synthesis.read(sample) or {}), "item": item}
     text = check.prompt.strip().format(**fields, answer=json.dumps(item, ensure_ascii=False))
     message = Message.user(*check.shows(sample, item), text)
-    return Request((message,), first.sampling, check.schema, first.attempt, number, check.by_judge)
+    return SynthesisRequest(
+        (message,), first.sampling, check.schema, first.attempt, number, check.by_judge
+    )
 
 
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)

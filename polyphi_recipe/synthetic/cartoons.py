@@ -38,7 +38,7 @@ NEAR, FAR = 30, SIDE - 30  # range of a shape's centre, pixels
 
 
 @dataclass(frozen=True)
-class State:
+class CartoonState:
     """Centre, side (both in pixels) and colour of the shape."""
 
     x: float
@@ -56,7 +56,7 @@ class Cartoon:
     shape: str
     colour: str
     events: tuple[str, ...]
-    states: tuple[State, ...]
+    states: tuple[CartoonState, ...]
     samples: int
     paper: images.RGB
     turn: int
@@ -105,7 +105,7 @@ def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoo
     return Cartoon(scene, shape, colour, tuple(events), tuple(states), samples, paper, turn)
 
 
-def _start(scene: Scene, events: Sequence[str], rgb: tuple[float, float, float]) -> State:
+def _start(scene: Scene, events: Sequence[str], rgb: tuple[float, float, float]) -> CartoonState:
     """Return a first state that leaves space for the first move on each axis and the first change of size."""
 
     def first(axis: int) -> float:
@@ -114,10 +114,10 @@ def _start(scene: Scene, events: Sequence[str], rgb: tuple[float, float, float])
 
     sizes = [SIZES[e] for e in events if e in SIZES]
     side = scene.rng.randint(28, 44) if not sizes else SMALL if sizes[0] > 0 else LARGE
-    return State(first(0), first(1), side, rgb)
+    return CartoonState(first(0), first(1), side, rgb)
 
 
-def _after(state: State, event: str, tints: dict[str, tuple[int, int, int]]) -> State:
+def _after(state: CartoonState, event: str, tints: dict[str, tuple[int, int, int]]) -> CartoonState:
     if event in MOVES:
         dx, dy = MOVES[event]
         if dx:
@@ -128,9 +128,9 @@ def _after(state: State, event: str, tints: dict[str, tuple[int, int, int]]) -> 
     return replace(state, rgb=tints[event.removeprefix("turns ")])
 
 
-def _between(a: State, b: State, share: float) -> State:
+def _between(a: CartoonState, b: CartoonState, share: float) -> CartoonState:
     def mix(u: float, v: float) -> float:
         return u + (v - u) * share
 
     red, green, blue = (mix(u, v) for u, v in zip(a.rgb, b.rgb, strict=True))
-    return State(mix(a.x, b.x), mix(a.y, b.y), mix(a.side, b.side), (red, green, blue))
+    return CartoonState(mix(a.x, b.x), mix(a.y, b.y), mix(a.side, b.side), (red, green, blue))

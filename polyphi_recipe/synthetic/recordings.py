@@ -37,7 +37,7 @@ LONGEST_PARAGRAPH = 2000
 
 
 @dataclass(frozen=True)
-class Recording:
+class ReadRecording:
     """An audio clip (FLAC, 16 kHz), its paragraphs, and its length."""
 
     audio: bytes
@@ -51,7 +51,7 @@ def record(
     *,
     seconds: float = LONGEST,
     tts_pool: TTSPool | None = None,
-) -> Recording:
+) -> ReadRecording:
     """Return a recording of paragraphs read by each voice in turn, up to the last that ends within `seconds`. Raises
     ValueError if not even the first does, or there is none."""
     tts_pool, out, spoken = tts_pool or TTSPool(), io.BytesIO(), list[str]()
@@ -69,7 +69,7 @@ def record(
             spoken.append(text)
     if not spoken:
         raise ValueError(f"there is nothing to read aloud that ends within {seconds:g} s")
-    return Recording(out.getvalue(), tuple(spoken), round(frames / RATE, 2))
+    return ReadRecording(out.getvalue(), tuple(spoken), round(frames / RATE, 2))
 
 
 class ReadPages(BaseFilter):

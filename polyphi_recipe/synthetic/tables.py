@@ -25,7 +25,7 @@ HEADER_COLOURS: tuple[RGB, ...] = (
 
 
 @dataclass(frozen=True)
-class Table:
+class DrawnTable:
     """A drawn table with its data: `cells[i][j]` belongs to `rows[i]` and `columns[j]`."""
 
     image: Image.Image
@@ -55,7 +55,7 @@ def draw(
     rows: Sequence[str],
     cells: Sequence[Sequence[int]],
     size: tuple[int, int] = (SIDE, SIDE),
-) -> Table:
+) -> DrawnTable:
     """Draw a table that fills the image: row names on the left, column names above; with a grid, with rules between the
     rows, or with every other row shaded."""
     paper = scene.paper()
@@ -91,4 +91,4 @@ def draw(
             pen.text(middle, str(cells[i][j]), face, ink)
     for i, row in enumerate(rows):
         pen.text((left + 4, lines[i + 1] + high / 2), row, face, ink, anchor="lm")
-    return Table(image, tuple(columns), tuple(rows), tuple(tuple(row) for row in cells))
+    return DrawnTable(image, tuple(columns), tuple(rows), tuple(tuple(row) for row in cells))

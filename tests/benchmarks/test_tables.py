@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from polyphi_eval.baselines import Measure, Result
+from polyphi_eval.baselines import Measure, TaskResult
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "docs" / "tables").glob("*.md"))
@@ -122,7 +122,7 @@ def test_the_page_of_a_manifest(history: list[str], tables: ModuleType, tmp_path
     """A row has score, interval, baseline and verdict."""
     baselines = {"majority": Measure(0.1, 0.05, 0.2, "3"), "no_adapter": Measure(0.5, 0.4, 0.6)}
     best = ("no_adapter", 0.4, 0.2, 0.5, "beats")
-    task = Result("digit", "Digits", "vision", "accuracy", 40, 0.9, 0.8, 0.95, baselines, *best)
+    task = TaskResult("digit", "Digits", "vision", "accuracy", 40, 0.9, 0.8, 0.95, baselines, *best)
     manifest = {
         "commit": history[1][:8],
         "size": "nano",

@@ -12,7 +12,7 @@ import pytest
 from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.azure import EVALUATORS, Azure
-from polyphi_eval.cache import Request
+from polyphi_eval.cache import CachedRequest
 from polyphi_eval.judge import points
 from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.severity import AZURE, HARMS, JUDGING
@@ -96,7 +96,9 @@ def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> N
     own = evaluation.EvaluatedModel(None, "m", "m")  # type: ignore[arg-type]
     judge = evaluation.judge(f"azure:{PROJECT}", own, tmp_path, None)
     assert judge.name == AZURE == JUDGING.standard
-    (answer,) = judge.cache.answers([Request(request(harm="hateful", query="q", response="r"))])
+    (answer,) = judge.cache.answers(
+        [CachedRequest(request(harm="hateful", query="q", response="r"))]
+    )
     assert points(answer.text, 0, 7) == 5
-    (other,) = judge.cache.answers([Request([Message.user("Which is better?")])])
+    (other,) = judge.cache.answers([CachedRequest([Message.user("Which is better?")])])
     assert other.text == "" and "four harms" in str(other.error)

@@ -9,7 +9,7 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
-from polyphi_eval.cache import BATCH, Cache, Request, key_of
+from polyphi_eval.cache import BATCH, Cache, CachedRequest, key_of
 from polyphi_eval.run import write
 
 
@@ -31,8 +31,8 @@ class Echo:
         return [self.generate(c, sampling=None, adapter=adapter) for c in conversations]
 
 
-def request(text: str, **more: Any) -> Request:
-    return Request([Message.user(text)], **more)
+def request(text: str, **more: Any) -> CachedRequest:
+    return CachedRequest([Message.user(text)], **more)
 
 
 def test_missing_answers_are_batched_by_adapter_and_equal_requests_sent_once(

@@ -13,13 +13,13 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi_eval import benchmark as benchmarks
 from polyphi_eval import evaluation
-from polyphi_eval.benchmark import Benchmark, Judging, Row
+from polyphi_eval.benchmark import Benchmark, Judging, TableRow
 from polyphi_eval.fixtures.write import MAKERS
 from polyphi_eval.judge import rating
 from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.tables import markdown, page
 from polyphi_eval.scorers import exact
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 
 class Yes:
@@ -41,7 +41,7 @@ FIRST = Benchmark(
     name="first",
     title="The first",
     modality="text",
-    rows=(Row("Table 7", "MMLU"),),
+    rows=(TableRow("Table 7", "MMLU"),),
     sources=(),
     load=load,
     fixtures={},
@@ -51,20 +51,20 @@ SECOND = replace(
     FIRST,
     name="second",
     title="The second",
-    rows=(Row("Table 7", "BoolQ"),),
-    sources=(Source("mine/second", ("rows.jsonl",), "its owner"),),
+    rows=(TableRow("Table 7", "BoolQ"),),
+    sources=(BenchmarkSource("mine/second", ("rows.jsonl",), "its owner"),),
 )
 MUTE = replace(
     FIRST,
     name="mute",
-    rows=(Row("Table 7", "PIQA"),),
+    rows=(TableRow("Table 7", "PIQA"),),
     fixtures={"files": {"a.flac": {"$speech": "hello"}}},
 )
 JUDGED = replace(
     FIRST,
     name="talks",
     scorer=None,
-    rows=(Row("Table 6", "MT-Bench turn-1", metric="mean"),),
+    rows=(TableRow("Table 6", "MT-Bench turn-1", metric="mean"),),
     judging=Judging(
         requests=lambda sample, answers: {"points": [Message.user("points?")]},
         read=lambda name, reply, sample: rating(reply),

@@ -199,7 +199,7 @@ def test_no_output_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without namespaces a program can print in place of its tests."""
     output = "x" * 9, "[" * 200_000, "[]", '{"results": 3, "why": 3}', "9" * 9999, '"\\ud800"', ""
     for text in output:
-        result = sandbox.Result(text, "", 0, "ok", 0.1, False)
+        result = sandbox.SandboxResult(text, "", 0, "ok", 0.1, False)
         monkeypatch.setattr(sandbox, "run", lambda *a, result=result, **k: result)
         assert not programs._run(asserts("def f(x): return 2")).passed
 

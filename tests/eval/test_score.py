@@ -13,10 +13,10 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval import score as scoring
-from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Score, TableRow
 from polyphi_eval.cache import Cache, Recorded
 from polyphi_eval.judge import rating
-from polyphi_eval.run import BLOCK, Line, read, write
+from polyphi_eval.run import BLOCK, SavedLine, read, write
 from polyphi_eval.scorers import exact
 from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.sources import Data
@@ -54,9 +54,9 @@ BENCHMARK = Benchmark(
     title="Plus",
     modality="text",
     rows=(
-        Row("Table 4", "FLEURS EN", {"language": "en"}),
-        Row("Table 4", "FLEURS DE", {"language": "de"}),
-        Row("", "both"),
+        TableRow("Table 4", "FLEURS EN", {"language": "en"}),
+        TableRow("Table 4", "FLEURS DE", {"language": "de"}),
+        TableRow("", "both"),
     ),
     sources=(),
     load=samples,
@@ -111,7 +111,7 @@ def test_shards_make_the_whole(tmp_path: Path) -> None:
         run(Model(right), tmp_path / "parts", shard=(i, 3), name=f"answers.{i}-of-3")
     assert len(list((tmp_path / "parts").glob("plus.*-of-3.jsonl"))) == 3
 
-    def all_lines() -> list[Line]:
+    def all_lines() -> list[SavedLine]:
         return [line for path in sorted((tmp_path / "parts").glob("plus.*")) for line in read(path)]
 
     joined = scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, all_lines()))
@@ -189,7 +189,7 @@ def test_judges_give_points_and_receive_each_request_once(tmp_path: Path) -> Non
         BENCHMARK,
         scorer=None,
         judging=JUDGING,
-        rows=(Row("Table 6", "MT-Bench turn-1", metric="mean", part="points"),),
+        rows=(TableRow("Table 6", "MT-Bench turn-1", metric="mean", part="points"),),
     )
 
     def reply(messages: Sequence[Message]) -> str:
@@ -247,7 +247,7 @@ def test_a_row_may_be_the_mean_of_its_groups(tmp_path: Path) -> None:
     ) -> Iterator[Sample]:  # ten German ones, half of them right, and 100 English
         return (s for i, s in enumerate(samples(data)) if s.meta["language"] == "en" or i < 20)
 
-    rows = (Row("", "all"), Row("", "mean", by="language"))
+    rows = (TableRow("", "all"), TableRow("", "mean", by="language"))
     whole, mean = run(Model(right), tmp_path, replace(BENCHMARK, load=some, rows=rows))
     assert (whole.n, whole.score) == (110, 105 / 110)
     assert (mean.n, mean.score) == (110, 0.75)
@@ -265,7 +265,7 @@ def test_f1_is_computed_from_summed_counts(tmp_path: Path) -> None:
         parts = {name: float(count) for name, count in counts.items()}
         return Score(float(label == predicted), answer, {**parts, LENIENT: 1.0})
 
-    rows = (Row("", "F1", metric="f1"), Row("", "right"))
+    rows = (TableRow("", "F1", metric="f1"), TableRow("", "right"))
     benchmark = replace(BENCHMARK, scorer=score, rows=rows)
     f1, share = run(Model(lambda m: m[-1].text.split()[0]), tmp_path, benchmark)
     tp = sum(n % 3 == 0 for n in range(1, 200, 2))
@@ -291,7 +291,9 @@ def test_means_by_group_weigh_groups_alike(tmp_path: Path) -> None:
     )
     uneven = [line for line in lines if line["meta"]["language"] == "en"][:10]
     uneven += [line for line in lines if line["meta"]["language"] == "de"]
-    by = replace(BENCHMARK, rows=(Row("", "mean of languages", by="language"), Row("", "all")))
+    by = replace(
+        BENCHMARK, rows=(TableRow("", "mean of languages", by="language"), TableRow("", "all"))
+    )
     mean, every = scoring.rows_of(by, scoring.score(by, uneven))
     assert (mean.n, mean.score) == (every.n, 0.75)
     assert mean.low < 0.75 < mean.high
@@ -302,7 +304,7 @@ def test_a_custom_statistic_of_a_row_receives_meta_and_scores(tmp_path: Path) ->
     def most(scores: Any, seed: int) -> tuple[float, float, float, str]:
         return max(score.value for _, score in scores), 0.0, 1.0, f"of {scores[0][0]['language']}"
 
-    row = Row("", "best", {"language": "de"}, "rate", statistic=most)
+    row = TableRow("", "best", {"language": "de"}, "rate", statistic=most)
     (best,) = run(Model(right), tmp_path, replace(BENCHMARK, rows=(row,), note="a note"))
     assert (best.score, best.low, best.n, best.note) == (1.0, 0.0, 100, "of de; a note")
 
@@ -322,7 +324,10 @@ def test_turns_are_made_for_many_samples_at_once(tmp_path: Path) -> None:
 def test_points_of_several_requests_are_combined_by_the_benchmark(tmp_path: Path) -> None:
     judging = replace(JUDGING, combine=lambda points: {"double": 2 * (points["points"] or 0)})
     benchmark = replace(
-        BENCHMARK, scorer=None, judging=judging, rows=(Row("", "x", metric="mean", part="double"),)
+        BENCHMARK,
+        scorer=None,
+        judging=judging,
+        rows=(TableRow("", "x", metric="mean", part="double"),),
     )
     cache = Cache(Model(right), tmp_path, "m")
     lines = scoring.evaluate(benchmark, Data(None), cache, tmp_path, limit=4)

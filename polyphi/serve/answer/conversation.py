@@ -18,10 +18,10 @@ from polyphi.serve.openai.schema import (
     ImagePart,
     ItemPart,
     RefusalPart,
+    RequestPart,
     Turn,
     VideoPart,
 )
-from polyphi.serve.openai.schema import Part as RequestPart
 from polyphi.types.media_sources import declared_type
 from polyphi.types.messages import Message, with_calls
 from polyphi.types.parts import Audio, Detail, Document, Image, Item, Part, Text, Video

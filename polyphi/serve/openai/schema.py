@@ -156,7 +156,7 @@ class RefusalPart(PartFields):
     refusal: str = Field(max_length=MAX_TEXT)
 
 
-Part = Annotated[
+RequestPart = Annotated[
     Annotated[TextPart, Tag(PARTS["text"])]
     | Annotated[ImagePart, Tag(PARTS["image_url"])]
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
@@ -222,7 +222,7 @@ class Turn(Fields):
     content: (
         Annotated[
             Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
-            | Annotated[list[Part], FAST, Tag(LIST)],
+            | Annotated[list[RequestPart], FAST, Tag(LIST)],
             one_of(json_type, "a text or a list of parts"),
         ]
         | None

@@ -10,10 +10,10 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.benchmarks.vision import chartqa, docvqa, lettered
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source, audio_of, image_of, read_rows
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of, image_of, read_rows
 
 BENCHMARKS = {b.name: b for b in (*lettered.benchmarks, chartqa.benchmark, *docvqa.benchmarks)}
 SETS = {
@@ -23,7 +23,7 @@ SETS = {
     "ShareGPT4o_InfoVQA": (BENCHMARKS["infovqa"], "anls"),
 }
 METRICS = {"letter": vqa.letter_or_text, "relaxed": vqa.relaxed, "anls": vqa.anls}
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "ShareGPT4o",
     ("ShareGPT4o_*.jsonl",),
     "`polyphi eval synthesise`, which speaks the questions of " + ", ".join(SETS),
@@ -95,7 +95,7 @@ benchmark = Benchmark(
     name="sharegpt4o",
     title="ShareGPT4o",
     modality="joint",
-    rows=tuple(Row("Table 2", name, {"set": name}) for name in SETS),
+    rows=tuple(TableRow("Table 2", name, {"set": name}) for name in SETS),
     sources=(SOURCE,),
     load=load,
     scorer=score,

@@ -22,8 +22,8 @@ from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.transcript import LANGUAGES
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Benchmark, Row, Turns
-from polyphi_eval.cache import Cache, Request
+from polyphi_eval.benchmark import Benchmark, TableRow, Turns
+from polyphi_eval.cache import Cache, CachedRequest
 from polyphi_eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample
 from polyphi_eval.sources import Data
 from polyphi_eval.spoken import SpokenText, synthesize
@@ -75,7 +75,8 @@ def dialogues(simulator: Cache) -> Turns:
         position = 0
         while batch := [i for i in unfinished if position <= len(pairs[i][1])]:
             requests = [
-                Request(_view(pairs[i][0], user_turns[i], pairs[i][1]), SAMPLING) for i in batch
+                CachedRequest(_view(pairs[i][0], user_turns[i], pairs[i][1]), SAMPLING)
+                for i in batch
             ]
             for i, answer in zip(batch, simulator.answers(requests), strict=True):
                 user_turns[i].append(_turn(answer.text) or pairs[i][0].meta["prompt"])
@@ -135,7 +136,7 @@ benchmark = Benchmark(
     rows=(
         *by_harm("Table 10", language="en", **PLAIN_TEXT),
         *(
-            Row(
+            TableRow(
                 "Table 13",
                 name,
                 {"language": code, **PLAIN_TEXT},
@@ -146,10 +147,10 @@ benchmark = Benchmark(
             for code, name in LANGUAGES.items()
             if code != "en"
         ),
-        Row("Table 13", "Average", PLAIN_TEXT, "rate", "defect", statistic=mean_rate("cell")),
+        TableRow("Table 13", "Average", PLAIN_TEXT, "rate", "defect", statistic=mean_rate("cell")),
         *by_harm("Table 14", language="en", strategy="plain", aloud=True),
         *(
-            Row(
+            TableRow(
                 "",
                 f"{attack}, {'spoken' if aloud else 'text'}",
                 {"strategy": attack, "aloud": aloud},
@@ -160,7 +161,9 @@ benchmark = Benchmark(
             for aloud in (False, True)
         ),
         *(
-            Row("", f"{attack}, {name}", {"strategy": attack, "language": code}, "rate", "defect")
+            TableRow(
+                "", f"{attack}, {name}", {"strategy": attack, "language": code}, "rate", "defect"
+            )
             for attack in ATTACKS
             for code, name in LANGUAGES.items()
         ),

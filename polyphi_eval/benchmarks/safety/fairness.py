@@ -28,9 +28,9 @@ from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Text
 from polyphi.types.transcript import TRANSCRIBE
-from polyphi_eval.benchmark import Benchmark, Row, Score, Statistic
+from polyphi_eval.benchmark import Benchmark, Score, Statistic, TableRow
 from polyphi_eval.scorers import wer
-from polyphi_eval.sources import Data, Source, audio_of, read_rows
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of, read_rows
 from polyphi_eval.statistics import MIN_SAMPLES, RESAMPLES, wilson
 
 LOCALES = ["it-IT", "fr-FR", "ja-JP", "es-MX", "pt-BR", "es-ES", "zh-CN", "en-US", "en-GB", "de-DE"]
@@ -177,18 +177,20 @@ def share(verdict: str) -> Statistic:
 
 SECTION = "Section 5 (no table)"
 ROWS = (
-    Row(SECTION, f"Speech fairness, sub-groups {WORSE} %", {}, "rate", statistic=share(WORSE)),
-    Row(SECTION, f"Speech fairness, sub-groups {BETTER} %", {}, "rate", statistic=share(BETTER)),
-    Row(
+    TableRow(SECTION, f"Speech fairness, sub-groups {WORSE} %", {}, "rate", statistic=share(WORSE)),
+    TableRow(
+        SECTION, f"Speech fairness, sub-groups {BETTER} %", {}, "rate", statistic=share(BETTER)
+    ),
+    TableRow(
         SECTION,
         f"Speech fairness, sub-groups {MUCH_WORSE} %",
         {},
         "rate",
         statistic=share(MUCH_WORSE),
     ),
-    *(Row("", f"{locale}, errors", {"locale": locale}, "wer") for locale in LOCALES),
+    *(TableRow("", f"{locale}, errors", {"locale": locale}, "wer") for locale in LOCALES),
     *(
-        Row("", f"{locale} {name}, gap", {"locale": locale}, "rate", statistic=gap(name))
+        TableRow("", f"{locale} {name}, gap", {"locale": locale}, "rate", statistic=gap(name))
         for locale in LOCALES
         for name in GROUPS
     ),
@@ -209,7 +211,7 @@ def sample(
 
 # ---------------------------------------------------------------------- private data
 
-PRIVATE = Source(
+PRIVATE = BenchmarkSource(
     "speech-fairness",
     ("manifest.jsonl",),
     'you: lines of {"audio": a path, "text", "locale": "en-US", "gender": "female" or "male", "age": 34} with '
@@ -253,7 +255,7 @@ def age_group(age: int | str | None) -> str | None:
 
 # ---------------------------------------------------------------------- Common Voice
 
-COMMON_VOICE = Source(
+COMMON_VOICE = BenchmarkSource(
     "cv-corpus-15.0-2023-09-08",
     ("*/test.tsv", "*/dev.tsv"),
     "commonvoice.mozilla.org, Common Voice Corpus 15.0, one archive for each language",

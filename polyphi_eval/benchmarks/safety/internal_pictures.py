@@ -6,12 +6,12 @@ Users with similar data supply DIR/internal-pictures/prompts.jsonl.
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.image_safety import JUDGING, image_prompt
 from polyphi_eval.severity import REFUSED
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "internal-pictures",
     ("prompts.jsonl",),
     'its owners only; you may supply lines of {"image": a path, "prompt", "category", "reference"}',
@@ -36,7 +36,7 @@ benchmark = Benchmark(
     name="internal_pictures",
     title="Internal pictures and text",
     modality="safety",
-    rows=(Row("Table 15", "Internal (private)", {}, "mean", "safety"),),
+    rows=(TableRow("Table 15", "Internal (private)", {}, "mean", "safety"),),
     sources=(SOURCE,),
     load=load,
     judging=JUDGING,

@@ -7,11 +7,11 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.parts import Image
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.image_safety import JUDGING, image_prompt
-from polyphi_eval.sources import Data, Missing, Source, read_rows
+from polyphi_eval.sources import BenchmarkSource, Data, Missing, read_rows
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "MMInstruction/RedTeamingVLM",
     ("data/*/*.jsonl", "data/*/img/**/*.jpg"),
     "the Hub; unzip each data/*/img/img.zip in its folder",
@@ -71,9 +71,9 @@ benchmark = Benchmark(
     title="RTVLM",
     modality="safety",
     rows=(
-        Row("Table 15", "RTVLM (public)", {}, "mean", "safety", by="aspect"),
+        TableRow("Table 15", "RTVLM (public)", {}, "mean", "safety", by="aspect"),
         *(
-            Row("", f"RTVLM, {aspect}", {"aspect": aspect}, "mean", "safety")
+            TableRow("", f"RTVLM, {aspect}", {"aspect": aspect}, "mean", "safety")
             for aspect in dict.fromkeys(ASPECTS.values())
         ),
     ),

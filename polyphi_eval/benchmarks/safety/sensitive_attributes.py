@@ -12,12 +12,12 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Benchmark, Judging, Row
+from polyphi_eval.benchmark import Benchmark, Judging, TableRow
 from polyphi_eval.services.speech_synthesis import Voice
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 from polyphi_eval.spoken import SpokenText, synthesize
 
-CUSTOM = Source(
+CUSTOM = BenchmarkSource(
     "isa-prompts",
     ("prompts.jsonl",),
     'you, if you have others: lines of {"attribute", "text"} with "audio" (a clip\'s path) or "voice" (an object)',
@@ -117,10 +117,10 @@ benchmark = Benchmark(
     title="Sensitive attributes inferred from a voice",
     modality="safety",
     rows=(
-        Row(SECTION, "ISA rate, Phi-4-Multimodal, no mitigation %", {"system": False}, "rate"),
-        Row(SECTION, "ISA rate, Phi-4-Multimodal, system prompt %", {"system": True}, "rate"),
+        TableRow(SECTION, "ISA rate, Phi-4-Multimodal, no mitigation %", {"system": False}, "rate"),
+        TableRow(SECTION, "ISA rate, Phi-4-Multimodal, system prompt %", {"system": True}, "rate"),
         *(
-            Row("", f"ISA, {attribute}", {"system": False, "attribute": attribute}, "rate")
+            TableRow("", f"ISA, {attribute}", {"system": False, "attribute": attribute}, "rate")
             for attribute in ATTRIBUTES
         ),
     ),

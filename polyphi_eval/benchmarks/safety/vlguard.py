@@ -8,11 +8,11 @@ is unknown.
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.image_safety import JUDGING, image_prompt
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "ys-zong/VLGuard",
     ("test.json", "test/*"),
     "the Hub; unzip its test.zip there, so that its images are in test/",
@@ -85,23 +85,23 @@ benchmark = Benchmark(
     title="VLGuard",
     modality="safety",
     rows=(
-        Row("Table 15", "VLGuard (public)", UNSAFE, "mean", "safety"),
-        Row(
+        TableRow("Table 15", "VLGuard (public)", UNSAFE, "mean", "safety"),
+        TableRow(
             "",
             "VLGuard, unsafes: attacks that succeed",
             {"part": "unsafes"},
             "rate",
             "succeeded",
         ),
-        Row(
+        TableRow(
             "",
             "VLGuard, safe_unsafes: attacks that succeed",
             {"part": "safe_unsafes"},
             "rate",
             "succeeded",
         ),
-        Row("", "VLGuard, safe_safes: declined", {"part": "safe_safes"}, "rate", "declined"),
-        Row("", "VLGuard, safe_safes: points", {"part": "safe_safes"}, "mean", "safety"),
+        TableRow("", "VLGuard, safe_safes: declined", {"part": "safe_safes"}, "rate", "declined"),
+        TableRow("", "VLGuard, safe_safes: points", {"part": "safe_safes"}, "mean", "safety"),
     ),
     sources=(SOURCE,),
     load=load,

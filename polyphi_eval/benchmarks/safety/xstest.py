@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Benchmark, Judging, Row, Score
+from polyphi_eval.benchmark import Benchmark, Judging, Score, TableRow
 from polyphi_eval.severity import REFUSED
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "walledai/XSTest",
     ("data/*.parquet",),
     "the Hub",
@@ -93,10 +93,10 @@ benchmark = Benchmark(
     title="XSTest",
     modality="safety",
     rows=(
-        Row("Table 12", "IPRR (higher better)", UNSAFE, "accuracy", "refused"),
-        Row("Table 12", "VPRR (lower better)", SAFE, "rate", "refused"),
-        Row("", "IPRR by phrases", UNSAFE, "accuracy", "phrases"),
-        Row("", "VPRR by phrases", SAFE, "rate", "phrases"),
+        TableRow("Table 12", "IPRR (higher better)", UNSAFE, "accuracy", "refused"),
+        TableRow("Table 12", "VPRR (lower better)", SAFE, "rate", "refused"),
+        TableRow("", "IPRR by phrases", UNSAFE, "accuracy", "phrases"),
+        TableRow("", "VPRR by phrases", SAFE, "rate", "phrases"),
     ),
     sources=(SOURCE,),
     load=load,

@@ -10,8 +10,8 @@ from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Benchmark, Judging, Row
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.benchmark import Benchmark, Judging, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 GROUPS = {
     "mixed": ("speech_and_sound_QA", "speech_and_music_QA"),
@@ -19,7 +19,7 @@ GROUPS = {
     "sound": ("sound_QA", "sound_generation_QA"),
     "speech": ("speech_QA", "speech_dialogue_QA"),
 }
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "qyang1021/AIR-Bench-Dataset",
     ("Chat/Chat_meta.json", "Chat/*/*"),
     "the Hub",
@@ -80,10 +80,15 @@ benchmark = Benchmark(
     modality="speech",
     rows=(
         *(
-            Row("Table 6", f"AirBench-chat {group}", {"group": group}, metric="mean", part="points")
+            TableRow(
+                "Table 6", f"AirBench-chat {group}", {"group": group}, metric="mean", part="points"
+            )
             for group in GROUPS
         ),
-        *(Row("", f"AIR-Bench {g}, both orders", {"group": g}, "mean", "both") for g in GROUPS),
+        *(
+            TableRow("", f"AIR-Bench {g}, both orders", {"group": g}, "mean", "both")
+            for g in GROUPS
+        ),
     ),
     sources=(SOURCE,),
     load=load,

@@ -12,12 +12,12 @@ from pathlib import Path
 from polyphi.data.sample import Sample
 from polyphi_eval import speech
 from polyphi_eval.benchmark import Benchmark
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 INTO_ENGLISH = [(code, "en") for code in ("de", "es", "fr", "it", "ja", "pt", "zh")]
 FROM_ENGLISH = [("en", code) for code in ("de", "ja", "zh")]
 TRANSLATIONS = {
-    (source, target): Source(
+    (source, target): BenchmarkSource(
         "covost2",
         (f"covost_v2.{source}_{target}.tsv".replace("zh", "zh-CN"),),
         "github.com/facebookresearch/covost (CoVoST 2 translations)",
@@ -27,7 +27,7 @@ TRANSLATIONS = {
     for source, target in INTO_ENGLISH + FROM_ENGLISH
 }
 CLIPS = {
-    code: Source(
+    code: BenchmarkSource(
         f"cv-corpus-4-2019-12-10/{code}".replace("zh", "zh-CN"),
         ("validated.tsv", "clips"),
         "commonvoice.mozilla.org (Common Voice Corpus 4)",

@@ -7,15 +7,15 @@ from pathlib import Path
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import speech
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 FOLDERS = {
     **{"en": "en", "de": "de", "es": "es", "fr": "fr"},
     **{"it": "it", "ja": "ja", "pt": "pt", "zh": "zh-CN"},
 }
 SOURCES = {
-    language: Source(
+    language: BenchmarkSource(
         f"cv-corpus-15.0-2023-09-08/{folder}",
         ("test.tsv", "clips"),
         f"commonvoice.mozilla.org (Common Voice Corpus 15.0, {folder})",
@@ -46,7 +46,7 @@ benchmark = Benchmark(
     title="Common Voice 15",
     modality="speech",
     rows=tuple(
-        Row("Table 4", f"CV15 {code.upper()}", {"language": code}, speech.metric(code))
+        TableRow("Table 4", f"CV15 {code.upper()}", {"language": code}, speech.metric(code))
         for code in SOURCES
     ),
     sources=tuple(SOURCES.values()),

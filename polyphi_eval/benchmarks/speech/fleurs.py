@@ -20,8 +20,8 @@ from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi_eval import speech
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Missing, Source, audio_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, Missing, audio_of
 
 NAME, LICENCE = "google/fleurs", "CC-BY-4.0"
 COLUMNS = (
@@ -40,7 +40,7 @@ _CONFIGS = {
 }
 """FLEURS' name of each language, and the number of clips in its test split."""
 SOURCES = {
-    language: Source(
+    language: BenchmarkSource(
         NAME,
         (f"data/{config}/test.tsv", f"data/{config}/audio/test*"),
         "the Hub",
@@ -116,7 +116,7 @@ benchmarks = (
         title="FLEURS, speech recognition",
         modality="speech",
         rows=tuple(
-            Row("Table 4", f"FLEURS {code.upper()}", {"language": code}, speech.metric(code))
+            TableRow("Table 4", f"FLEURS {code.upper()}", {"language": code}, speech.metric(code))
             for code in SOURCES
         ),
         sources=tuple(SOURCES.values()),

@@ -12,13 +12,13 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.parts import Text
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 from polyphi_eval.text.normalization import normalise
 
 TASKS = ("music", "sound", "speech")
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "MMAU",
     ("mmau-test-mini.json", "test-mini-audios/*"),
     "https://github.com/Sakshi113/MMAU (the questions; its page links to the recordings, test-mini-audios and "
@@ -86,7 +86,7 @@ benchmark = Benchmark(
     name="mmau",
     title="MMAU",
     modality="speech",
-    rows=tuple(Row("Table 6", f"MMAU {t}", {"hidden": False, "task": t}) for t in TASKS),
+    rows=tuple(TableRow("Table 6", f"MMAU {t}", {"hidden": False, "task": t}) for t in TASKS),
     sources=(SOURCE,),
     load=load,
     scorer=string_match,

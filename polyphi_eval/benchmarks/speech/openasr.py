@@ -11,8 +11,8 @@ from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.transcript import TRANSCRIBE
 from polyphi_eval import speech
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 EARNINGS = "Transcribe the audio clip to English text."
 SETS = {
@@ -28,7 +28,7 @@ SETS = {
 """Label -> path of its files, licence."""
 NAME = "hf-audio/esb-datasets-test-only-sorted"
 SOURCES = {
-    label: Source(NAME, (f"{path}-*.parquet",), "the Hub", fields=("audio", "text"))
+    label: BenchmarkSource(NAME, (f"{path}-*.parquet",), "the Hub", fields=("audio", "text"))
     for label, (path, _) in SETS.items()
 }
 
@@ -52,7 +52,7 @@ benchmark = Benchmark(
     name="openasr",
     title="Open ASR Leaderboard",
     modality="speech",
-    rows=tuple(Row("Table 4", f"OpenASR {label}", {"set": label}, "wer") for label in SETS),
+    rows=tuple(TableRow("Table 4", f"OpenASR {label}", {"set": label}, "wer") for label in SETS),
     sources=tuple(SOURCES.values()),
     load=load,
     scorer=speech.error_rate,

@@ -25,8 +25,8 @@ from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Text
 from polyphi_eval import judge
-from polyphi_eval.benchmark import Benchmark, Judging, Row
-from polyphi_eval.sources import Data, Source, audio_of
+from polyphi_eval.benchmark import Benchmark, Judging, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 
 PROMPTS = {
     "overall": judge.PROMPTS["summary_overall"],
@@ -74,21 +74,23 @@ def read(name: str, reply: str, sample: Sample) -> float | None:
 JUDGING = Judging(requests, read, {name: prompt.text for name, prompt in PROMPTS.items()})
 
 
-def rows(name: str) -> tuple[Row, ...]:
+def rows(name: str) -> tuple[TableRow, ...]:
     """The rows of Table 6 for a set."""
     labels = {
         "hallucination": f"{name} hallucination (lower better)",
         "adherence": f"{name} instruction adherence",
         "overall": f"{name} overall",
     }
-    return tuple(Row("Table 6", label, metric="mean", part=part) for part, label in labels.items())
+    return tuple(
+        TableRow("Table 6", label, metric="mean", part=part) for part, label in labels.items()
+    )
 
 
 # ---------------------------------------------------------------------- AMI
 
 GROUPS = ("ES2004", "ES2014", "IS1009", "TS3003", "TS3007")
 MEETINGS = tuple(f"{group}{part}" for group in GROUPS for part in "abcd")
-AMI = Source(
+AMI = BenchmarkSource(
     "ami",
     (
         *(f"amicorpus/{m}/audio/{m}.Mix-Headset.wav" for m in MEETINGS),
@@ -164,7 +166,7 @@ def ami(data: Data) -> Iterator[Sample]:
 
 # ---------------------------------------------------------------------- Golden3
 
-GOLDEN3 = Source(
+GOLDEN3 = BenchmarkSource(
     "golden3",
     ("questions.jsonl",),
     "you: the report's set is private; supply questions.jsonl with audio, transcript and instruction",

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source, read_rows
+from polyphi_eval.sources import BenchmarkSource, Data, read_rows
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "SaylorTwift/bbh",
     ("*/test-*.parquet",),
     "the Hub",
@@ -39,8 +39,8 @@ benchmark = Benchmark(
     title="BIG-Bench Hard",
     modality="text",
     rows=(
-        Row("Table 7", "BigBench-Hard"),
-        Row("", 'BIG-Bench Hard, only after "the answer is"', part="strict-match"),
+        TableRow("Table 7", "BigBench-Hard"),
+        TableRow("", 'BIG-Bench Hard, only after "the answer is"', part="strict-match"),
     ),
     sources=(SOURCE,),
     load=load,

@@ -19,11 +19,11 @@ import numpy as np
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message, with_tools
 from polyphi_eval import calls, programs
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.environments import Environment
 from polyphi_eval.scorers import tool_calls
 from polyphi_eval.services import sandbox
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 from polyphi_eval.statistics import measure
 
 VERSION = "2026.3.23"
@@ -48,7 +48,7 @@ IRRELEVANCE = ("irrelevance", "live_irrelevance")
 RELEVANCE = ("live_relevance",)
 GROUPS = {"non-live": NON_LIVE, "live": LIVE, "irrelevance": IRRELEVANCE, "relevance": RELEVANCE}
 CATEGORIES = tuple(category for group in GROUPS.values() for category in group)
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "bfcl_eval",
     (
         *(f"data/BFCL_v4_{category}.json" for category in CATEGORIES),
@@ -385,9 +385,11 @@ def mean_of_means(
     return (*measure("mean", vectors, seed), "")
 
 
-def _rows(mode: str, suffix: str) -> list[Row]:
+def _rows(mode: str, suffix: str) -> list[TableRow]:
     return [
-        Row("", f"BFCL, {group}{suffix}", {"mode": mode, "group": group}, statistic=mean_of_means)
+        TableRow(
+            "", f"BFCL, {group}{suffix}", {"mode": mode, "group": group}, statistic=mean_of_means
+        )
         for group in GROUPS
     ]
 
@@ -397,9 +399,9 @@ benchmark = Benchmark(
     title="BFCL",
     modality="text",
     rows=(
-        Row("Table 7", "BFCL", {"mode": "prompt"}, statistic=mean_of_means),
+        TableRow("Table 7", "BFCL", {"mode": "prompt"}, statistic=mean_of_means),
         *_rows("prompt", ""),
-        Row("", "BFCL by tools", {"mode": "tools"}, statistic=mean_of_means),
+        TableRow("", "BFCL by tools", {"mode": "tools"}, statistic=mean_of_means),
         *_rows("tools", ", by tools"),
     ),
     sources=(SOURCE,),

@@ -19,12 +19,12 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.environments import Environment
 from polyphi_eval.services import sandbox
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "bigcode/bigcodebench",
     ("data/v0.1.3-*.parquet",),
     "the Hub",
@@ -132,8 +132,8 @@ benchmark = Benchmark(
     title="BigCodeBench",
     modality="text",
     rows=(
-        Row("Table 8", "BigCodeBench Completion", {"kind": "complete"}),
-        Row("Table 8", "BigCodeBench Instruct", {"kind": "instruct"}),
+        TableRow("Table 8", "BigCodeBench Completion", {"kind": "complete"}),
+        TableRow("Table 8", "BigCodeBench Instruct", {"kind": "instruct"}),
     ),
     sources=(SOURCE,),
     load=load,

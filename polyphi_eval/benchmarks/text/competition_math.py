@@ -12,11 +12,11 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-MATH = Source(
+MATH = BenchmarkSource(
     "EleutherAI/hendrycks_math",
     ("*/test-*.parquet",),
     "the Hub",
@@ -24,7 +24,7 @@ MATH = Source(
     rows=5000,
     licence="MIT",
 )
-MATH500 = Source(
+MATH500 = BenchmarkSource(
     "HuggingFaceH4/MATH-500",
     ("test.jsonl",),
     "the Hub",
@@ -32,7 +32,7 @@ MATH500 = Source(
     rows=500,
     licence="MIT",
 )
-AIME = Source(
+AIME = BenchmarkSource(
     "Maxwell-Jia/AIME_2024",
     ("*.parquet",),
     "the Hub",
@@ -52,7 +52,9 @@ def prompt_of(problem: str) -> Message:
     return Message.user(f"{problem.strip()}\n\n{INSTRUCTION}")
 
 
-def _sample(id: str, problem: str, answer: str, source: Source, meta: Mapping[str, Any]) -> Sample:
+def _sample(
+    id: str, problem: str, answer: str, source: BenchmarkSource, meta: Mapping[str, Any]
+) -> Sample:
     return source.sample(id, prompt_of(problem), f"\\boxed{{{answer}}}", {"answer": answer, **meta})
 
 
@@ -133,7 +135,7 @@ benchmarks = (
         name="math",
         title="MATH",
         modality="text",
-        rows=(Row("Table 7", "MATH"),),
+        rows=(TableRow("Table 7", "MATH"),),
         sources=(MATH,),
         load=math,
         scorer=score_boxed,
@@ -143,7 +145,7 @@ benchmarks = (
         name="math500",
         title="MATH-500",
         modality="text",
-        rows=(Row("Table 9", "MATH-500", column=COLUMN),),
+        rows=(TableRow("Table 9", "MATH-500", column=COLUMN),),
         sources=(MATH500,),
         load=math500,
         scorer=score_boxed,
@@ -155,8 +157,8 @@ benchmarks = (
         title="AIME 2024",
         modality="text",
         rows=(
-            Row("Table 9", "AIME 2024", {"run": 0}, column=COLUMN),
-            Row("", f"AIME 2024, mean of {RUNS} runs"),
+            TableRow("Table 9", "AIME 2024", {"run": 0}, column=COLUMN),
+            TableRow("", f"AIME 2024, mean of {RUNS} runs"),
         ),
         sources=(AIME,),
         load=aime,

@@ -13,14 +13,14 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.services import sandbox
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 from polyphi_eval.trial import pack
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "entry_point", "base_input", "plus_input")
 RELEASES = "https://github.com/evalplus"
-HUMANEVAL = Source(
+HUMANEVAL = BenchmarkSource(
     "evalplus",
     ("HumanEvalPlus*.jsonl*",),
     f"{RELEASES}/humanevalplus_release/releases (HumanEvalPlus.jsonl.gz, v0.1.10)",
@@ -28,7 +28,7 @@ HUMANEVAL = Source(
     rows=164,
     hub=False,
 )
-MBPP = Source(
+MBPP = BenchmarkSource(
     "evalplus",
     ("MbppPlus*.jsonl*",),
     f"{RELEASES}/mbppplus_release/releases (MbppPlus.jsonl.gz, v0.2.0)",
@@ -167,8 +167,8 @@ benchmarks = (
         name="humaneval_plus",
         title="HumanEval+",
         rows=(
-            Row("Table 8", "HumanEval+"),
-            Row("", "HumanEval, base inputs by EvalPlus", part="base"),
+            TableRow("Table 8", "HumanEval+"),
+            TableRow("", "HumanEval, base inputs by EvalPlus", part="base"),
         ),
         sources=(HUMANEVAL,),
         load=humaneval,
@@ -176,7 +176,10 @@ benchmarks = (
     evalplus(
         name="mbpp_plus",
         title="MBPP+",
-        rows=(Row("Table 8", "MBPP+"), Row("", "MBPP, base inputs by EvalPlus", part="base")),
+        rows=(
+            TableRow("Table 8", "MBPP+"),
+            TableRow("", "MBPP, base inputs by EvalPlus", part="base"),
+        ),
         sources=(MBPP,),
         load=mbpp,
         note="the prompt has three solved problems, which EvalPlus' prompt doesn't have",

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 CORRECT, INCORRECT = "Correct Answer", [f"Incorrect Answer {n}" for n in (1, 2, 3)]
 FIELDS = ("Question", CORRECT, *INCORRECT)
@@ -23,7 +23,7 @@ def task(name: str) -> LmTask:
 
 
 def gpqa(
-    name: str, title: str, row: Row, source: Source, task_name: str, **settings: Any
+    name: str, title: str, row: TableRow, source: BenchmarkSource, task_name: str, **settings: Any
 ) -> Benchmark:
     """Return a benchmark whose options are shuffled with a fixed seed."""
 
@@ -47,8 +47,8 @@ benchmarks = (
     gpqa(
         "gpqa",
         "GPQA",
-        Row("Table 7", "GPQA"),
-        Source(
+        TableRow("Table 7", "GPQA"),
+        BenchmarkSource(
             "Idavidrein/gpqa", ("gpqa_main.csv",), WHERE, fields=FIELDS, rows=448, licence=LICENCE
         ),
         "gpqa_main_cot_zeroshot",
@@ -57,8 +57,8 @@ benchmarks = (
     gpqa(
         "gpqa_diamond",
         "GPQA Diamond",
-        Row("Table 9", "GPQA Diamond", column="Phi-4-Mini (reasoning trained) 3.8B"),
-        Source(
+        TableRow("Table 9", "GPQA Diamond", column="Phi-4-Mini (reasoning trained) 3.8B"),
+        BenchmarkSource(
             "Idavidrein/gpqa",
             ("gpqa_diamond.csv",),
             WHERE,

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "openai/gsm8k",
     ("main/test-*.parquet",),
     "the Hub",
@@ -36,8 +36,8 @@ benchmark = Benchmark(
     title="GSM8K",
     modality="text",
     rows=(
-        Row("Table 7", "GSM-8K"),
-        Row("", 'GSM8K, only after "The answer is"', part="strict-match"),
+        TableRow("Table 7", "GSM-8K"),
+        TableRow("", 'GSM8K, only after "The answer is"', part="strict-match"),
     ),
     sources=(SOURCE,),
     load=load,

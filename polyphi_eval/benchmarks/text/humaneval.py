@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from polyphi.data.sample import Sample
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "openai/openai_humaneval",
     ("openai_humaneval/test-*.parquet",),
     "the Hub",
@@ -49,7 +49,7 @@ benchmark = Benchmark(
     name="humaneval",
     title="HumanEval",
     modality="text",
-    rows=(Row("Table 7", "HumanEval"), Row("Table 8", "HumanEval")),
+    rows=(TableRow("Table 7", "HumanEval"), TableRow("Table 8", "HumanEval")),
     sources=(SOURCE,),
     load=load,
     score_many=score_many,

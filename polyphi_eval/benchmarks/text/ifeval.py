@@ -10,11 +10,11 @@ from pathlib import Path
 from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
 from polyphi_eval import lm_tasks
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "google/IFEval",
     ("ifeval_input_data.jsonl",),
     "the Hub",
@@ -62,7 +62,7 @@ benchmark = Benchmark(
     name="ifeval",
     title="IFEval",
     modality="text",
-    rows=(Row("Table 7", "IFEval"),),
+    rows=(TableRow("Table 7", "IFEval"),),
     sources=(SOURCE,),
     load=load,
     score_many=score_many,

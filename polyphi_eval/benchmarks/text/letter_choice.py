@@ -12,9 +12,9 @@ from itertools import islice
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row, Status
+from polyphi_eval.benchmark import Benchmark, Status, TableRow
 from polyphi_eval.lm_tasks import letter_task, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 Load = Callable[[Data], Iterator[Sample]]
 
@@ -22,8 +22,8 @@ Load = Callable[[Data], Iterator[Sample]]
 def letter_choice(
     name: str,
     title: str,
-    rows: Sequence[Row],
-    sources: Sequence[Source],
+    rows: Sequence[TableRow],
+    sources: Sequence[BenchmarkSource],
     load: Load,
     note: str = "",
     status: Status = "reproduced setting",
@@ -55,21 +55,23 @@ def few_shot(
     note: str = "",
 ) -> Benchmark:
     """Return a benchmark of `count` questions of the first of `files`, with `shots` examples from the second."""
-    test = Source(dataset, files[:1], "the Hub", fields=fields, rows=count, licence=licence)
-    train = Source(dataset, files[1:], "the Hub", fields=fields)
+    test = BenchmarkSource(
+        dataset, files[:1], "the Hub", fields=fields, rows=count, licence=licence
+    )
+    train = BenchmarkSource(dataset, files[1:], "the Hub", fields=fields)
     split = "test" if "test" in files[0] else "validation"
 
     def load(data: Data) -> Iterator[Sample]:
         splits = {"train": islice(data.rows(train), shots), split: data.rows(test)}
         return samples(letter_task(f"polyphi_{name}"), splits, name, test)
 
-    return letter_choice(name, title, (Row("Table 7", label),), (test, train), load, note)
+    return letter_choice(name, title, (TableRow("Table 7", label),), (test, train), load, note)
 
 
 # ---------------------------------------------------------------------- MMLU
 
 MMLU_FIELDS = ("question", "subject", "choices", "answer")
-MMLU = partial(Source, "cais/mmlu", where="the Hub", fields=MMLU_FIELDS, licence="MIT")
+MMLU = partial(BenchmarkSource, "cais/mmlu", where="the Hub", fields=MMLU_FIELDS, licence="MIT")
 MMLU_TEST = MMLU(files=("all/test-*.parquet",), rows=14042)
 MMLU_DEV = MMLU(files=("all/dev-*.parquet",), rows=285)
 
@@ -83,7 +85,7 @@ def mmlu(data: Data) -> Iterator[Sample]:
         yield from samples(letter_task("polyphi_mmlu"), splits, name, MMLU_TEST, meta)
 
 
-def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]]:
+def _by_subject(data: Data, source: BenchmarkSource) -> Mapping[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in data.rows(source):
         groups[row["subject"]].append(row)
@@ -94,7 +96,11 @@ def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]
 LANGUAGES = ("ar", "de", "es", "fr", "it", "nl", "ru", "uk", "zh")
 M_MMLU_FIELDS = ("instruction", "option_a", "option_b", "option_c", "option_d", "answer")
 M_MMLU = partial(
-    Source, "alexandrainst/m_mmlu", where="the Hub", fields=M_MMLU_FIELDS, licence="CC-BY-NC-4.0"
+    BenchmarkSource,
+    "alexandrainst/m_mmlu",
+    where="the Hub",
+    fields=M_MMLU_FIELDS,
+    licence="CC-BY-NC-4.0",
 )
 M_MMLU_TEST = M_MMLU(files=[f"data/{language}/test.jsonl" for language in LANGUAGES])
 M_MMLU_TRAIN = M_MMLU(files=[f"data/{language}/train.jsonl" for language in LANGUAGES])
@@ -118,7 +124,7 @@ def multilingual_mmlu(data: Data) -> Iterator[Sample]:
 # The report's row says MC2, a share of probability among true and false answers, which letters can't give. Two
 # interpretations are measured: the one true choice among false ones (MC1's choices), and the best true choice against
 # one false choice.
-TRUTHFULQA = Source(
+TRUTHFULQA = BenchmarkSource(
     "truthfulqa/truthful_qa",
     ("multiple_choice/validation-*.parquet",),
     "the Hub",
@@ -172,13 +178,13 @@ benchmarks = (
         count=10042,
         shots=5,
     ),
-    letter_choice("mmlu", "MMLU", (Row("Table 7", "MMLU"),), (MMLU_TEST, MMLU_DEV), mmlu),
+    letter_choice("mmlu", "MMLU", (TableRow("Table 7", "MMLU"),), (MMLU_TEST, MMLU_DEV), mmlu),
     letter_choice(
         "mmlu_multilingual",
         "Multilingual MMLU",
         (
-            Row("Table 7", "Multilingual-MMLU"),
-            *(Row("", f"Multilingual MMLU, {x}", {"language": x}) for x in LANGUAGES),
+            TableRow("Table 7", "Multilingual-MMLU"),
+            *(TableRow("", f"Multilingual MMLU, {x}", {"language": x}) for x in LANGUAGES),
         ),
         (M_MMLU_TEST, M_MMLU_TRAIN),
         multilingual_mmlu,
@@ -220,8 +226,8 @@ benchmarks = (
         "truthfulqa",
         "TruthfulQA",
         (
-            Row("Table 7", "TruthfulQA MC2", {"form": "mc1"}, ours="MC1, by letter"),
-            Row("", "TruthfulQA, the true one of two", {"form": "two"}),
+            TableRow("Table 7", "TruthfulQA MC2", {"form": "mc1"}, ours="MC1, by letter"),
+            TableRow("", "TruthfulQA, the true one of two", {"form": "two"}),
         ),
         (TRUTHFULQA,),
         truthfulqa,

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.benchmarks.text import livecodebench
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "livebench/coding",
     ("data/test-*.parquet",),
     "the Hub",
@@ -72,9 +72,9 @@ benchmark = Benchmark(
     title="LiveBench, code",
     modality="text",
     rows=(
-        Row("Table 8", "LiveBench (code task)"),
-        Row("", "LiveBench, problems to solve", {"task": GENERATION}),
-        Row("", "LiveBench, solutions to complete", {"task": COMPLETION}),
+        TableRow("Table 8", "LiveBench (code task)"),
+        TableRow("", "LiveBench, problems to solve", {"task": GENERATION}),
+        TableRow("", "LiveBench, solutions to complete", {"task": COMPLETION}),
     ),
     sources=(SOURCE,),
     load=load,

@@ -16,11 +16,11 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.services import sandbox
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "livecodebench/code_generation_lite",
     ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl"),
     "the Hub",
@@ -132,7 +132,7 @@ benchmark = Benchmark(
     name="livecodebench",
     title="LiveCodeBench",
     modality="text",
-    rows=(Row("Table 8", "LiveCodeBench (05-09-2024)"),),
+    rows=(TableRow("Table 8", "LiveCodeBench (05-09-2024)"),),
     sources=(SOURCE,),
     load=load,
     score_many=score_many,

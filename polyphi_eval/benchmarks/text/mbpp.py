@@ -10,10 +10,10 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs
-from polyphi_eval.benchmark import Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "google-research-datasets/mbpp",
     ("sanitized/*.parquet", "full/*.parquet"),
     "the Hub",
@@ -83,13 +83,13 @@ benchmark = Benchmark(
     title="MBPP",
     modality="text",
     rows=(
-        Row("Table 7", "MBPP", {"set": "sanitized"}),
-        Row("Table 8", "MBPP", {"set": "sanitized"}),
-        Row(
+        TableRow("Table 7", "MBPP", {"set": "sanitized"}),
+        TableRow("Table 8", "MBPP", {"set": "sanitized"}),
+        TableRow(
             "", "MBPP, test problems of the sanitized (257)", {"set": "sanitized", "split": "test"}
         ),
-        Row("", "MBPP, all (974)", {"set": "full"}),
-        Row("", "MBPP, test problems of all (500)", {"set": "full", "split": "test"}),
+        TableRow("", "MBPP, all (974)", {"set": "full"}),
+        TableRow("", "MBPP, test problems of all (500)", {"set": "full", "split": "test"}),
     ),
     sources=(SOURCE,),
     load=load,

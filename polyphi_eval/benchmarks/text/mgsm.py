@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "juletxara/mgsm",
     [f"{language}/test-*.parquet" for language in LANGUAGES],
     "the Hub",
@@ -37,7 +37,10 @@ benchmark = Benchmark(
     name="mgsm",
     title="MGSM",
     modality="text",
-    rows=(Row("Table 7", "MGSM"), *(Row("", f"MGSM, {x}", {"language": x}) for x in LANGUAGES)),
+    rows=(
+        TableRow("Table 7", "MGSM"),
+        *(TableRow("", f"MGSM, {x}", {"language": x}) for x in LANGUAGES),
+    ),
     sources=(SOURCE,),
     load=load,
     score_many=scoring(task),

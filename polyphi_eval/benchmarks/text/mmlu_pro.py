@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "TIGER-Lab/MMLU-Pro",
     ("data/test-*.parquet",),
     "the Hub",
@@ -60,7 +60,10 @@ benchmark = Benchmark(
     name="mmlu_pro",
     title="MMLU-Pro",
     modality="text",
-    rows=(Row("Table 7", "MMLU-Pro"), Row("", 'MMLU-Pro, only "answer is (X)"', part="first")),
+    rows=(
+        TableRow("Table 7", "MMLU-Pro"),
+        TableRow("", 'MMLU-Pro, only "answer is (X)"', part="first"),
+    ),
     sources=(SOURCE,),
     load=load,
     score_many=scoring(task),

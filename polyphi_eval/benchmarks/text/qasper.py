@@ -8,11 +8,11 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "qasper",
     ("qasper-test-v0.3.json",),
     "https://allenai.org/data/qasper (test and evaluator, v0.3)",
@@ -91,7 +91,7 @@ benchmark = Benchmark(
     name="qasper",
     title="Qasper",
     modality="text",
-    rows=(Row("Table 7", "Qasper"),),
+    rows=(TableRow("Table 7", "Qasper"),),
     sources=(SOURCE,),
     load=load,
     scorer=token_f1,

@@ -20,11 +20,11 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import programs, sql_results
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.services import sandbox
-from polyphi_eval.sources import Data, Missing, Source
+from polyphi_eval.sources import BenchmarkSource, Data, Missing
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "spider",
     ("dev.json", "train_spider.json", "database/*/*.sqlite"),
     "https://yale-lily.github.io/spider (spider_data.zip)",
@@ -160,7 +160,7 @@ benchmark = Benchmark(
     name="spider",
     title="Spider",
     modality="text",
-    rows=(Row("Table 8", "Spider"),),
+    rows=(TableRow("Table 8", "Spider"),),
     sources=(SOURCE,),
     load=load,
     score_many=score_many,

@@ -11,11 +11,11 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import Benchmark, Row, Score
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
-from polyphi_eval.sources import Data, Source
+from polyphi_eval.sources import BenchmarkSource, Data
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "nyu-mll/SQuALITY",
     ("data/v1-3/txt/test.jsonl",),
     "https://github.com/nyu-mll/SQuALITY",
@@ -73,9 +73,9 @@ benchmark = Benchmark(
     title="SQuALITY",
     modality="text",
     rows=(
-        Row("Table 7", "SQuALITY", metric="geometric"),
+        TableRow("Table 7", "SQuALITY", metric="geometric"),
         *(
-            Row("", f"SQuALITY, {name}", metric="mean", part=part)
+            TableRow("", f"SQuALITY, {name}", metric="mean", part=part)
             for part, name in zip(METRICS, ("ROUGE-1", "ROUGE-2", "ROUGE-L"), strict=True)
         ),
     ),

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "lmms-lab/ChartQA",
     ("data/test-*.parquet",),
     "the Hub",
@@ -29,9 +29,9 @@ benchmark = Benchmark(
     title="ChartQA",
     modality="vision",
     rows=(
-        Row("Table 1", "ChartQA (test)"),
-        Row("", "ChartQA, questions by people", {"kind": "human"}),
-        Row("", "ChartQA, made questions", {"kind": "augmented"}),
+        TableRow("Table 1", "ChartQA (test)"),
+        TableRow("", "ChartQA, questions by people", {"kind": "human"}),
+        TableRow("", "ChartQA, made questions", {"kind": "augmented"}),
     ),
     sources=(SOURCE,),
     load=load,

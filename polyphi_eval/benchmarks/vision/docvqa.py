@@ -10,14 +10,14 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
 
 def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Benchmark:
     """Return a benchmark; `counts` are the numbers of questions in the validation and the test split."""
     validation, test = (
-        Source(
+        BenchmarkSource(
             "lmms-lab/DocVQA",
             (f"{folder}/{split}-*.parquet",),
             "the Hub",
@@ -37,7 +37,7 @@ def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Bench
         name=name,
         title=title,
         modality="vision",
-        rows=(Row("Table 1", f"{title} (test)", {"hidden": False}),),
+        rows=(TableRow("Table 1", f"{title} (test)", {"hidden": False}),),
         sources=(validation,),
         load=load,
         scorer=vqa.anls,
@@ -47,7 +47,7 @@ def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Bench
     )
 
 
-def _questions(data: Data, source: Source, hidden: bool) -> Iterator[Sample]:
+def _questions(data: Data, source: BenchmarkSource, hidden: bool) -> Iterator[Sample]:
     """The questions of a split; test questions have no answers."""
     for row in data.rows(source):
         answers = [] if hidden else list(row["answers"])

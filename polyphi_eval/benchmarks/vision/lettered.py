@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, image_of, read_rows
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of, read_rows
 
-AI2D = Source(
+AI2D = BenchmarkSource(
     "lmms-lab/ai2d",
     ("data/test-*.parquet",),
     "the Hub",
@@ -21,7 +21,7 @@ BLINK_TASKS = (
     *("Relative_Reflectance", "Semantic_Correspondence", "Spatial_Relation"),
     *("Visual_Correspondence", "Visual_Similarity"),
 )
-BLINK = Source(
+BLINK = BenchmarkSource(
     "BLINK-Benchmark/BLINK",
     tuple(f"{task}/val-*.parquet" for task in BLINK_TASKS),
     "the Hub",
@@ -30,7 +30,7 @@ BLINK = Source(
     licence="Apache-2.0",
 )
 GEOMETRY3K = "data/geometry3k/test"
-INTERGPS = Source(
+INTERGPS = BenchmarkSource(
     "InterGPS",
     (f"{GEOMETRY3K}/*/data.json", f"{GEOMETRY3K}/*/img_diagram.png"),
     f"github.com/lupantech/InterGPS (its README says where Geometry3K is); unpack test.zip to {GEOMETRY3K}",
@@ -40,7 +40,7 @@ INTERGPS = Source(
     hub=False,
     single=True,
 )
-SCIENCEQA = Source(
+SCIENCEQA = BenchmarkSource(
     "derek-thomas/ScienceQA",
     ("data/test-*.parquet",),
     "the Hub",
@@ -111,7 +111,7 @@ def lettered(
     name: str,
     title: str,
     label: str,
-    source: Source,
+    source: BenchmarkSource,
     questions: Callable[[Data], Iterable[vqa.Question]],
 ) -> Benchmark:
     def load(data: Data) -> Iterator[Sample]:
@@ -121,7 +121,7 @@ def lettered(
         name=name,
         title=title,
         modality="vision",
-        rows=(Row("Table 1", label),),
+        rows=(TableRow("Table 1", label),),
         sources=(source,),
         load=load,
         scorer=vqa.letter,

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.benchmarks.vision.mmmu import NUMBER
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "AI4Math/MathVista",
     ("data/testmini-*.parquet",),
     "the Hub",
@@ -103,7 +103,7 @@ benchmark = Benchmark(
     name="mathvista",
     title="MathVista",
     modality="vision",
-    rows=(Row("Table 1", "MathVista (testmini)"),),
+    rows=(TableRow("Table 1", "MathVista (testmini)"),),
     sources=(SOURCE,),
     load=load,
     scorer=score,

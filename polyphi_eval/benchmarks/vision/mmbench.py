@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "MMBench",
     ("MMBench_DEV_EN.tsv",),
     "OpenCompass: the address that VLMEvalKit has for MMBench_DEV_EN in vlmeval/dataset/image_mcq.py",
@@ -68,9 +68,9 @@ benchmark = Benchmark(
     title="MMBench",
     modality="vision",
     rows=(
-        Row("Table 1", "MMBench (dev-en)", {"rotation": 0}),
-        Row("", "MMBench, circular", {"rotation": 0}, part="circular"),
-        Row("", "MMBench, every rotation by itself"),
+        TableRow("Table 1", "MMBench (dev-en)", {"rotation": 0}),
+        TableRow("", "MMBench, circular", {"rotation": 0}, part="circular"),
+        TableRow("", "MMBench, every rotation by itself"),
     ),
     sources=(SOURCE,),
     load=load,

@@ -8,10 +8,10 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "MMMU/MMMU",
     ("*/validation-*.parquet",),
     "the Hub",
@@ -99,9 +99,9 @@ benchmark = Benchmark(
     title="MMMU",
     modality="vision",
     rows=(
-        Row("Table 1", "MMMU (val)"),
-        Row("", "MMMU, questions with options", {"kind": "choice"}),
-        Row("", "MMMU, open questions", {"kind": "open"}),
+        TableRow("Table 1", "MMMU (val)"),
+        TableRow("", "MMMU, questions with options", {"kind": "choice"}),
+        TableRow("", "MMMU, open questions", {"kind": "open"}),
     ),
     sources=(SOURCE,),
     load=load,

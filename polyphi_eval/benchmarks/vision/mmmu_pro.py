@@ -7,12 +7,12 @@ from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, TableRow
 from polyphi_eval.benchmarks.vision import mmmu
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
 SETTINGS = {"standard": "standard (10 options)", "vision": "vision"}
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "MMMU/MMMU_Pro",
     tuple(f"{folder}/test-*.parquet" for folder in SETTINGS.values()),
     "the Hub",
@@ -42,9 +42,9 @@ benchmark = Benchmark(
     title="MMMU-Pro",
     modality="vision",
     rows=(
-        Row("Table 1", "MMMU-Pro (standard 10 options / vision, averaged)", by="setting"),
-        Row("", "MMMU-Pro, standard", {"setting": "standard"}),
-        Row("", "MMMU-Pro, vision", {"setting": "vision"}),
+        TableRow("Table 1", "MMMU-Pro (standard 10 options / vision, averaged)", by="setting"),
+        TableRow("", "MMMU-Pro, standard", {"setting": "standard"}),
+        TableRow("", "MMMU-Pro, vision", {"setting": "vision"}),
     ),
     sources=(SOURCE,),
     load=load,

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "echo840/OCRBench",
     ("data/test-*.parquet",),
     "the Hub",
@@ -48,7 +48,7 @@ benchmark = Benchmark(
     name="ocrbench",
     title="OCRBench",
     modality="vision",
-    rows=(Row("Table 1", "OCRBench"),),
+    rows=(TableRow("Table 1", "OCRBench"),),
     sources=(SOURCE,),
     load=load,
     scorer=contains,

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "lmms-lab/POPE",
     ("data/test-*.parquet",),
     "the Hub",
@@ -51,9 +51,9 @@ benchmark = Benchmark(
     title="POPE",
     modality="vision",
     rows=(
-        Row("Table 1", "POPE (test)", metric="f1", by="category"),
-        Row("", "POPE, accuracy"),
-        *(Row("", f"POPE, F1, {c} things", {"category": c}, metric="f1") for c in CATEGORIES),
+        TableRow("Table 1", "POPE (test)", metric="f1", by="category"),
+        TableRow("", "POPE, accuracy"),
+        *(TableRow("", f"POPE, F1, {c} things", {"category": c}, metric="f1") for c in CATEGORIES),
     ),
     sources=(SOURCE,),
     load=load,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from polyphi.data.sample import Sample
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Source, image_of
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, image_of
 
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "lmms-lab/textvqa",
     ("data/validation-*.parquet",),
     "the Hub",
@@ -31,7 +31,7 @@ benchmark = Benchmark(
     name="textvqa",
     title="TextVQA",
     modality="vision",
-    rows=(Row("Table 1", "TextVQA (val)"),),
+    rows=(TableRow("Table 1", "TextVQA (val)"),),
     sources=(SOURCE,),
     load=load,
     scorer=vqa.vqa_accuracy,

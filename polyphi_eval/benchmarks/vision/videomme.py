@@ -18,11 +18,11 @@ from polyphi.data.sample import Sample
 from polyphi.runtime.installation import pip_install
 from polyphi.types.parts import Image
 from polyphi_eval import vqa
-from polyphi_eval.benchmark import Benchmark, Row
-from polyphi_eval.sources import Data, Missing, Source
+from polyphi_eval.benchmark import Benchmark, TableRow
+from polyphi_eval.sources import BenchmarkSource, Data, Missing
 
 FRAMES = 16
-SOURCE = Source(
+SOURCE = BenchmarkSource(
     "lmms-lab/Video-MME",
     ("videomme/test-*.parquet", "data/*.mp4"),
     "the Hub; unpack its videos_chunked_*.zip there, which have data/*.mp4",
@@ -86,9 +86,9 @@ benchmark = Benchmark(
     title="Video-MME",
     modality="vision",
     rows=(
-        Row("Table 1", "VideoMME-16Frame"),
+        TableRow("Table 1", "VideoMME-16Frame"),
         *(
-            Row("", f"Video-MME, {duration} videos", {"duration": duration})
+            TableRow("", f"Video-MME, {duration} videos", {"duration": duration})
             for duration in ("short", "medium", "long")
         ),
     ),

@@ -13,7 +13,7 @@ from rich.console import Console
 from polyphi.cli import doctor
 from polyphi.doctor import report
 from polyphi.doctor.findings import Finding
-from polyphi.doctor.report import Report
+from polyphi.doctor.report import DoctorReport
 
 MODEL = {
     "model": "microsoft/Phi-4-multimodal-instruct",
@@ -37,7 +37,7 @@ BROKEN = Finding("Software", "torch", "wrong", "can't be imported", "pip install
 def test_the_page_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     out = StringIO()
     monkeypatch.setattr(doctor, "console", Console(file=out, width=width))
-    doctor.show(Report((*FINDINGS, BROKEN), {"models": [MODEL]}))
+    doctor.show(DoctorReport((*FINDINGS, BROKEN), {"models": [MODEL]}))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
@@ -56,7 +56,7 @@ def test_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     run_command: RunCommand,
 ) -> None:
-    result = Report(findings, {"models": [{**MODEL, "device": "cpu"}]})
+    result = DoctorReport(findings, {"models": [{**MODEL, "device": "cpu"}]})
     monkeypatch.setattr(report, "inspect", lambda progress: result)
     exit_code, out, _ = run_command("doctor", *arguments)
     assert exit_code == code

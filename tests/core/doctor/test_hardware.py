@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from polyphi.doctor import hardware, software
-from polyphi.doctor.findings import Result
+from polyphi.doctor.findings import FindingResult
 from polyphi.doctor.hardware import ISA_VARIABLES, CpuCounts
 
 GB = 10**9
@@ -37,7 +37,7 @@ def test_classes(instructions: set[str], name: str) -> None:
 
 def test_missing_kernels_are_slow() -> None:
     ((_, result),) = software.kernel_results(KERNELS | {"missing": "they weren't built"})
-    assert isinstance(result, Result) and result.state == "slow"
+    assert isinstance(result, FindingResult) and result.state == "slow"
     assert result.cure == software.kernel_cure("they weren't built")
     ((_, result),) = software.kernel_results(KERNELS)
     assert isinstance(result, str)
@@ -46,7 +46,7 @@ def test_missing_kernels_are_slow() -> None:
 def test_variables_that_limit_the_cpu_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX2")
     result = dict(hardware.processor_results({"avx2", "avx512_vnni"}))["class"]
-    assert isinstance(result, Result) and result.state == "slow"
+    assert isinstance(result, FindingResult) and result.state == "slow"
     assert dict(hardware.processor_results([])).keys() == {"processor"}
 
 
@@ -72,7 +72,7 @@ def test_threads(
     if cure is None:
         assert isinstance(result, str)
     else:
-        assert isinstance(result, Result) and (result.state, result.cure) == ("slow", cure)
+        assert isinstance(result, FindingResult) and (result.state, result.cure) == ("slow", cure)
 
 
 def test_without_torch_only_cores_are_reported() -> None:
@@ -82,7 +82,7 @@ def test_without_torch_only_cores_are_reported() -> None:
 def test_rates_measured_beside_other_work_are_marked() -> None:
     rates = {"memory": 2e10, "products": {"fp32": 1e11}, "decoding": {"int4": 1e10}}
     result = dict(hardware.rate_results({**rates, "cpu_share": 0.3}))["other work"]
-    assert isinstance(result, Result) and result.state == "slow"
+    assert isinstance(result, FindingResult) and result.state == "slow"
     results = dict(hardware.rate_results({**rates, "cpu_share": 0.95}))
     assert results.keys() == {"memory", "decoding", "products"}
 
@@ -120,7 +120,7 @@ def test_a_model_fits_with_enough_context() -> None:
 def test_little_memory_has_a_cure(machine: dict[str, Any], device: str, word: str) -> None:
     rows = [fit(None, 0, weights=8 * GB, device=device), fit("int4", 2047, device=device)]
     ((_, result),) = hardware.fit_results(rows, machine, on_cpu=device == "cpu")
-    assert isinstance(result, Result) and result.state == "missing" and not result.fatal
+    assert isinstance(result, FindingResult) and result.state == "missing" and not result.fatal
     assert result.cure is not None and word in result.cure
 
 
@@ -145,7 +145,7 @@ def test_a_gpu_that_torch_cannot_use(
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     ((_, result),) = hardware.gpu_results([], build)
-    assert isinstance(result, Result) and result.state == "slow"
+    assert isinstance(result, FindingResult) and result.state == "slow"
     assert result.cure is not None and word in result.cure
 
 

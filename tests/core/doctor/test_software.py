@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.doctor import software
-from polyphi.doctor.findings import Result
+from polyphi.doctor.findings import FindingResult
 from polyphi.doctor.software import Dependencies
 from polyphi.hub.cache import StoredModel
 from polyphi.runtime.installation import pip_install
@@ -47,14 +47,14 @@ def test_extras(package: str) -> None:
     assert unmet is not None
     (first, (name, missing)) = software.extra_results(unmet)
     assert first == ("extras", "video") and name == "more extras"
-    assert isinstance(missing, Result) and missing.text.startswith("serve (")
+    assert isinstance(missing, FindingResult) and missing.text.startswith("serve (")
     assert missing.cure == f"{pip_install('serve')}, or only those that you need"
     assert not list(software.extra_results(Dependencies((), {})))
 
 
 def test_too_old_a_package_is_fatal(package: str) -> None:
     result = dict(software.package_results({}, software.dependencies(package)))["dependencies"]
-    assert isinstance(result, Result) and result.fatal
+    assert isinstance(result, FindingResult) and result.fatal
     assert result.cure == 'pip install --upgrade "rich>=999"'
 
 
@@ -75,13 +75,13 @@ def test_torch_that_fails(
     results = dict(software.package_results(errors, Dependencies((), {})))
     assert results.keys() == {"system", "versions", "torch"}
     result = results["torch"]
-    assert isinstance(result, Result) and result.fatal and error in result.text
+    assert isinstance(result, FindingResult) and result.fatal and error in result.text
     assert result.cure is not None and cure in result.cure
 
 
 def test_without_installation_dependencies_are_unknown() -> None:
     result = dict(software.package_results({}, None))["polyphi"]
-    assert isinstance(result, Result) and result.state == "missing" and not result.fatal
+    assert isinstance(result, FindingResult) and result.state == "missing" and not result.fatal
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     results = dict(software.program_results())
     assert results.keys() == {"espeak-ng", "flite"}
     flite = results["flite"]
-    assert isinstance(flite, Result) and flite.cure is not None
+    assert isinstance(flite, FindingResult) and flite.cure is not None
     assert flite.cure.removeprefix("sudo ") == "dnf install -y flite"
     assert not list(software.compiler_results({"missing": None}))
     assert list(software.compiler_results({"missing": "they weren't built"}))
@@ -135,7 +135,7 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         "POLYPHI_PRECISION": "wrong",
     }
     precision = results["POLYPHI_PRECISION"]
-    assert isinstance(precision, Result) and precision.fatal
+    assert isinstance(precision, FindingResult) and precision.fatal
     assert not [r for r in results.values() if "secret" in str(r) or "abcdefgh" in str(r)]
     model = StoredModel("a/model", "0" * 40, None, Path("/a"), 9, 0.0, None, name="a/model")
     stored = dict(software.environment_results([model], {}))

@@ -195,7 +195,7 @@ def run(
         data,
         out,
         options=TrainOptions(**of_run, machine=MachineOptions(**of_machine)),
-        caller=RunContext(**options),
+        context=RunContext(**options),
     )
 
 

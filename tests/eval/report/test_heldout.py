@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from polyphi_eval.baselines import Result
+from polyphi_eval.baselines import TaskResult
 from polyphi_eval.heldout import CORE, GOALS, find
 from polyphi_eval.report import heldout as report
 
 
 def row(task: str, score: float) -> dict[str, Any]:
     (known,) = find(task)
-    result = Result(task, known.title, known.modality, known.metric, 100, score, score, score)
+    result = TaskResult(task, known.title, known.modality, known.metric, 100, score, score, score)
     return result.as_dict()
 
 

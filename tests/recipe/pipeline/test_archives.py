@@ -37,12 +37,12 @@ def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.M
         return partial / "x.whl"
 
     monkeypatch.setattr(sources, "_download_wheel", download)
-    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), target, tmp_path)
+    sources._fill(sources.Package("x", "wheel", "", "", "", sha256=digest), target, tmp_path)
     outside = {p.name for p in tmp_path.rglob("*") if target not in p.parents} - {"inner", "place"}
     assert not outside
     assert not [p for p in target.rglob("*") if p.is_symlink()]
     assert (target / "in/side").read_text() == "x"
-    forged = sources.Source("x", "wheel", "", "", "", sha256="0" * 64)
+    forged = sources.Package("x", "wheel", "", "", "", sha256="0" * 64)
     with pytest.raises(sources.Unavailable, match="SHA-256"):
         sources._fill(forged, target, tmp_path)
 

@@ -109,7 +109,7 @@ def test_unpacking_is_whole_or_absent_and_done_once(tmp_path, monkeypatch):
     monkeypatch.setitem(
         packages.SOURCES,
         "some",
-        packages.Source("some", "wheel", "MIT", "somewhere", "data", "1.0"),
+        packages.Package("some", "wheel", "MIT", "somewhere", "data", "1.0"),
     )
     folders: list[Path | None] = []
     threads = [
@@ -129,7 +129,7 @@ def test_a_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         packages, "_run", lambda command, folder: (folder / "some.whl").write_bytes(b"other")
     )
-    pinned = packages.Source("pinned", "wheel", "MIT", "somewhere", "data", "1.0", "0" * 64)
+    pinned = packages.Package("pinned", "wheel", "MIT", "somewhere", "data", "1.0", "0" * 64)
     monkeypatch.setitem(packages.SOURCES, "pinned", pinned)
     messages: list[str] = []
     assert packages.unpack("pinned", tmp_path, messages.append) is None

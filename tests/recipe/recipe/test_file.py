@@ -19,7 +19,7 @@ from polyphi_recipe.graph import find, from_file
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.recipe import file as recipe_file
 from polyphi_recipe.recipe import new
-from polyphi_recipe.recipe.parts import Part
+from polyphi_recipe.recipe.parts import ModelPart
 from polyphi_recipe.stages import sizes
 
 CONFIGS = {
@@ -311,7 +311,7 @@ def test_new_files_are_valid_and_name_every_corpus(
     goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        from_file, "open_part", lambda name, *_: Part(name, "x", CONFIGS[name], dict)
+        from_file, "open_part", lambda name, *_: ModelPart(name, "x", CONFIGS[name], dict)
     )
     text = new.text(goal, size="full", parts={}, corpora={"asr": ["a.tsv"]})
     file = tmp_path / "lab.toml"
@@ -326,7 +326,7 @@ def test_new_files_are_valid_and_name_every_corpus(
 @pytest.fixture
 def with_audio_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A micro run with a given audio encoder, which transcribes nothing by itself."""
-    part = Part("audio", "x", sizes.MICRO.model.audio, dict)
+    part = ModelPart("audio", "x", sizes.MICRO.model.audio, dict)
     monkeypatch.setattr(from_file, "open_part", lambda *_: part)
     file = tmp_path / "lab.toml"
     file.write_text('size = "micro"\n[parts]\naudio = "x"\n')
@@ -351,7 +351,7 @@ def test_the_schema_has_every_key_of_the_file() -> None:
     schema = recipe_file.schema()
     assert set(schema["properties"]) == set(recipe_file.RecipeFile.model_fields)
     source = schema["$defs"]["Source"]["properties"]
-    assert set(source) == set(recipe_file.Source.model_fields)
+    assert set(source) == set(recipe_file.CorpusSource.model_fields)
     assert all("description" in value for value in source.values())
     page = ROOT / "docs/recipe.schema.json"
     assert page.read_text(encoding="utf-8") == f"{json.dumps(schema, indent=1)}\n", (

@@ -12,7 +12,7 @@ from eval.wheels import unpacked
 from polyphi.data.shards import Sample
 from polyphi_eval import calls
 from polyphi_eval.benchmarks.text import bfcl
-from polyphi_eval.run import Line
+from polyphi_eval.run import SavedLine
 from polyphi_eval.score import rows_of
 from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, check
@@ -119,7 +119,7 @@ def test_groups_have_equal_weights() -> None:
         assert sum(10 * weights[category] for category in group) == pytest.approx(1)
     assert weights["simple_java"] == weights["multiple"] / 3
 
-    def line(group: str, category: str, value: float) -> Line:
+    def line(group: str, category: str, value: float) -> SavedLine:
         meta = {"mode": "prompt", "group": group, "weight": weights[category]}
         shared = {"extracted": "", "parts": {}, "error": None, "cut": False}
         return {"meta": meta, "value": value, "sound_seconds": 0, "seconds": 0, **shared}

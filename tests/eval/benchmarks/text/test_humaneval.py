@@ -24,7 +24,7 @@ from polyphi.engine.engine import Engine
 from polyphi_eval import programs
 from polyphi_eval.benchmark import suite
 from polyphi_eval.benchmarks.text import evalplus, humaneval
-from polyphi_eval.cache import Cache, Request
+from polyphi_eval.cache import Cache, CachedRequest
 from polyphi_eval.environments import Environment
 from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, write_rows
@@ -178,7 +178,7 @@ def test_evalplus_sends_our_server_the_same_prompts(
         answers, verdicts = by_evalplus(url, "tiny", tmp_path / "out", file)
     cache = Cache(polyphi.load(folder), tmp_path, "tiny")
     params = [PLUS.params(s) for s in samples]
-    requests = [Request(s.prompt, p) for s, p in zip(samples, params, strict=True)]
+    requests = [CachedRequest(s.prompt, p) for s, p in zip(samples, params, strict=True)]
     cached = cache.answers(requests)
     assert {s.id: answer.text for s, answer in zip(samples, cached, strict=True)} == answers
     assert verdicts == our_verdicts(samples, answers)
