@@ -131,7 +131,7 @@ def test_the_page_runs(
     assert (one.messages, one.meta) == (two.messages, two.meta)
     for name in ("calls", "adapter", "medical", "pairs", "sums"):
         assert read_layout(Path("runs") / name / "model") == "native"
-    assert not read_config("single").adapters.get("medical")
+    assert not read_config(Path("single")).adapters.get("medical")
 
 
 @pytest.mark.long

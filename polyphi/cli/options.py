@@ -135,11 +135,12 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
     `polyphi.load`. huggingface_hub shows bars of its downloads."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("polyphi: %(message)s"))
-    logger = logging.getLogger("polyphi.checkpoints")
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    loggers = [logging.getLogger(f"polyphi.{name}") for name in ("checkpoints", "hub")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     bars = Progress(console=error_console, transient=True, disable=not sys.stderr.isatty())
     task = bars.add_task("quantizing", total=1.0)
 
@@ -154,6 +155,7 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
         yield update
     finally:
         bars.stop()
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate

@@ -9,6 +9,7 @@ import torch
 from polyphi import kernels
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.read import load_checkpoint
+from polyphi.hub.location import locate
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.types.batch import row
@@ -123,7 +124,7 @@ def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> No
     path, out = tmp_path / "model.gguf", tmp_path / "out"
     with pytest.raises(ValueError, match=r"polyphi export \S*model\.gguf --out FOLDER"):
         path.write_bytes(b"GGUF")
-        load_checkpoint(path)
+        locate(path)
     with pytest.raises(ValueError, match="not a complete GGUF file"):
         gguf.convert(path, out)
     for options, message in (

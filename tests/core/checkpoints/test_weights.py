@@ -17,6 +17,7 @@ from polyphi.checkpoints import write
 from polyphi.checkpoints.names import _PATTERNS, RENAMES
 from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -92,8 +93,10 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
+    with pytest.raises(ValueError, match="nothing has no config.json"):
         load_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
+        locate(tmp_path / "nothing")
 
 
 def test_pickles_are_refused(folder: Path) -> None:
@@ -291,10 +294,11 @@ def test_an_equal_file_of_the_user_is_kept_and_stays_theirs(folder: Path, tmp_pa
 
 EXPORT = """
 import sys, torch
+from pathlib import Path
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-model = load_checkpoint(sys.argv[1])
-written = next(load_checkpoint(sys.argv[2]).parameters()).dtype
+model = load_checkpoint(Path(sys.argv[1]))
+written = next(load_checkpoint(Path(sys.argv[2])).parameters()).dtype
 while True:
     written = torch.bfloat16 if written == torch.float32 else torch.float32
     save_checkpoint(model, sys.argv[2], dtype=written, max_shard_bytes=100_000)
