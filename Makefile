@@ -5,9 +5,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 # Make libraries use what a CPU with AVX2, and nothing newer, has.
-AVX2_TESTS := tests/test_avx2.py tests/core/kernels tests/core/quantization tests/core/model tests/core/prepared tests/core/parity tests/core/engine tests/core/runtime tests/core/test_api.py
+AVX2_TESTS := tests/test_avx2.py tests/core/kernels tests/core/quantization tests/core/model tests/core/prepared tests/core/parity tests/core/engine tests/core/devices tests/core/test_api.py
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
-ISA_TESTS := $(AVX2_TESTS) $(addprefix tests/core/,planning checkpoints train transcription processing invariants) tests/benchmarks
+ISA_TESTS := $(AVX2_TESTS) $(addprefix tests/core/,doctor checkpoints finetuning train transcription media processing invariants) tests/benchmarks
 
 .PHONY: nano reproduce rehearsal test test-all test-avx2 test-isa test-clients box docs lint setup clean
 
