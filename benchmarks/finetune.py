@@ -50,10 +50,11 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.context import RunContext
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
-from polyphi.train.trainer import RunContext, train
+from polyphi.train.trainer import train
 from polyphi.types.batch import Batch, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.encoder import Inputs

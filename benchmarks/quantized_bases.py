@@ -32,10 +32,11 @@ from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime.rendering import table
+from polyphi.train.context import RunContext
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import RunContext, train
+from polyphi.train.trainer import train
 from polyphi.types.batch import Batch, pack
 
 BASES = ("bf16", "int8", "int4")

@@ -69,10 +69,11 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.context import RunContext
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import RunContext, Trainer
+from polyphi.train.trainer import Trainer
 from polyphi.types.batch import Batch, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.encoder import Inputs

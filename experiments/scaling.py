@@ -33,6 +33,7 @@ from polyphi.runtime.files import write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
+from polyphi.train.context import Print, RunContext
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Objective, Stage
 from polyphi.train.state import (
@@ -43,7 +44,7 @@ from polyphi.train.state import (
     choose_precision,
     code_revision,
 )
-from polyphi.train.trainer import Print, RunContext, row_maker, train
+from polyphi.train.trainer import row_maker, train
 from polyphi_recipe import stages
 from polyphi_recipe.graph.graph import Run
 

@@ -8,9 +8,10 @@ from typing import Any
 from polyphi.api import Phi
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
+from polyphi.train.context import RunContext
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.trainer import RunContext, train
+from polyphi.train.trainer import train
 from polyphi_eval.baselines import TaskResult, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data

@@ -80,28 +80,28 @@ def text() -> str:
         trim_blocks=True,
     )
     page = templates.get_template("limits.md")
-    return page.render(quotas=share_rows(), requests=request_rows())
+    return page.render(quotas=quota_rows(), requests=request_rows())
 
 
-def share_rows() -> Iterator[Row]:
-    """A row for each share of `Quotas`."""
-    few, many = (all_shares(cores) for cores in CORES)
+def quota_rows() -> Iterator[Row]:
+    """A row for each quota of `Quotas`."""
+    few, many = (all_quotas(cores) for cores in CORES)
     assert few.keys() == many.keys()
-    for name, share in few.items():
+    for name, quota in few.items():
         other = many[name]
         client, total = (
-            amount(share.unit, getattr(share, whose), getattr(other, whose))
+            amount(quota.unit, getattr(quota, whose), getattr(other, whose))
             for whose in ("client", "total")
         )
-        yield share.what, client, total, share.beyond
+        yield quota.what, client, total, quota.beyond
 
 
-def all_shares(cores: int) -> dict[str, quotas.Quota]:
+def all_quotas(cores: int) -> dict[str, quotas.Quota]:
     """The quotas of a server on a machine with so many cores, by the name of their attribute."""
     with mock.patch("polyphi.devices.cpu.usable", lambda: cores):
         module = loaded_again(quotas)
     attributes = vars(module.Quotas(SETTINGS, MAX_NUM_SEQS))
-    return {name: getattr(one, "share", one) for name, one in attributes.items()}
+    return {name: getattr(one, "quota", one) for name, one in attributes.items()}
 
 
 def loaded_again(module: ModuleType) -> ModuleType:

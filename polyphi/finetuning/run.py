@@ -63,6 +63,7 @@ from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_froz
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import locked
 from polyphi.runtime.heap import give_back
+from polyphi.train.context import Print, RunContext
 from polyphi.train.epochs import RowTokens, check_parts, row_tokens, steps_of
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.loss import head_of
@@ -70,7 +71,7 @@ from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Budget, Stage
 from polyphi.train.state import METRICS, TRAINED, choose_precision, earlier_model
-from polyphi.train.trainer import Print, RunContext, train
+from polyphi.train.trainer import train
 from polyphi.types.modality import Modality, ModalityEntry, run_file
 from polyphi.types.routing import modalities_of
 from polyphi.types.transcript import TRANSCRIBE

@@ -22,20 +22,17 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 from torch import Tensor
 
 from polyphi.data import workers
-from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step
-from polyphi.devices.precision import Choice, products
+from polyphi.devices.precision import products
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.linear import frozen_copies
 from polyphi.prepared.prepare import prepare
@@ -44,7 +41,8 @@ from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
 from polyphi.runtime.heap import give_back, reuse_freed_blocks
 from polyphi.train import checkpoint, evaluation, parallel
-from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
+from polyphi.train.context import RunContext
+from polyphi.train.evaluation import EVALUATIONS, EvalRows
 from polyphi.train.features import cached_features
 from polyphi.train.freeze import (
     as_table,
@@ -88,37 +86,6 @@ TRIM_SECONDS = 5
 """Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450
 steps, with one every 20 s 1.5 to 1.85 GB; one takes 60 ms (LOG.md)."""
 
-Print = Callable[[Any], None]
-"""Prints a line of text or a rich table."""
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What the program that trains a stage adds to the options of a user.
-
-    `precision` is a choice that it made and reported itself. `fresh` maps corpora to generators of new samples
-    (data/fresh.py), which replace their shards. `origins` names for each tensor the stage that its start weights come
-    from. `evaluation`: rows of the split `eval` of some corpora are evaluated (None: none). `title` is the run's name
-    in trackers, by default the stage's. `watch(model)` is evaluated every `watch_every` steps. `flops(pack)` counts
-    the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
-    utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `exported` is the folder of the model that
-    a user's run is exported to: such a run may get more steps later, so its last checkpoint stays, and the model is
-    kept beside it until these are done. `rows_reach_trainable`: the data are known to have rows for all that is
-    trained, if not in the first step. `report` prints messages of the first process."""
-
-    precision: Choice | None = None
-    fresh: Mapping[str, Fresh] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
-    evaluation: EvalOptions | None = None
-    title: str | None = None
-    watch: Callable[[PhiModel], Mapping[str, float]] | None = None
-    flops: Callable[[Batch], float] | None = None
-    peak_flops: float | None = None
-    checkpoint_seconds: float = 60.0
-    exported: Path | None = None
-    rows_reach_trainable: bool = False
-    report: Print = rich.print
-
 
 def train(
     stage: Stage,
@@ -129,7 +96,7 @@ def train(
     out: Path,
     *,
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    context: RunContext = RunContext(),
+    context: RunContext = RunContext(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
     `out`.

@@ -43,11 +43,12 @@ from polyphi.runtime import distributed
 from polyphi.runtime.files import cache_folder, locked, sha256, whole_folder, write_json
 from polyphi.runtime.heap import give_back
 from polyphi.train.aed import Recogniser
+from polyphi.train.context import RunContext
 from polyphi.train.contrastive import Similarity
 from polyphi.train.options import Base, TrainOptions
 from polyphi.train.stage import Stage
 from polyphi.train.state import MANIFEST
-from polyphi.train.trainer import RunContext, train
+from polyphi.train.trainer import train
 from polyphi.types.tools import CALL, CALL_END
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate

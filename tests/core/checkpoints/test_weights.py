@@ -93,7 +93,7 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing has no config.json"):
+    with pytest.raises(ValueError, match=r"nothing has no config\.json"):
         load_checkpoint(tmp_path / "nothing")
     with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
         locate(tmp_path / "nothing")

@@ -362,7 +362,7 @@ VALUES = [
 def test_lists_are_read_in_parts(
     chunk: int, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK_BYTES", chunk)
     file = tmp_path / "a.json"
     for value in VALUES:
         file.write_text(f"\ufeff {json.dumps(value, indent=indent)}\n")

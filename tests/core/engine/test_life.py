@@ -283,7 +283,7 @@ def test_large_models_run_prompts_in_smaller_steps(
 ) -> None:
     messages, once = [Message.user("fox " * 300)], SamplingParams(max_tokens=1)
     tokens = {}
-    monkeypatch.setattr(engine_module, "CHUNK", 100)
+    monkeypatch.setattr(engine_module, "CHUNK_TOKENS", 100)
     for cached in (2**28, 0):
         monkeypatch.setattr(engine_module, "CPU_CACHE", cached)
         fresh = Engine(engine.model, engine.processor)

@@ -139,7 +139,7 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
     """Also where a token holds bytes of two signs, and where only a sign that is alone is a token of its own."""
     for changed in with_tokens_of_signs(tokenizer, split):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "SLICE", 3)
+            patch.setattr(module, "SLICE_CHARACTERS", 3)
             ids = list(chain(*changed.encode_slices(text)))
         assert ids == changed._plain.encode(text, add_special_tokens=False).ids
 

@@ -116,7 +116,7 @@ def test_outputs_are_rounded_independently(monkeypatch: pytest.MonkeyPatch) -> N
     w, x = normal(24, 96, 0), correlated(200, 96, 1)
     for hessian in (None, x.t() @ x):
         whole = four_bits(w, hessian)
-        monkeypatch.setattr(rounding, "CHUNK", 10)
+        monkeypatch.setattr(rounding, "CHUNK_ROWS", 10)
         assert same(whole, four_bits(w, hessian))
         monkeypatch.undo()
 

@@ -33,12 +33,13 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.context import RunContext
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.evaluation import SPLIT, EvalOptions
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import RunContext, train
+from polyphi.train.trainer import train
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image

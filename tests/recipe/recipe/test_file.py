@@ -350,7 +350,7 @@ def test_spoken_questions_are_unfiltered_without_a_recogniser(with_audio_part: R
 def test_the_schema_has_every_key_of_the_file() -> None:
     schema = recipe_file.schema()
     assert set(schema["properties"]) == set(recipe_file.RecipeFile.model_fields)
-    source = schema["$defs"]["Source"]["properties"]
+    source = schema["$defs"]["CorpusSource"]["properties"]
     assert set(source) == set(recipe_file.CorpusSource.model_fields)
     assert all("description" in value for value in source.values())
     page = ROOT / "docs/recipe.schema.json"
