@@ -400,7 +400,7 @@ void few_queries(const Call& call, const Piece& piece) {
 
 // Combines several pieces of the same queries in the first one, weighted by their sums of exponentials.
 template <class Kind>
-void join(const Call& call, const Piece* pieces, int count) {
+void join_pieces(const Call& call, const Piece* pieces, int count) {
     const int d = call.d, group = call.group(), rows = pieces->tokens * group;
     for (int r = 0; r < rows; r++) {
         const auto softmax = [&](int p) { return read<Softmax>(pieces[p].partial + 2 * r); };
@@ -449,5 +449,5 @@ void attend(const Call& call, const Pieces& pieces, Parallel parallel, int threa
                     many<Kind, Held>(call, pieces.all[i]);
         },
         int64_t(pieces.all.size()), 1, parallel, threads);
-    for (const auto& [first, count] : pieces.joined) join<Kind>(call, pieces.all.data() + first, count);
+    for (const auto& [first, count] : pieces.joined) join_pieces<Kind>(call, pieces.all.data() + first, count);
 }
