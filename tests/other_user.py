@@ -18,8 +18,9 @@ spec = importlib.util.spec_from_file_location("sandbox", FILE)
 sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sandbox)
 sandbox._memory = lambda pid: 0
+sandbox._syscall_filter_file = lambda: FILTER
 """
-"""Loads the module alone, for a Python without psutil."""
+"""Loads the module alone, for a Python without psutil and polyphi."""
 
 
 def public_python() -> str:
@@ -42,8 +43,11 @@ def in_public_python(code: str, folder: Path, user: int | None, **environment: s
         target = folder / "package" / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    file = folder / "package" / "services" / "sandbox.py"
-    command = [public_python(), "-B", "-c", ALONE.replace("FILE", repr(str(file))) + code]
+    file, filters = (
+        folder / "package" / name for name in ("services/sandbox.py", "runtime/syscall_filter.py")
+    )
+    alone = ALONE.replace("FILTER", repr(str(filters))).replace("FILE", repr(str(file)))
+    command = [public_python(), "-B", "-c", alone + code]
     done = subprocess.run(
         command,
         user=user,

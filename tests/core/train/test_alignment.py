@@ -52,7 +52,7 @@ def image(words: list[tuple[int, int]]) -> Batch:
         images(
             LAYOUT,
             slots=torch.arange(1, 1 + TOKENS),
-            words=torch.tensor([(0, token, word) for token, word in words]),
+            label_ids=torch.tensor([(0, token, word) for token, word in words]),
         ),
     )
 
@@ -63,7 +63,7 @@ def clip(words: list[int], tokens: int) -> Batch:
         AudioInput(
             layouts=(AudioLayout(8 * tokens, "speech"),),
             slots=torch.arange(1, 1 + tokens),
-            words=torch.tensor([(0, word) for word in words]),
+            label_ids=torch.tensor([(0, word) for word in words]),
             mels=torch.zeros(8 * tokens, 80),
         ),
     )
@@ -163,4 +163,6 @@ def test_a_clip_is_aligned_by_its_reference_and_not_by_the_transcript_of_a_recor
     for key, aligned in (("reference", True), ("transcript", False)):
         sample = Sample("1", messages, "polyphi", "", {key: "red two"})
         (plain,) = NextToken().rows(sample, processor, 200)
-        assert (with_words(plain, sample, processor).inputs["audio"].words is not None) == aligned
+        assert (
+            with_words(plain, sample, processor).inputs["audio"].label_ids is not None
+        ) == aligned

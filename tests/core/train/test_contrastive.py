@@ -234,8 +234,8 @@ def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> Non
         rows += objective.rows(annotated, processor, 64)
     batch = pack(rows)
     views = batch.inputs["image"]
-    assert views.words is not None and views.words[:, 0].unique().tolist() == [0, 1]
-    without = batch.with_inputs(dataclasses.replace(views, words=None))
+    assert views.label_ids is not None and views.label_ids[:, 0].unique().tolist() == [0, 1]
+    without = batch.with_inputs(dataclasses.replace(views, label_ids=None))
     alone, _, _ = loss_of(plain, model, plain.build(model, processor, seed=3), without)
     gradients(model, heads)
     both, count, metrics = loss_of(objective, model, heads, batch)

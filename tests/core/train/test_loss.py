@@ -147,7 +147,7 @@ def test_alignment_is_added_for_annotated_samples() -> None:
     plain, aligned = NextToken(), NextToken(align=0.5)
     module = aligned.build(model, processor)
     (bare,), (row,) = (o.rows(annotated, processor, 200) for o in (plain, aligned))
-    assert bare.inputs["image"].words is None and row.inputs["image"].words is not None
+    assert bare.inputs["image"].label_ids is None and row.inputs["image"].label_ids is not None
     expected, count, _ = plain.loss(model, None, None, bare)
     same, _, _ = aligned.loss(model, module, None, bare)
     torch.testing.assert_close(same, expected)
