@@ -133,7 +133,7 @@ def speed(stage: RunReport) -> str:
 
 def waste(stage: RunReport) -> str:
     """Shares of padding: of the rows in attention, and of the crops' patches."""
-    padded, blank = stage["waste"]["padding"], stage["waste"]["blank"]
+    padded, blank = stage["waste"]["padding"], stage["waste"]["padding_share"]
     if padded is None:
         return "–"
     return f"{padded:.1%}" + (f", patches {blank:.1%}" if blank else "")

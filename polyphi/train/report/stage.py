@@ -37,7 +37,7 @@ def stage_row(folder: Path, declared: Stage) -> dict[str, Any]:
         "speed": _speed(manifest),
         "waste": {
             name: round(sum(r[name] for r in records) / len(records), 4) if records else None
-            for name in ("padding", "blank")
+            for name in ("padding", "padding_share")
         },
         "loss_first": _mean([p[1] for p in points[:tenth]]),
         "loss_last": _mean([p[1] for p in points[-tenth:]]),
@@ -73,7 +73,7 @@ def training_records(path: Path) -> list[dict[str, Any]]:
             try:
                 record = json.loads(text)
                 float(record["loss"])
-                by_step[int(record["step"])] = {"padding": 0.0, "blank": 0.0, **record}
+                by_step[int(record["step"])] = {"padding": 0.0, "padding_share": 0.0, **record}
             except (ValueError, KeyError, TypeError):
                 continue
     return [by_step[step] for step in sorted(by_step)]
