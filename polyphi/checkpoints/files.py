@@ -67,9 +67,9 @@ def index_members(index: Path) -> list[str]:
 
 
 def inside(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Those paths of a checkpoint's folder that are files. Raises ValueError for a link that leads elsewhere, whose
-    content isn't the checkpoint's and must not become part of a copy. Links of the Hub's cache are accepted: those
-    from `snapshots/COMMIT` to `blobs/HASH` of the same repository."""
+    """The files among `paths`, which are in a checkpoint's folder. Raises ValueError for a link that leads elsewhere,
+    whose content isn't the checkpoint's and must not become part of a copy. Links of the Hub's cache are accepted:
+    those from `snapshots/COMMIT` to `blobs/HASH` of the same repository."""
     root = folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
     files = []

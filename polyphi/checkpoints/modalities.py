@@ -43,7 +43,7 @@ FILE, WEIGHTS = "modality.json", "model.safetensors"
 NORM_VALUES = 16
 """Weights of the decoder's last norm by which a folder recognizes the decoder that it was trained with."""
 NORM_ERROR = 0.01
-"""Relative; a bfloat16 number is within 0.004."""
+"""Relative tolerance of `NORM_VALUES`; a bfloat16 number is within 0.004."""
 
 
 def folders(checkpoint: Path) -> dict[str, Path]:

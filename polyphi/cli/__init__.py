@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None, application: App | None = None) -> 
 
 
 def _output_is_closed() -> bool:
-    """Whether nobody reads standard output any more. What it still has, which Python would write at the end, is then
+    """Whether nobody reads standard output any more. Then its buffer, which Python would write at the end, is
     dropped."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)

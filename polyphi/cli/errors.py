@@ -67,7 +67,7 @@ _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
 
 
 def resumes(words: Sequence[str]) -> bool:
-    """Whether the same command line continues what it had begun."""
+    """Whether a command line resumes its work if it runs again."""
     command = next((word for word in words if not word.startswith("-")), "")
     has_out = any(word.partition("=")[0] == "--out" for word in words)
     return command in RESUMABLE or (command == "transcribe" and has_out)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 MEDIA_OPTIONS = ("--image", "--audio", "--video")
 SUFFIXES = (*IMAGE_SUFFIXES, *SOUND_SUFFIXES)
-"""Of the names of media. Only words of a command line are judged by their names; files are by their first bytes."""
+"""Suffixes of media files' names. Only words of a command line are judged by their names; files are by their first
+bytes."""
 STDIN = 0
 """The descriptor of standard input."""
 _HUB_ID = re.compile(r"(hf:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")

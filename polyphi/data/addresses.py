@@ -62,7 +62,7 @@ def without_braces(pattern: str) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file anywhere."""
+    """Whether a file exists at a path or an address."""
     if not is_remote(path):
         return Path(path).is_file()
     system, name = file_system(path)
@@ -114,7 +114,7 @@ class _Recoded(io.RawIOBase):
         self._data, self._ended = b"", False
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True: the file is open for reading."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -185,7 +185,7 @@ class _Local:
         return memoryview(self._map)[max(0, start) : max(0, start + length)]
 
     def clear(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: the file has no cached parts."""
 
 
 class _Ranges(io.RawIOBase):
@@ -201,7 +201,7 @@ class _Ranges(io.RawIOBase):
         return self._parts[start]
 
     def clear(self) -> None:
-        """Forget the parts."""
+        """Drop the cached parts of the file."""
         self._parts.clear()
 
     def readable(self) -> bool:
@@ -317,7 +317,7 @@ def _body_length(metadata: bytes) -> int:
 
 
 def _offset(data: bytes, table: int, field: int) -> int | None:
-    """Where a field of a FlatBuffers table is, if it is there."""
+    """The offset in `data` of a field of a FlatBuffers table; None where the table lacks the field."""
     (distance,) = struct.unpack_from("<i", data, table)
     vtable, slot = table - distance, 4 + 2 * field
     if vtable < 0:

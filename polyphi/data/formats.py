@@ -99,7 +99,7 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where rows come from, and what holds for those that don't say it. Paths in them are relative to `root`, a folder
+    """The origin of rows, and the defaults for rows that lack a field. Paths in them are relative to `root`, a folder
     or an address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and
     addresses. `licence` and `language` are those of a row that has none, `question` that of one about an image or
     audio."""

@@ -104,7 +104,7 @@ def check_values(text: bytes | str) -> None:
 
 
 def encoding_error(error: UnicodeError) -> str:
-    """What to do about a text that isn't in its encoding."""
+    """The message for a text that isn't in its encoding, with what to do."""
     reason = str(error)  # of UTF-16 without its mark
     if isinstance(error, UnicodeDecodeError):
         reason = f"expected {error.encoding}, found the byte 0x{error.object[error.start]:02x}"

@@ -43,10 +43,10 @@ DRAWS_PER_EXCHANGE = 8
 
 @dataclass(frozen=True)
 class StepRows:
-    """One step. `ids`, `sizes`, `numbers` (of their draws) and `processes` are those of all its samples, `samples` the
-    rows of those that belong to this process, `rank`. `draws` is the total number of draws after it, where the next
-    step begins. `skipped` holds the samples left out, `cut` is the number of truncated samples and `lost` that of their
-    truncated tokens; `corrupt` counts damaged samples since the first step of the run."""
+    """The rows of one step. `ids`, `sizes`, `numbers` (of their draws) and `processes` are those of all its samples,
+    `samples` the rows of those that belong to this process, `rank`. `draws` is the total number of draws after it,
+    where the next step begins. `skipped` holds the samples left out, `cut` is the number of truncated samples and
+    `lost` that of their truncated tokens; `corrupt` counts damaged samples since the first step of the run."""
 
     samples: list[list[Batch]]
     ids: list[str]

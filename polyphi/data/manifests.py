@@ -21,7 +21,7 @@ Open = Callable[[], AbstractContextManager[Any]]
 Rows = Iterator[tuple[str, Any]]
 LIBRISPEECH = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 TRANSCRIPT = ".trans.txt"
-"""How the names of LibriSpeech's transcripts end."""
+"""Ending of the names of LibriSpeech's transcript files."""
 FLEURS_COLUMNS = 7
 """Number, file, transcript as written, transcript, characters, samples, gender; without a header."""
 

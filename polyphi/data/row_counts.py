@@ -27,7 +27,7 @@ BUDGET = 8 << 20
 """Bytes of a file that are read."""
 REMOTE_BUDGET = 256 << 10
 PIECES, MIN_PIECE = 32, 64 << 10
-"""Most pieces of a file, and bytes of the smallest."""
+"""Maximum number of pieces of a file, and minimum bytes of one."""
 HEAD, MAX_MARK = 1 << 20, 4096
 """Bytes of a file that are in memory at a time, and characters between two items of a JSON list."""
 UNPACKED = 4
@@ -125,13 +125,13 @@ def _lines(piece: bytes, ends: bool) -> int:
 
 
 def _records(piece: bytes, inside: int) -> Iterator[bytes]:
-    """What each record of a piece of a .csv has outside quotes; `inside` is 1 if the piece begins inside of some."""
+    """Yield the unquoted text of each record of a piece of a .csv; `inside` is 1 if the piece begins inside quotes."""
     yield from b"".join(piece.split(b'"')[inside::2]).split(b"\n")
 
 
 def _csv_records(piece: bytes, delimiter: bytes, count: int, ends: bool) -> int:
-    """Records that end in a piece, of `count` delimiters each. Whether it begins inside of quotes is what gives more
-    records that number."""
+    """Number of records, of `count` delimiters each, that end in a piece. Whether it begins inside of quotes is what
+    gives more records that number."""
     readings = [[*_records(piece, inside)] for inside in (0, 1)]
     regular = [sum(r.count(delimiter) == count for r in records) for records in readings]
     records = readings[regular[1] > regular[0]]

@@ -29,12 +29,12 @@ class Sample:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """Everything before the last message."""
+        """The messages before the last one."""
         return self.messages[:-1]
 
 
 class SampleSource(Protocol):
-    """Where the samples of a corpus come from: a split of shards (shards.py), or a generator (fresh.py)."""
+    """The source of a corpus's samples: a split of shards (shards.py), or a generator (fresh.py)."""
 
     def id(self, index: int) -> str:
         """The id of a sample, also if it can't be read."""

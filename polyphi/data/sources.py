@@ -64,7 +64,7 @@ from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
 LocatedRow = tuple[str, Any]
-"""Where a row is, for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
+"""A row's location for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
 ENDINGS = {
     ".jsonl": "rows",
     ".json": "rows",
@@ -89,7 +89,7 @@ ERRORS = (
     *(OSError, EOFError, tarfile.TarError, pa.ArrowException, zlib.error),
     *(csv.Error, RecursionError),
 )
-"""Of a damaged file."""
+"""Exceptions that reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _of_file(path: str, format: str | None, encoding: str) -> list[SourceFile]:
 
 
 def _fits(name: str, format: str) -> bool:
-    """Whether a file may have the format, by its ending."""
+    """Whether a file's ending allows the format."""
     if format in coco.FORMATS:
         return ending(name) == ".json"
     if format == "librispeech":
@@ -298,7 +298,7 @@ def _is_split(folder: str) -> bool:
 
 
 def _train(names: list[str]) -> list[str]:
-    """Those in a folder or file of the name "train", where there are any."""
+    """The paths with a folder or file named "train", or all paths where there are none."""
     return [n for n in names if files.TRAIN.search(n)] or names
 
 
@@ -384,8 +384,8 @@ def _csv(file: SourceFile) -> Iterator[LocatedRow]:
 
 
 def delimiter_of(header: str, preferred: str) -> str:
-    """What separates the names of columns: of comma, semicolon, tab and | the one that is there most often outside of
-    quotation marks."""
+    """The delimiter of a header's column names: of comma, semicolon, tab and | the one that is there most often outside
+    of quotation marks."""
     bare = re.sub(r'"[^"]*"', "", header)
     return max((preferred, ",", ";", "\t", "|"), key=bare.count)
 

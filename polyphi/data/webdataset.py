@@ -60,8 +60,8 @@ def field_map(folder: str) -> dict[str, str] | None:
 
 
 def training_tars(folder: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that Energon's split has for training, without excluded ones; all without a split. Raises
-    ValueError for a split without training, and for one that names tars which aren't there."""
+    """The tars among `names` that Energon's split has for training, without excluded ones; all `names` without a split.
+    Raises ValueError for a split without training, and for one that names tars which aren't there."""
     path = join(folder, f"{META}/split.yaml")
     if not exists(path):
         return [*names]

@@ -53,7 +53,7 @@ def response_grammar(response_format: Any) -> Grammar | None:
 
 @dataclass(frozen=True)
 class CallRules:
-    """Which tool calls an answer may have: at least one if `required`, at most one if `single`."""
+    """The tool calls that an answer may have: at least one if `required`, at most one if `single`."""
 
     required: bool = False
     single: bool = False

@@ -35,10 +35,10 @@ from polyphi.types.sampling import Grammar
 from polyphi.types.tools import CALL, CALL_END, functions
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
-"""Of a schema or a list of tools: characters and nested brackets; characters of a regular expression or a context-free
-grammar; tools; calls in one answer."""
+"""Maximum sizes: characters and nested brackets of a schema or a list of tools; characters of a regular expression or a
+context-free grammar; tools; calls in one answer."""
 MAX_RULES = 500
-"""Of a grammar in GBNF, whose conversion takes time quadratic in it."""
+"""Maximum rules of a grammar in GBNF; the time of its conversion is quadratic in their number."""
 MAX_LEVELS = 8
 """Levels of indentation where a schema doesn't limit the depth of an answer."""
 CALL_LEVELS = 2

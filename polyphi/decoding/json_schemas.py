@@ -122,7 +122,7 @@ def _for_grammar(schema: Any, *, close: bool) -> Any:
 
 
 def _is_combined(schema: Mapping[str, Any]) -> bool:
-    """Whether another schema may describe the same object as this one."""
+    """Whether a schema has keywords whose schemas describe the same object as the schema itself."""
     with_properties = "properties" in schema and ("anyOf" in schema or "$ref" in schema)
     return with_properties or not COMBINING.isdisjoint(schema)
 

@@ -19,7 +19,7 @@ OutputPart = Reasoning | str | CallDelta
 
 
 class TextDelta(Protocol):
-    """More text of an answer; the last one has the engine's finish reason."""
+    """A text delta of an answer; the last delta has the engine's finish reason."""
 
     @property
     def text(self) -> str: ...
@@ -29,9 +29,10 @@ class TextDelta(Protocol):
 
 
 class Output:
-    """One answer. `tools`: the functions that are offered. With `sampling.stop_at_calls`, everything after the
-    first call is dropped. `required`: the answer is calls without content. `finish_reason`: of the ended answer,
-    "tool_calls" if it stopped with complete calls, otherwise the engine's."""
+    """The output of one answer, parsed as it arrives. `tools`: the functions that are offered. With
+    `sampling.stop_at_calls`, everything after the first call is dropped. `required`: the answer is calls without
+    content. `finish_reason`: of the ended answer, "tool_calls" if it stopped with complete calls, otherwise the
+    engine's."""
 
     def __init__(
         self, sampling: SamplingParams, *, tools: Sequence[Mapping[str, Any]] = ()

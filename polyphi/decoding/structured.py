@@ -103,7 +103,7 @@ class MatcherProcess:
     """The process of one grammar. Its matchers are used by one thread at a time."""
 
     def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
-        """Starts it. Raises ValueError without llguidance or a tokenizer, and `GrammarProcessEnded`."""
+        """Starts the process. Raises ValueError without llguidance or a tokenizer, and `GrammarProcessEnded`."""
         grammars.llguidance()
         if not tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
@@ -124,7 +124,8 @@ class MatcherProcess:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the first mask has arrived. Raises ValueError for an invalid grammar, and `GrammarProcessEnded`."""
+        """Whether the grammar is compiled, that is, its first mask has arrived. Raises ValueError for an invalid
+        grammar, and `GrammarProcessEnded`."""
         self.receive()
         if self.error is not None:
             raise self.error
@@ -135,7 +136,8 @@ class MatcherProcess:
         wait_for([self], seconds)
 
     def register(self, poll: "select.poll") -> bool:
-        """Whether there is something to wait for."""
+        """Register the process's socket in `poll`, and return whether it is open, so that there is something to wait
+        for."""
         if self._socket.fileno() >= 0:
             poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
         return self._socket.fileno() >= 0
@@ -223,7 +225,8 @@ class MatcherProcess:
         self.close()
 
     def _is_killed(self) -> bool:
-        """Whether something else has ended the process, for example because the system had no memory left."""
+        """Whether a signal of another program or the system has ended the process, for example because the system had
+        no memory left."""
         try:
             return self._process.wait(STATUS_WAIT) in (-signal.SIGKILL, -signal.SIGTERM)
         except subprocess.TimeoutExpired:

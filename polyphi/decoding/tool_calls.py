@@ -36,10 +36,10 @@ from polyphi.types.tools import CALL, CALL_END
 FUNCTOOLS = "functools["
 STARTS = (CALL, FUNCTOOLS)
 MAX_STEPS = 10_000
-"""In an answer: starts of calls, brackets opened after them and members of what may be calls, in total."""
+"""Maximum total of an answer's starts of calls, brackets opened after them, and members of what may be calls."""
 MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
-"""In calls: brackets within each other; digits of a number before its point, after it or in its exponent; spaces, and
-brackets that are too many, before the closing mark."""
+"""Limits of calls: brackets within each other; digits of a number before its point, after it or in its exponent;
+spaces, and brackets that are too many, before the closing mark."""
 
 WHITE = " \t\r\n"
 # JSON's grammar (RFC 8259) with possessive repeats only.
@@ -86,8 +86,8 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class CallDelta:
-    """More of a call. Its first delta has the `name`, the last one says whether it is `complete`; both may be one. The
-    joined `arguments` are those of the call."""
+    """A delta of a tool call. The first delta has the `name`, the last one says whether it is `complete`; both may be
+    one. The joined `arguments` are those of the call."""
 
     name: str | None
     arguments: str
@@ -266,7 +266,7 @@ class GrammarToolParser:
         return [text] if text else []
 
     def _read_calls(self) -> list[str | CallDelta]:
-        """More of the calls; `_text` keeps the start of a call until its arguments begin."""
+        """Return further text and call deltas; `_text` keeps the start of a call until its arguments begin."""
         text, at, began = self._text, self._at, 0
         deltas: list[str | CallDelta] = []
         name: str | None = None  # of the call whose arguments begin in this text
@@ -398,8 +398,8 @@ class _Reader:
     def delta(
         self, text: str, names: Container[str], start: str, event: str, *, ended: bool
     ) -> CallDelta | None:
-        """More of the call in the object that was read last, None where there is none. `start`: of the list; `ended`:
-        nothing more is read of the object."""
+        """The next delta of the call in the object that was read last, None where there is none. `start`: the start of
+        the list; `ended`: nothing more is read of the object."""
         name = None
         if self._open is not None and not self._is_judged:
             self._is_judged = True

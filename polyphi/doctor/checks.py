@@ -31,7 +31,7 @@ CHECKS: tuple[Check, ...] = (
     ("Storage", storage.model_results, ("stored",)),
     ("Environment", software.environment_results, ("stored", "errors")),
 )
-"""In the order of the report. A check without its first fact is left out."""
+"""The checks in the order of the report. A check without its first fact is left out."""
 
 
 def check(facts: Mapping[str, Any]) -> Iterator[Finding]:

@@ -130,7 +130,7 @@ def rate_results(rates: Mapping[str, Any]) -> Iterator[NamedResult]:
 
 
 def two_digits(value: float) -> str:
-    """Two digits: 210, 21, 2.1, 0.021."""
+    """A number as text with about two significant digits: 210, 21, 2.1, 0.021."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
@@ -165,7 +165,7 @@ def memory_results(facts: Mapping[str, Any]) -> Iterator[NamedResult]:
 def fit_results(
     fits: Collection[Mapping[str, Any]], facts: Mapping[str, Any], *, on_cpu: bool
 ) -> Iterator[NamedResult]:
-    """For each model, which `--quant` fit on the CPU, or on the GPU."""
+    """The values of `--quant` with which each model fits on the CPU, or on the GPU."""
     fits = [fit for fit in fits if (fit["device"] == "cpu") == on_cpu]
     for model in dict.fromkeys(fit["model"] for fit in fits):
         rows = [fit for fit in fits if fit["model"] == model]

@@ -17,7 +17,7 @@ from typing import Any
 LIMIT = 300.0
 """Seconds after which a phase has failed; all phases together take some seconds on an idle machine."""
 PACKAGES = ("torch", "tokenizers", "safetensors", "huggingface_hub", "polyphi.api")
-"""What chat imports."""
+"""Packages that chat imports."""
 Facts = dict[str, Any]
 
 
@@ -185,7 +185,7 @@ def _rates(facts: Facts) -> Facts:
 
 
 def _models(facts: Facts) -> list[Facts]:
-    """What fits on the CPU, with tokens per second unless the rates are disturbed, and on the GPU that `load`
+    """The models that fit on the CPU, with tokens per second unless the rates are disturbed, and on the GPU that `load`
     selects."""
     import torch
 

@@ -65,7 +65,7 @@ class Fit:
 def fits(
     device: torch.device, free: int, models: Mapping[str, ModelConfig] = MODELS
 ) -> Iterator[Fit]:
-    """Every published model on a device with every `--quant` that differs for it."""
+    """Yield a row for every published model on a device with every `--quant` that differs there."""
     for name, config in models.items():
         with torch.device("meta"):
             model = PhiModel(config)
@@ -75,7 +75,7 @@ def fits(
 
 
 def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, free: int) -> Fit:
-    """One row of `fits`, for an unquantized model on the meta device."""
+    """The row of `fits` for an unquantized model on the meta device."""
     parameters = sum(p.numel() for p in model.parameters())
     decoder = sum(p.numel() for n, p in model.decoder.named_parameters() if ".lora." not in n)
     stored = {STORED: parameters}

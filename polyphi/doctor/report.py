@@ -13,7 +13,7 @@ from polyphi.doctor.checks import check
 from polyphi.doctor.findings import Finding, Scrubber
 
 SCHEMA = 1
-"""Of the JSON object: it changes when a key changes its meaning or goes."""
+"""Version of the report's JSON object: it changes when a key changes its meaning or is removed."""
 PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 """Values of `--quant` on a CPU, the fastest first."""
 

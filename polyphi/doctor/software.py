@@ -82,8 +82,8 @@ CURES = {"killed by SIGKILL": "close other programs: the system ends processes i
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What is missing or too old, as requirements ("torch>=2.11"), of the package itself and by extra; None if the
-    package isn't installed but only on Python's path."""
+    """Requirements ("torch>=2.11") that are missing or too old, of the package itself and by extra; None if the package
+    isn't installed but only on Python's path."""
 
     core: tuple[str, ...]
     extras: Mapping[str, tuple[str, ...]]

@@ -24,7 +24,7 @@ class Folder:
 
 
 def folders() -> list[Folder]:
-    """Our cache, and huggingface_hub's where that can be imported."""
+    """The folders of our cache and, where huggingface_hub can be imported, of its cache."""
     result = [_folder("polyphi", cache_folder())]
     try:
         from huggingface_hub import constants

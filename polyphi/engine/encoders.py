@@ -41,7 +41,7 @@ class MediaItem:
 
     @property
     def size(self) -> int:
-        """What the encoder's time grows with."""
+        """The size of the item, with which the encoder's time grows."""
         return self.inputs.size
 
 
@@ -78,7 +78,7 @@ class Group:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is a single item that is larger than calls otherwise are, such as an hour of audio."""
+        """Whether the group is a single item that is larger than calls otherwise are, such as an hour of audio."""
         return self.items[0].size > self.items[0].inputs.MAX_SIZE
 
 
@@ -105,9 +105,9 @@ class Encoders:
         self.queries = self.hits = 0
         """Items requested so far, and those of them that were cached."""
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
-        """Called after each call of an encoder with the modality and its duration."""
+        """Function that is called after each call of an encoder with the modality and the call's duration."""
         self._groups: list[Group] = []
-        """In progress: one group, or a large one and another; the first runs next."""
+        """Groups in progress: one, or a large one and another; the first runs next."""
         self._alone: set[bytes] = set()
         """Items of a group in which an encoder failed, which run one by one."""
         self._oldest_first = False

@@ -173,7 +173,7 @@ class Engine:
         )
         self.steps = self.tokens = 0
         self.on_step: Callable[[int], None] = lambda tokens: None
-        """Called after each step with its number of tokens, by the thread that runs the step."""
+        """Function that the thread of a step calls after it with the step's number of tokens."""
         self.accept = accept
         """Gives a request the tokens of a step; a measurement can wrap it."""
         self._memory: Memory | None = None  # allocated for the first request
@@ -529,7 +529,7 @@ class Engine:
 
     @property
     def _free_places(self) -> int:
-        """How many more requests may be waiting or running."""
+        """The number of further requests that may wait or run."""
         scheduler = self.scheduler
         places = scheduler.max_num_seqs - len(scheduler.running) - len(scheduler.waiting)
         return max(0, places)
@@ -619,7 +619,7 @@ class Engine:
                 part.request.table.register(part.request.block_hashes(root))
 
     def _recover_memory(self, parts: Sequence[StepPart]) -> None:
-        """After a step that ran out of memory: ends its largest request and preempts the others, which run again."""
+        """Ends the largest request of a step that ran out of memory, and preempts the others, which run again."""
         largest = max(parts, key=lambda part: part.size).request
         self._end_out_of_memory(largest)
         for part in reversed(parts):

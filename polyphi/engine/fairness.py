@@ -47,8 +47,8 @@ class Fairness:
         """The step from which each present group waits for its next slot: when it came or was last admitted, `TURN`
         steps after its turn was over, 0 if it was preempted before."""
         self._excess: dict[bytes, int] = {}
-        """Of clients whose long requests wait: slots of short ones beyond `SHORT_SHARE` of each long one, summed over
-        steps."""
+        """Slots of short requests beyond `SHORT_SHARE` of each long one, summed over steps, by client whose long
+        requests wait."""
 
     def begin_step(self) -> None:
         """Note new groups, and how many slots short requests use while long ones of their client wait."""

@@ -7,8 +7,8 @@ MIN_TOKENS = 64
 
 
 class PrefillBudget:
-    """At most `chunk` tokens while other requests wait for a token and `prefill` while none does; fewer where steps are
-    slow."""
+    """The budget of a step's prompt tokens: at most `chunk` while other requests wait for a token and `prefill` while
+    none does; fewer where steps are slow."""
 
     def __init__(self, chunk: int, prefill: int) -> None:
         self.chunk, self.prefill = chunk, prefill

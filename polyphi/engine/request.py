@@ -100,7 +100,7 @@ class AnswerText:
 
 
 ADAPTER_KEY_SEPARATOR = "@"
-"""Between the name and the number in the key of an adapter that was added to a running engine (adapters.py)."""
+"""Separator of the name and the number in the key of an adapter that was added to a running engine (adapters.py)."""
 
 
 def adapter_name(key: str) -> str:
@@ -164,12 +164,12 @@ class Request:
     features: dict[bytes, Tensor] = field(default_factory=dict)
     """Embeddings of its images and audio by key, until the prompt has run."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the prompt's tokens from the second on, as far as they have run, if requested."""
+    """Log-probabilities, if requested, of the prompt's tokens from the second on, as far as they have run."""
     hidden_sum: Tensor | None = None
     """Float32 [D]: the sum of the last hidden states of the first `pooled` tokens, for an embedding."""
     pooled: int = 0
     times_passed_over: int = 0
-    """Later requests that were admitted first because memory was short."""
+    """Number of later requests that were admitted before this one because memory was short."""
     turn_start: int = 0
     """Tokens of the answer when it was last admitted."""
     keeps_slot: bool = False
@@ -178,7 +178,8 @@ class Request:
     """Prompt tokens that were in the prefix cache; None before it was admitted."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
-    """When its prompt began to run; `first`: when the answer's first token was sampled. Values of `time.monotonic`."""
+    """Time when the prompt began to run; `first`: time when the answer's first token was sampled. Values of
+    `time.monotonic`."""
     first: float | None = None
     pieces: list[str] = field(default_factory=list)
     """Deltas of the answer's text, one per token."""
@@ -224,7 +225,7 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that it can have, prompt and answer."""
+        """Maximum tokens of the request, prompt and answer."""
         return len(self.prompt) + self.sampling.max_tokens
 
     @property
@@ -234,7 +235,8 @@ class Request:
 
     @property
     def undecided(self) -> bool:
-        """Whether it has all tokens that it may have, and its grammar's process hasn't said whether it is complete."""
+        """Whether the answer has all tokens that it may have, and the grammar's process hasn't reported whether it is
+        complete."""
         at_limit = len(self.tokens) == self.sampling.max_tokens > 0
         return self.matcher is not None and at_limit and not self.finish_reason
 

@@ -24,10 +24,10 @@ from polyphi.types.sampling import Grammar, SamplingParams
 MAX_ANSWERS, MAX_LOGPROBS, MAX_DRAFT = 128, 20, 16
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_BIAS, MAX_BIASED = 100.0, 1024
-"""Of `logit_bias`: the largest number, and tokens."""
+"""Largest absolute value in `logit_bias`, and maximum number of its tokens."""
 MAX_TEMPERATURE, MAX_REPETITION = 100.0, 100.0
 MIN_TEMPERATURE = 1e-5
-"""At this temperature and below sampling is greedy: some clients send a tiny number for 0."""
+"""Temperature up to which sampling is greedy: some clients send a tiny number for 0."""
 
 
 def check(sampling: SamplingParams) -> None:

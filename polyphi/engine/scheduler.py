@@ -30,12 +30,12 @@ class StepPart:
 
     @property
     def is_last(self) -> bool:
-        """Whether all tokens of the request have run after it."""
+        """Whether all tokens of the request have run after this part."""
         return self.start + self.new == len(self.request.ids)
 
     @property
     def samples(self) -> bool:
-        """Whether the next token is sampled after it."""
+        """Whether the next token is sampled after this part."""
         return self.is_last and self.request.sampling.max_tokens > 0
 
     @property

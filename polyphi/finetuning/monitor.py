@@ -1,4 +1,4 @@
-"""What is recorded of a fine-tuning run while it trains: evaluations, answers to a few rows."""
+"""Records of a fine-tuning run while it trains: evaluations, answers to a few rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from polyphi.types.sampling import SamplingParams
 ANSWERS = 3
 """Evaluation rows that the model answers at each evaluation."""
 MAX_TOKENS = 64
-"""Most tokens of such an answer."""
+"""Maximum tokens of an answer to an evaluation row."""
 EVALUATIONS = 10
 """Evaluations of a run without `eval_every`, before the first step not counted."""
 

@@ -162,8 +162,8 @@ def memory_in_use(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes on this machine: bytes of memory with those of the process, of `free` bytes, and seconds of a
-    step. `would_fit` lists changes with which it would fit, where it doesn't."""
+    """The estimated cost of a run on this machine: bytes of memory with those of the process, of `free` bytes, and
+    seconds of a step. `would_fit` lists changes with which it would fit, where it doesn't."""
 
     memory: float
     free: float

@@ -72,7 +72,7 @@ def models_folder() -> Path:
 
 
 def quantized_folder(repository: str, commit: str, scheme: str, format: int) -> Path:
-    """Where the quantized model of a commit lies, in a version of our layout."""
+    """The folder of a commit's quantized model in a version of our layout."""
     return _folder(repository) / commit / f"{scheme}-v{format}"
 
 

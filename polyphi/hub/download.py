@@ -188,8 +188,8 @@ def _link(blob: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[str]:
-    """Of the files of a repository, the weights that its model needs. Microsoft's layout has its adapters in the
-    weights; their folders are copies. Raises ValueError for models that polyphi doesn't read."""
+    """The weight files of a repository that its model needs. Microsoft's layout has its adapters in the weights; their
+    folders are copies. Raises ValueError for models that polyphi doesn't read."""
     values = files.read_json(folder / "config.json")
     if not cache.readable(folder) and values.get("model_type") not in files.SIGLIP_TYPES:
         untied = values.get("tie_word_embeddings") is False

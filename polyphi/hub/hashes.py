@@ -92,8 +92,8 @@ def _read_sums(folder: Path) -> dict[Path, str]:
 
 
 def damage(folder: Path, progress: Callable[[float], None] = lambda share: None) -> str | None:
-    """Which files of a stored model differ from their recorded hash or are missing, None if none does. Raises
-    ValueError as `recorded`. `progress` is called with the share of the bytes that are read."""
+    """A message with the files of a stored model that differ from their recorded hash or are missing; None if none
+    does. Raises ValueError as `recorded`. `progress` is called with the share of the bytes that are read."""
     hashes = recorded(folder)
     total = sum(path.stat().st_size for path in hashes if path.is_file())
     done = 0

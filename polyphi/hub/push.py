@@ -82,7 +82,7 @@ def push(folder: Path, target: HubTarget) -> str:
 
 
 def _reason(error: HfHubHTTPError) -> str:
-    """What an error of the Hub means for the user."""
+    """The reason of an error of the Hub, with what the user can do."""
     status = error.response.status_code
     meaning = {
         401: "the Hub doesn't accept the token; log in again with `hf auth login`, or set HF_TOKEN to a valid one",

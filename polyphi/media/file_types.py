@@ -27,7 +27,7 @@ SOUND_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".amr"),
     *(".mp4", ".webm", ".mkv", ".avi"),
 )
-"""Of audio and videos. These and `IMAGE_SUFFIXES` are of names, where a file isn't read yet."""
+"""Suffixes of audio and video files' names. They and `IMAGE_SUFFIXES` are of use where a file isn't read yet."""
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 MIME_ARCHIVES = (".gzip", ".zip-compressed", ".7z-compressed")
 PROMISES = {

@@ -56,7 +56,7 @@ AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY, DOCUMENT_MEMORY = (
     512 << 20,
 )
 PIXEL_MEMORY = 32
-"""The same for each pixel of an image. WebP takes most: 28."""
+"""Bytes of address space for each pixel of an image. WebP takes most: 28."""
 # CPU time: of any file, for each selected frame of a video, which may be far from a key frame, for each page of a
 # document, and a second for so many seconds of audio, or pixels of an image: decoders are ten times as fast.
 CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED, IMAGE_SPEED = 10, 5, 50, 4_000_000
@@ -305,7 +305,7 @@ def unavailable() -> str | None:
 
 @cache
 def pdfs_unavailable() -> str | None:
-    """The same for PDFs."""
+    """The reason why PDFs of strangers can't be decoded on this machine, or None."""
     sample = pdf_pages(SAMPLE_PDF, box=(9, 9), max_pages=1, max_characters=1)
     return _failure(sample, f"pypdfium2 is missing; {from_checkout('serve')}")
 
@@ -510,7 +510,7 @@ def _first(
 
 
 def _numbers(message: dict[str, Any], *names: str) -> tuple[int, int]:
-    """Two numbers of a message, both above 0."""
+    """Return two numbers of a message, both above 0."""
     first, second = (message.get(name) for name in names)
     if not (isinstance(first, int) and isinstance(second, int) and first > 0 and second > 0):
         raise _crashed("sent a wrong number")

@@ -322,7 +322,7 @@ class AudioStream:
 
     @property
     def _is_separate(self) -> bool:
-        """Whether a separate process decodes it."""
+        """Whether a separate process decodes the audio."""
         return self._decoders is not None or self.format in CONTAINER_FORMATS
 
     def _opened(self, file: io.BufferedIOBase) -> soundfile.SoundFile:

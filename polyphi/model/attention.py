@@ -83,8 +83,8 @@ def causal_attention(
 
 
 MAX_EXPLICIT = 256
-"""Up to this length attention is computed by its formula: the fused CPU kernel's backward takes 2 to 16 times as long
-(18 to 64 tokens, bf16, one core); with 256 instead of 64 a step of 1,600 tokens of text takes 10 % less, one of
+"""Maximum length of attention that is computed by its formula: the fused CPU kernel's backward takes 2 to 16 times as
+long (18 to 64 tokens, bf16, one core); with 256 instead of 64 a step of 1,600 tokens of text takes 10 % less, one of
 pictures 12 %."""
 
 _buckets = lru_cache(maxsize=2)(buckets)  # once for all layers

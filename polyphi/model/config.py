@@ -143,7 +143,7 @@ class ModelConfig:
         )
 
     def with_placeholders(self, ids: Mapping[str, int]) -> "ModelConfig":
-        """The same model with these ids of placeholders, by modality."""
+        """A copy of this configuration with the given ids of placeholders, by modality."""
         vision = self.vision and replace(self.vision, image_token_id=ids["image"])
         audio = self.audio and replace(self.audio, audio_token_id=ids["audio"])
         further = {n: replace(own, placeholder=ids[n]) for n, own in self.further.items()}
@@ -165,8 +165,8 @@ class ModelConfig:
         return replace(self, adapters=adapters, further={})
 
     def in_one_layer(self) -> tuple["ModelConfig", dict[str, int]]:
-        """The same model with one of each repeated layer, and how often the parameters are there of which the names
-        begin so."""
+        """A copy of this configuration with one of each repeated layer, and the number of layers by the prefix of their
+        parameters' names."""
         layers = {"decoder.layers.": self.decoder.num_hidden_layers}
         one = replace(self, decoder=replace(self.decoder, num_hidden_layers=1))
         if self.vision is not None:

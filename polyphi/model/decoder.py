@@ -89,7 +89,7 @@ def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
 
 
 class DecoderLayer(nn.Module):
-    """One block of attention and MLP."""
+    """A block of the decoder: attention and MLP."""
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class Tower(nn.Module):
     """
 
     published = False
-    """Whether it is one of the report's, whose linears may be quantized."""
+    """Whether the tower is one of the report's, whose linears may be quantized."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, name: str, width: int) -> None:
         super().__init__()

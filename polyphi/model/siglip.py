@@ -65,7 +65,7 @@ class SiglipMLP(nn.Module):
 
 
 class SiglipLayer(nn.Module):
-    """One pre-norm block."""
+    """A pre-norm block of the vision tower."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

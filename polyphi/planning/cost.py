@@ -168,7 +168,7 @@ def scaled(amounts: Work, factor: float) -> Work:
 
 
 ENCODED = {"images": ("crops",), "clips": ("mels", "features", "window pairs")}
-"""What encoders read, by the number of items."""
+"""Number of items -> the amounts that encoders read of them (`Work`)."""
 
 
 def divided(amounts: Work, parts: int) -> Work:

@@ -105,7 +105,8 @@ class ReadableFakes(FakeTensorMode):
 
 @contextlib.contextmanager
 def fake_group(world: int, rank: int = 0) -> Iterator[None]:
-    """While active, this is process `rank` of a fake group of `world`: sums over all processes are its own values."""
+    """A context in which this process has the rank `rank` in a fake group of `world`: sums over all processes are its
+    own values."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch_distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)

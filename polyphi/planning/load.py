@@ -1,4 +1,4 @@
-"""What a step of a stage has to do, by the amounts of its samples: the memory of its fullest pack, and its time."""
+"""The work of a stage's step by the amounts of its samples: the memory of its fullest pack, and its time."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ from polyphi.train.stage import Comparing
 
 @dataclass(frozen=True)
 class Load:
-    """What a step of a stage has to do: `samples` has the amounts of a typical sample of each corpus, `longest` those
-    of a longest one, `mean` those of one of the mix, `step` those of an average step."""
+    """The work of a stage's step: `samples` has the amounts of a typical sample of each corpus, `longest` those of a
+    longest one, `mean` those of one of the mix, `step` those of an average step."""
 
     target: StageModel
     samples: Mapping[str, Work]

@@ -14,7 +14,7 @@ UTILISATION = 0.4
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Switches:
-    """How a stage is trained, apart from what its file says."""
+    """Settings of a stage's training that aren't in its file."""
 
     fsdp: int = 1
     """Devices that share the decoder's layers (FSDP)."""

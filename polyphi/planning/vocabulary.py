@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VocabularyOnly:
-    """In place of a processor and its tokenizer (`polyphi.train.stage.HasTokenizer`): every text is one token."""
+    """A placeholder for a processor and its tokenizer (`polyphi.train.stage.HasTokenizer`): every text is one token."""
 
     vocab_size: int
 
@@ -15,5 +15,5 @@ class VocabularyOnly:
         return self
 
     def encode(self, text: str, /) -> list[int]:
-        """One id for every text."""
+        """Return one id for any text."""
         return [0]

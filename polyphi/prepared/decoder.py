@@ -61,7 +61,7 @@ def rotate(
 
 
 class PreparedDecoderLayer(decoder.DecoderLayer):
-    """One block; with `indices` only its outputs at these positions."""
+    """A block of the decoder; with `indices` only its outputs at these positions."""
 
     def forward(
         self,

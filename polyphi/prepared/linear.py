@@ -66,8 +66,8 @@ _copies: WeakIdKeyDictionary | None = None
 
 @contextmanager
 def frozen_copies(enabled: bool = True) -> Iterator[None]:
-    """While active, a frozen weight is cast only once for all forwards under autocast; its copy takes the memory that
-    it would take during each of them, where activations are kept."""
+    """A context in which a frozen weight is cast only once for all forwards under autocast; its copy takes the memory
+    that it would take during each of them, where activations are kept."""
     global _copies  # noqa: PLW0603 - a context, as autocast's own
     before, _copies = _copies, WeakIdKeyDictionary() if enabled else None
     try:

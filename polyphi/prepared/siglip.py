@@ -63,7 +63,7 @@ class PreparedSiglipAttention(siglip.SiglipAttention):
 
 
 class PreparedSiglipLayer(siglip.SiglipLayer):
-    """One block, of crops or of packed rows."""
+    """A block of the vision tower, for crops or packed rows."""
 
     def forward(
         self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | PackedPatches | None
@@ -129,7 +129,7 @@ class PreparedSiglipEncoder(siglip.SiglipEncoder):
         return x + self.position_embedding(siglip.position_ids(masks))
 
     def _attends(self) -> bool:
-        """Whether one of our attention kernels supports this tower: with gradients that in float32 too."""
+        """Whether one of our attention kernels supports this tower. With gradients there is one for float32, too."""
         weight = self.patch_embedding.weight
         return kernels.plain(weight) and (
             torch.is_grad_enabled() or native.supports_attention(weight)

@@ -54,7 +54,7 @@ class CropPlan:
 
     @property
     def layout(self) -> ImageLayout:
-        """Two by two patches pool to a cell; a cell with any valid patch is kept."""
+        """The layout of the image: two by two patches pool to a cell, and a cell with any valid patch is kept."""
         return ImageLayout(
             self.crop_rows, self.crop_cols, -(-self.patch_rows // 2), -(-self.patch_cols // 2)
         )
@@ -215,7 +215,7 @@ class ImageReader(Reader):
         self.crop_size, self.patch_size, self.max_crops = crop_size, patch_size, max_crops
         self._decoding = decoding
         self._sizes: dict[int, tuple[int, int]] = {}
-        """Of images whose header a process has read, as long as they exist."""
+        """Sizes of the images whose header a process has read, as long as they exist."""
 
     @property
     def cells(self) -> int:

@@ -36,7 +36,8 @@ class ItemReader(Reader):
         self._modality = modality
         self._stuck = 0
         self._values: dict[int, tuple[Float[Tensor, "n ..."], Cost]] = {}
-        """Of items that have been read, as long as they exist: the server counts them first."""
+        """Values and costs of the items that have been read, as long as they exist: the server counts an item before it
+        reads it."""
 
     def placeholder(self, part: Item, number: int, max_crops: int | None) -> Placeholder:
         values, cost = self._read(part)

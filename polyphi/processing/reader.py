@@ -20,8 +20,8 @@ from polyphi.types.parts import Media
 
 @dataclass
 class Decoding:
-    """How media are decoded: within which limits, and in separate processes (isolated.py) if there are any. Both
-    may be changed later, for all readers of a processor."""
+    """The settings of decoding media: its limits, and the separate processes (isolated.py) if there are any. Both may
+    be changed later, for all readers of a processor."""
 
     caps: Caps
     decoders: ForkServer | None = None

@@ -73,7 +73,7 @@ class Tokenizer:
     """Byte-level BPE with Phi-4's control tokens, from `load`, `train` or `from_ranks`."""
 
     has_vocabulary = True
-    """Whether it can encode and decode text (`NoTokenizer` can't)."""
+    """Whether the tokenizer can encode and decode text (`NoTokenizer` can't)."""
     fixed_system: str | None = None
     """The text before the system messages of every conversation, for chat templates like Phi-4-mini-reasoning's."""
 
@@ -424,7 +424,7 @@ class Tokenizer:
         yield from (id for id in (*free, *spare) if id not in without)
 
     def with_placeholder(self, modality: str, id: int) -> "Tokenizer":
-        """This tokenizer with the placeholder of a further modality. No text becomes it."""
+        """A copy of this tokenizer with the placeholder of a further modality. No text becomes that placeholder."""
         extended = copy.copy(self)
         extended.further = {**self.further, modality: id}
         return extended
@@ -437,7 +437,7 @@ class Tokenizer:
         return self._controls[END], *self._further_ends, self._controls[END_OF_TEXT]
 
     def with_ends(self, ids: Iterable[int]) -> "Tokenizer":
-        """This tokenizer, whose answers also end at these ids; ids that it doesn't have are left out."""
+        """A copy of this tokenizer whose answers also end at these ids; ids that it doesn't have are left out."""
         extended = copy.copy(self)
         extended._further_ends = ()  # those of another model, if there are any
         own = extended.eos_ids
@@ -462,7 +462,7 @@ class Tokenizer:
         return [token for token in self._controls if not re.fullmatch(r"</?\|.+\|>", token)]
 
     def within(self, rows: int) -> "Tokenizer":
-        """This tokenizer for an embedding of fewer rows than a multiple of 64, as `resize_token_embeddings` of
+        """The tokenizer for an embedding of fewer rows than a multiple of 64, as `resize_token_embeddings` of
         transformers makes it. Raises ValueError if it has more ids than rows."""
         if self.vocab_size <= rows:
             return self
@@ -476,9 +476,9 @@ class Tokenizer:
         return fitted
 
     def with_placeholders(self, rows: int) -> "Tokenizer":
-        """This tokenizer, with placeholders of images and audio if it has none (Phi-4-mini's): those of the published
-        multimodal vocabulary, with its ids where these are unused, else the next ones. Raises ValueError if an
-        embedding of `rows` rows has no unused ones for them."""
+        """A copy of this tokenizer with placeholders of images and audio if it has none (Phi-4-mini's): those of the
+        published multimodal vocabulary, with its ids where these are unused, else the next ones. Raises ValueError if
+        an embedding of `rows` rows has no unused ones for them."""
         spec = copy.deepcopy(self._spec)
         used = {*self._controls.values(), *spec["model"]["vocab"].values()}
         for token, present in ((IMAGE, self.image_id), (AUDIO, self.audio_id)):
@@ -544,7 +544,7 @@ class NoTokenizer(Tokenizer):
 
     @property
     def controls(self) -> dict[str, int]:
-        """Empty: the names of control tokens are unknown."""
+        """An empty dict: the names of control tokens are unknown."""
         return {}
 
     def encode_slices(self, text: str) -> Iterator[list[int]]:

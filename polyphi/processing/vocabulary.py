@@ -133,7 +133,7 @@ STEPS = {
 }
 """Types of steps of a tokenizer.json that can't make a text or ids longer without bound, and don't panic."""
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")
-"""Where a sequence has its steps."""
+"""Keys under which a sequence in a tokenizer.json has its steps."""
 
 
 def check_specification(spec: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class VisionLayer(nn.Module):
 
 
 class Int8FeedForward:
-    """Both linears, without the norm before them."""
+    """The two linears of a feed-forward module, without the norm before them."""
 
     def __init__(self, plain: conformer.ConformerFeedForward, make: Make) -> None:
         self.norm = Norm(plain.layer_norm)

@@ -33,7 +33,7 @@ ROWS = 4096
 SLOW = 20.0
 """A kernel this many times slower than another one is not used. (Usable ones differ by a factor of up to 4.)"""
 UNPACK = 256
-"""From this many tokens on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
+"""Tokens from which on int4 weights are unpacked for a plain product: the kernel's time grows with every token, and
 unpacking takes as long as about 200 of them."""
 NARROW = (torch.float32, torch.bfloat16)
 """Dtypes of activations that our kernels read and write."""
@@ -58,7 +58,8 @@ class Quantized(ABC):
         *,
         gradients: bool = False,
     ) -> Self:
-        """From stored pieces, which our kernels use in place. `gradients`: for training on it (`transposed`)."""
+        """The weight of stored pieces, which our kernels use in place. `gradients`: for training on this weight
+        (`transposed`)."""
         weight = cls.__new__(cls)
         weight._load(pieces, shape, device, gradients)
         return weight
@@ -112,8 +113,8 @@ class Quantized(ABC):
         onto: Float[Tensor, "T O"] | None,
         gated: bool,
     ) -> Float[Tensor, "T O_"] | None:
-        """All of `LoraLinear` in one kernel, with an adapter's two products and their factor. None if our kernels don't
-        run for all of it, or the halves of a gated output aren't multiples of a panel."""
+        """The output of `LoraLinear` by one kernel, with an adapter's two products and their factor. None if our
+        kernels don't run for all of it, or the halves of a gated output aren't multiples of a panel."""
         base, adapter = self.product, None
         if not isinstance(base, Native) or x.dtype not in NARROW:
             return None
@@ -136,11 +137,11 @@ class Quantized(ABC):
         return whole * self.row[ids, None]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Its tensors in memory."""
+        """The weight's tensors in memory."""
         return self.product.tensors()
 
     def in_pieces(self) -> Pieces | None:
-        """Its stored form; None if the stored bytes aren't in memory."""
+        """The weight's stored form; None if the stored bytes aren't in memory."""
         if self.table is None:
             return None
         return dict(zip(self.layout(self.shape), (self.table, self.row), strict=True))
@@ -179,7 +180,7 @@ class Product(Protocol):
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]: ...
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Its tensors in memory."""
+        """The product's tensors in memory."""
         ...
 
 
@@ -189,7 +190,7 @@ def _native(device: torch.device) -> bool:
 
 
 class Native:
-    """Our kernels: int8 activations with a scale per token, integer sums (per group in 4 bits)."""
+    """The product by our kernels: int8 activations with a scale per token, integer sums (per group in 4 bits)."""
 
     def __init__(
         self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int, inputs: int
@@ -233,7 +234,7 @@ class Unpacked:
         return x.to(y.dtype)
 
     def _rows(self, dtype: torch.dtype) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
-        """Some rows at a time, with the number of the first. Nothing here waits for a GPU."""
+        """Yield the weight in groups of rows, each with the number of its first row. Nothing here waits for a GPU."""
         weight, inputs = self.weight, self.weight.shape[1]
         assert weight.table is not None
         numbers = {4: native.dequantize4, 8: native.numbers8}[weight.bits]

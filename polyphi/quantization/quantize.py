@@ -92,7 +92,7 @@ class WeightTarget:
         return self.name == EMBEDDING and self.form is FourBit
 
     def pieces(self, weight: Float[Tensor, "O I"]) -> Pieces:
-        """What a quantized checkpoint stores of the weight."""
+        """The pieces of the weight that a quantized checkpoint stores."""
         pieces = self.form.pieces(weight)
         return {**pieces, TABLE: weight} if self.has_table else pieces
 

@@ -124,7 +124,7 @@ def _checked(function: Callable[P, R], name: str, accepts: type | None = None) -
     open_ended = False
 
     def read_annotations() -> None:
-        """At the first call: annotations may name what is defined further below."""
+        """Read the annotations. This happens at the first call, since they may name what is defined further below."""
         nonlocal open_ended
         hints = typing.get_type_hints(accepts or function, include_extras=True)
         for p in parameters:

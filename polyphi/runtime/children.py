@@ -8,6 +8,6 @@ _DEATH_SIGNAL = 1  # of prctl
 
 
 def die_with_parent() -> None:
-    """In a new process on Linux: be killed when the thread that made it ends, and so when its parent is killed."""
+    """Let Linux kill this new process when the thread that made it ends, and so when its parent is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)

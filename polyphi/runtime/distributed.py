@@ -76,7 +76,7 @@ def rows(value: Tensor) -> tuple[Tensor, int]:
 
 
 def any_rank(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
-    """For each flag, whether it is set in any process, so that all processes decide alike."""
+    """Return whether each flag is set in any process, so that all processes decide alike."""
     if world() == 1:
         return list(flags)
     return [
@@ -131,14 +131,14 @@ def mesh(device: str, shard: int) -> DeviceMesh:
 
 @cache
 def groups(device: str, size: int) -> DeviceMesh:
-    """This process's group of `size` neighbours, as a mesh of one axis."""
+    """The group of `size` neighbours that has this process, as a mesh of one axis."""
     shape = (world() // size, size)
     return init_device_mesh(device, shape, mesh_dim_names=("group", "member"))["member"]
 
 
 @cache
 def cpu_mesh(like: DeviceMesh) -> DeviceMesh:
-    """The same mesh for tensors on the CPU."""
+    """The mesh `like` for tensors on the CPU."""
     if like.device_type == "cpu":
         return like
     return init_device_mesh("cpu", tuple(like.shape), mesh_dim_names=like.mesh_dim_names)

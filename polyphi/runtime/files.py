@@ -220,7 +220,7 @@ def _state(path: Path) -> list[int] | None:
 
 
 def cache_folder() -> Path:
-    """Where polyphi stores what it downloads or builds once: `$POLYPHI_CACHE`, else `$XDG_CACHE_HOME/polyphi`, else
+    """The folder of what polyphi downloads or builds once: `$POLYPHI_CACHE`, else `$XDG_CACHE_HOME/polyphi`, else
     `~/.cache/polyphi`."""
     if folder := os.environ.get("POLYPHI_CACHE"):
         return Path(folder).expanduser()

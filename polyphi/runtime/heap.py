@@ -31,9 +31,9 @@ def keep_large_blocks_apart() -> None:
 
 @contextmanager
 def reuse_freed_blocks() -> Iterator[None]:
-    """While active, freed blocks of any size stay in the heap for the next ones, up to `give_back`. Otherwise glibc
-    maps each block above 32 MiB anew, and the system fills its pages with zeros: a tenth of a training step with large
-    activations. Does nothing without glibc."""
+    """A context in which freed blocks of any size stay in the heap for the next ones, up to `give_back`. Otherwise
+    glibc maps each block above 32 MiB anew, and the system fills its pages with zeros: a tenth of a training step with
+    large activations. Does nothing without glibc."""
     _set(MMAP_MAX, 0)
     _set(TRIM_THRESHOLD, 2**31 - 1)
     try:

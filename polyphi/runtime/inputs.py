@@ -24,7 +24,7 @@ from typing import Any
 from polyphi.runtime.files import sha256, whole_file
 
 FileState = tuple[int, int, str] | None
-"""Size in bytes, time in ns and SHA-256 of a file; None for an absent one."""
+"""Size in bytes, time in ns and SHA-256 of a file; None for an absent file."""
 IN_MEMORY = 1 << 20
 """Bytes of a recording that are kept in memory; longer ones go to the disk."""
 REMEMBERED = 1024

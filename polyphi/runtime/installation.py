@@ -1,4 +1,4 @@
-"""Where this polyphi was installed from, and the command that installs its extras.
+"""The origin of this installation of polyphi, and the command that installs its extras.
 
 >>> pip_install("serve")
 'pip install --editable "/home/me/polyphi[serve]"'
@@ -28,13 +28,13 @@ def pip_install(*extras: str) -> str:
 
 
 def from_checkout(*extras: str) -> str:
-    """As `pip_install`, without a path of this machine: for messages that clients of a server receive."""
+    """The command of `pip_install` without a path of this machine: for messages that clients of a server receive."""
     names = f"[{','.join(extras)}]" if extras else ""
     return f'pip install ".{names}" in a checkout of polyphi'
 
 
 def is_checkout() -> bool:
-    """Whether these files are those of a checkout, not of an installed copy."""
+    """Whether this module is in a checkout, not in an installed copy."""
     return (CHECKOUT / "pyproject.toml").is_file()
 
 

@@ -22,7 +22,7 @@ from polyphi.runtime.files import write_whole
 from polyphi.runtime.plots import subplots
 
 Tracker = Callable[[int, Mapping[str, Any]], None]
-"""Called with the number of a step and its record."""
+"""Function that is called with the number of a step and its record."""
 TRACKERS = ("tensorboard", "trackio", "wandb")
 SECONDS_BETWEEN_LINES = 20.0
 """Seconds between progress lines without a terminal."""

@@ -33,7 +33,7 @@ _stop: ContextVar[Stop | None] = ContextVar("stop", default=None)
 
 @contextmanager
 def stopped_by(stop: Stop) -> Iterator[None]:
-    """Within the context, and in this thread, `is_stopped` returns what `stop` returns."""
+    """A context in which `is_stopped`, called by this thread, returns what `stop` returns."""
     token = _stop.set(stop)
     try:
         yield

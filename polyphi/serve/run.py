@@ -36,7 +36,7 @@ the default of 5 ms, a thread that encodes a large response would delay it by as
 FORCE_SECONDS = 3.0
 """Time after `drain_seconds` in which the server closes what is left; then the process ends by force."""
 KILLS = 3
-"""How often the processes that were started are looked for."""
+"""Number of rounds in which the child processes are killed."""
 log = logging.getLogger("polyphi.serve")
 
 

@@ -9,8 +9,8 @@
 import re
 
 UNSPACED = ("zh", "ja")
-"""Those of the eight languages without spaces between words. A character has two to three times the content of a Latin
-one, so error rates count characters and limits on length are shorter."""
+"""The languages, of the eight, that have no spaces between words. A character has two to three times the content of a
+Latin one, so error rates count characters and limits on length are shorter."""
 
 IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """CJK unified and compatibility ideographs with their extensions, as the inside of a regular expression's [...]."""
@@ -22,7 +22,7 @@ HALF_WIDTH_KANA = "\uff66-\uff9f"
 SOUTHEAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese and Khmer."""
 UNSPACED_CHARACTERS = f"{SOUTHEAST_ASIAN}{KANA}{HALF_WIDTH_KANA}{HAN}"
-"""All scripts of this file."""
+"""The characters of all scripts of this file, as the inside of a regular expression's brackets."""
 
 _HAN = re.compile(f"[{HAN}]")
 

@@ -178,7 +178,7 @@ class AttentionDecoder:
             )
 
     def begin(self, model: PhiModel) -> None:
-        """No reference."""
+        """Return None: the objective has no reference."""
 
     def loss(
         self, model: PhiModel, head: TranscriptDecoder, reference: None, batch: Batch

@@ -30,7 +30,8 @@ from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.inputs.image import ImageInput, ImageLayout
 
 LOGIT_SCALE = 20.0
-"""With it, the right direction of a vocabulary of 4,096 gets nearly all of the probability."""
+"""Factor on the logits. With this one the right direction of a vocabulary of 4,096 gets nearly all of the
+probability."""
 EMPTY_WEIGHT = 0.2
 """Weight of an empty cell in the loss; a filled cell has 1. Most cells are empty."""
 

@@ -228,7 +228,7 @@ def _name(step: int) -> str:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, copied to the CPU's memory; a DTensor stays a DTensor."""
+    """A copy in the CPU's memory of a tensor's part in this process; a DTensor stays a DTensor."""
     if isinstance(tensor, DTensor):
         return DTensor.from_local(
             _copy(tensor.to_local()),

@@ -19,7 +19,7 @@ Print = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the program that trains a stage adds to the options of a user.
+    """Settings that the program which trains a stage adds to a user's options.
 
     `precision` is a choice that it made and reported itself. `fresh` maps corpora to generators of new samples
     (data/fresh.py), which replace their shards. `origins` names for each tensor the stage that its start weights come

@@ -311,10 +311,11 @@ class Contrastive:
             return Heads(model.vision.encoder.config.hidden_size, text_size, self.width, ids)
 
     def begin(self, model: PhiModel) -> None:
-        """No reference."""
+        """Return None: the objective has no reference."""
 
     def limits(self, model: PhiModel, micro_tokens: int) -> dict[str, int]:
-        """As many global views in a pack as would have `micro_tokens` tokens: those of a caption's row have none."""
+        """The maximum number of global views in a pack: as many as would have `micro_tokens` tokens, because those of a
+        caption's row have none."""
         assert model.vision is not None
         return {ImageInput.NAME: max(1, micro_tokens // model.vision.encoder.config.cells**2)}
 
@@ -326,8 +327,8 @@ class Contrastive:
         counted: int,
         together: bool = True,
     ) -> list[Compared]:
-        """What each pack's `loss` needs of the others (`Comparing`). A step of one pack keeps its graph, and needs no
-        second pass."""
+        """The references of the packs: what each pack's `loss` needs of the others (`Comparing`). A step of one pack
+        keeps its graph, and needs no second pass."""
         assert model.vision is not None
         total, rows = _collectives(together)
         encoder, device = model.vision.encoder, model.decoder.device
@@ -427,7 +428,7 @@ class Similarity:
         self._mean, self._spread = texts.mean(0), texts.std(0, unbiased=False) + 1e-3
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Similarity":
-        """The same object: datatrove copies its steps for each task, but a model needs no copy."""
+        """Return this object: datatrove copies its steps for each task, but a model needs no copy."""
         return self
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ class EvalRows:
         return {n: [s["sha256"] for s in x.manifest["shards"]] for n, x in self._shards.items()}
 
     def packs(self) -> Iterator[Pack]:
-        """This process's packs; rows are made again each time, so that they take no memory in between."""
+        """Yield the packs of this process; rows are made again each time, so that they take no memory in between."""
         for first in range(0, len(self._groups), self._world):
             number = first + self._rank
             group = self._groups[number if number < len(self._groups) else first]
@@ -112,7 +112,7 @@ class EvalRows:
 
 @contextmanager
 def replaced(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """While active, the parameters named in `values` have these values."""
+    """A context in which the parameters named in `values` have these values."""
     before = {name: parameters[name].detach().clone() for name in values}
     _copy(values, parameters)
     try:

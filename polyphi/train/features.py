@@ -105,7 +105,7 @@ class Features:
 
 @contextmanager
 def cached_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
-    """While active, frozen encoders return the outputs cached in `folder` and add missing ones; None: no cache."""
+    """A context in which frozen encoders return the outputs cached in `folder` and add missing ones; None: no cache."""
     with ExitStack() as stack:
         for tower in prepare(model).towers.values():
             if folder is None or any(p.requires_grad for p in tower.encoder.parameters()):

@@ -73,8 +73,8 @@ def frozen_hashes(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str
 def check_gradients(
     stage: Stage, parameters: dict[str, Tensor], device: torch.device, reached_later: bool = False
 ) -> None:
-    """After the first backward: raise RuntimeError where a frozen tensor has a gradient, or a trained group has none,
-    unless rows of later steps are known to reach it."""
+    """Raise RuntimeError after the first backward pass where a frozen tensor has a gradient, or a trained group has
+    none, unless rows of later steps are known to reach it."""
     by_glob = groups(stage, parameters)
     has_gradient = [
         any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()

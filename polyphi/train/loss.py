@@ -111,7 +111,8 @@ def token_loss_sum(
 
 
 class _LossSum(torch.autograd.Function):
-    """For a position with logits z and label y: loss = logsumexp(z) - z[y], gradient of z = softmax(z) - onehot(y)."""
+    """The sum of losses over positions. A position with logits z and label y has the loss logsumexp(z) - z[y], and the
+    gradient of z is softmax(z) - onehot(y)."""
 
     @staticmethod
     def forward(
@@ -196,7 +197,7 @@ class NextToken:
         return Alignment.of(model, processor.tokenizer)
 
     def begin(self, model: PhiModel) -> Any:
-        """No reference."""
+        """Return None: the objective has no reference."""
         return None
 
     def loss(

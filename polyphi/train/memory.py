@@ -23,8 +23,8 @@ def blocks(model: PhiModel) -> Iterator[nn.Module]:
 
 @contextmanager
 def activations(model: PhiModel, choice: Activations) -> Iterator[None]:
-    """While active, `model` keeps its activations, or only those between blocks ("recompute", a third more arithmetic),
-    or stores all of them in the CPU's memory ("offload", for GPUs)."""
+    """A context in which `model` keeps its activations, or only those between blocks ("recompute", a third more
+    arithmetic), or stores all of them in the CPU's memory ("offload", for GPUs)."""
     if choice == "recompute":
         for block in blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -62,7 +62,7 @@ def _pairs(text: str, expected: str) -> dict[str, str]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StepGuard:
-    """Which steps are rejected: those whose gradient norm isn't finite, and loss spikes."""
+    """The rule for rejecting steps: those whose gradient norm isn't finite, and loss spikes."""
 
     spike: float | None = None
     """Reject steps with a gradient norm this many times the median, such as 10."""
@@ -81,7 +81,7 @@ class StepGuard:
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
-    """How a run uses the machine. No option here changes what is trained."""
+    """Options of a run's use of the machine. None of them changes what is trained."""
 
     micro_tokens: int = 8192
     """Maximum tokens of a pack (micro-batch)."""
@@ -126,7 +126,7 @@ class TrainOptions:
 @Parameter(name="*", group=OWN)
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How a user's stage is trained on own rows (finetune.py)."""
+    """Options of a stage that is trained on a user's own rows (finetune.py)."""
 
     columns: Annotated[
         Mapping[str, str],

@@ -63,7 +63,7 @@ def shard(model: PhiModel, precision: str, parts: int) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+    """The part of a tensor in this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -142,8 +142,8 @@ class Context:
         return self.model.units
 
     def part(self, batch: Batch) -> Batch:
-        """This process's tokens and items of a pack. Raises ValueError where the pack has fewer tokens than there are
-        processes."""
+        """The tokens and items of a pack that this process has. Raises ValueError where the pack has fewer tokens than
+        there are processes."""
         rank, parts = self.mesh.get_local_rank(), self.mesh.size()
         if len(batch) < parts:
             raise ValueError(
@@ -286,10 +286,10 @@ class Shared(Inputs):
 
     @property
     def size(self) -> int:
-        """Of this process's items."""
+        """The size of the items that this process encodes."""
         return 0 if self.own is None else self.own.size
 
     def to(self, device: torch.device | str) -> "Shared":
-        """The same inputs on a device."""
+        """A copy of the inputs on a device."""
         own = None if self.own is None else self.own.to(device)
         return replace(super().to(device), own=own)

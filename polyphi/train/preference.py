@@ -155,7 +155,8 @@ class DPO:
     max_crops: int | None = None
 
     def __repr__(self) -> str:
-        """Without `max_crops` where it is None, as in the manifests of runs that were trained before it existed."""
+        """The arguments as text, without `max_crops` where it is None, as in the manifests of runs that were trained
+        before it existed."""
         crops = "" if self.max_crops is None else f", max_crops={self.max_crops}"
         return f"DPO(beta={self.beta}, nll={self.nll}, reference={self.reference!r}{crops})"
 
@@ -168,7 +169,7 @@ class DPO:
         return [replace(row, keys=(key(row),)) for row in rows]
 
     def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> None:
-        """No auxiliary head."""
+        """Return None: the objective has no auxiliary head."""
 
     def begin(self, model: PhiModel) -> References:
         """The reference log-probabilities, not computed yet."""

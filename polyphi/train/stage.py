@@ -141,8 +141,8 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Comparing(Protocol):
-    """What an objective has beside that where it compares the samples of a step with each other, whatever the packs and
-    the processes: `loss` then gets a pack's own reference."""
+    """Further methods of an objective that compares the samples of a step with each other, whatever the packs and the
+    processes: `loss` then gets a pack's own reference."""
 
     def limits(self, model: PhiModel, micro_tokens: int) -> Mapping[str, int]:
         """The largest size of the inputs of each modality in a pack (`Inputs.size`) that takes about as much memory as

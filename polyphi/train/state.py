@@ -145,7 +145,7 @@ def with_steps(identity: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def earlier_model(exported: Path) -> Path:
-    """Where the exported model of a run is kept while the run gets more steps."""
+    """The folder of a run's exported model while the run gets more steps."""
     return exported.with_name(f"{exported.name}-before")
 
 
@@ -215,7 +215,7 @@ class Diverged(RuntimeError):
 
 @dataclasses.dataclass
 class TrainState:
-    """How far a run is.
+    """The progress of a run.
 
     `step`: steps done. `draws`: samples drawn by the loader, of which `corrupt` were damaged. `seconds`: time in
     training. `counters`: sums over the run (tokens, samples, crops ..., samples skipped by corpus). `norms`: the latest

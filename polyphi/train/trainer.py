@@ -482,7 +482,7 @@ class Trainer:
         return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
 
     def _packs(self, data: StepRows) -> list[Pack]:
-        """This process's packs of a step."""
+        """The packs of a step that this process has."""
         return pack_step(data.samples, self.capacity, data.other_sizes(), data.spare_rows())
 
     def _log(self, data: StepRows, record: dict[str, Any]) -> dict[str, Any]:
@@ -628,7 +628,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        """While active, metrics, evaluations and quarantine are open."""
+        """A context in which the files of metrics, evaluations and quarantine are open."""
         self._open_files()
         self._clock = time.monotonic()
         try:
@@ -756,7 +756,7 @@ def row_maker(
 
 @contextlib.contextmanager
 def _deterministic(requested: bool) -> Iterator[None]:
-    """While active, restrict torch to deterministic kernels; it raises where it has none."""
+    """A context that restricts torch to deterministic kernels; torch raises where it has none."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if requested:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS

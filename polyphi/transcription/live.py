@@ -70,7 +70,7 @@ class AudioItem:
     start: int
     """Index of its first sample in all audio of the session."""
     samples: Int16[np.ndarray, " n"] | None = None
-    """Its audio, once it is committed."""
+    """The item's audio, once it is committed."""
     sent: str = ""
     """The text of all its deltas."""
     hypothesis: str = ""

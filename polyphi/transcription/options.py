@@ -16,7 +16,8 @@ LONGEST_RECORDING = 24 * 3600.0
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TranscriptOptions:
-    """What transcripts depend on, apart from their recordings; all but `form` and `model` as in `Phi.transcribe`."""
+    """Options that determine transcripts, together with their recordings; all but `form` and `model` as in
+    `Phi.transcribe`."""
 
     form: Annotated[
         Literal["text", "json", "verbose_json", "srt", "vtt"], Parameter(name="--format")

@@ -34,7 +34,7 @@ from polyphi.types.completion import Completion
 from polyphi.types.transcript import Segment, TimeSource, Transcript, Word
 
 SEPARATOR = "<sep>"
-"""Between transcript and translation if both are requested."""
+"""Separator of transcript and translation if both are requested."""
 MAX_SEGMENT = 10.0  # s; the longest segment
 WORDS_A_SECOND = 8.0  # more than fast speakers say
 MIN_REPORTED = 0.5  # s; shorter omissions have no warning

@@ -64,7 +64,7 @@ class Batch:
         return inputs
 
     def with_inputs(self, *inputs: Inputs) -> "Batch":
-        """The same batch with these inputs in place of those of their modalities."""
+        """A copy of the batch in which these inputs replace those of their modalities."""
         return replace(self, inputs={**self.inputs, **{one.modality: one for one in inputs}})
 
     @property
@@ -74,7 +74,7 @@ class Batch:
         return sum(t.numel() * t.element_size() for each in every for t in each.values())
 
     def without_values(self) -> "Batch":
-        """The same batch without the values of its inputs, for sequences whose inputs are already encoded."""
+        """A copy of the batch without the values of its inputs, for sequences whose inputs are already encoded."""
         return replace(
             self, inputs={n: inputs.without_values() for n, inputs in self.inputs.items()}
         )
@@ -94,7 +94,7 @@ def row(
     adapter: str | None = None,
     lost: int = 0,
 ) -> Batch:
-    """One sample as a `Batch` of one sequence. `supervise[t]`: token t is supervised, as the label of position t - 1
+    """A sample as a `Batch` of one sequence. `supervise[t]`: token t is supervised, as the label of position t - 1
     (token 0 can't be)."""
     tokens = torch.tensor(ids, dtype=torch.long)
     labels = supervised = None

@@ -95,7 +95,7 @@ def as_part(value: Any, root: Path | None = None, attachments: Attachments | Non
 
 
 CONTENT_KEYS = ("url", "path", "base64")
-"""Where transformers' chat templates look for the content of a part, after the name of its type."""
+"""Keys of a part's content in transformers' chat templates, after the name of the part's type."""
 
 
 def _parse_part(part: Mapping[str, Any], root: Path | None, attachments: Attachments) -> Part:

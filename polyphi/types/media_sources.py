@@ -53,15 +53,15 @@ AnyAudio = Annotated[
     "a path, the bytes of a file, or samples with their rate",
     "paths, bytes or (samples, rate)",
 ]
-"""What `Audio` accepts: a path, bytes, (samples, rate), {"array", "sampling_rate"}, or samples beside their rate;
-`audio_source` checks it."""
+"""The sources that `Audio` accepts: a path, bytes, (samples, rate), {"array", "sampling_rate"}, or samples beside their
+rate; `audio_source` checks it."""
 
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 """Pillow's modes that a PNG file stores unchanged."""
 CHANNELS = (1, 3, 4)
 MOST_CHANNELS = 16
-"""With up to so many rows, samples of more columns are [channels n]."""
+"""Maximum number of rows with which samples of more columns are [channels n]."""
 
 
 def declared_type(url: str) -> str:

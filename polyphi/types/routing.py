@@ -1,4 +1,4 @@
-"""Which adapter reads a conversation: by the modalities of its parts, as a table."""
+"""The table of the adapters that read conversations, by the modalities of their parts."""
 
 from collections.abc import Collection, Mapping, Sequence
 

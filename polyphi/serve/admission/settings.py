@@ -99,9 +99,11 @@ class Settings:
 
     max_header_bytes: Internal[int] = 32 << 10
     max_body_bytes: Internal[int] = 100 * MIB
-    """This and the next, `body_seconds` and `max_audio_bytes` are more where `max_audio_seconds` is."""
+    """Maximum bytes of a body. This, `max_bodies_bytes`, `body_seconds` and `max_audio_bytes` are larger where
+    `max_audio_seconds` is."""
     max_bodies_bytes: Internal[int] = 512 * MIB
-    """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (quotas.py)."""
+    """Maximum bytes of the bodies of all requests, each until its prompt is prepared; one client may have a quarter, or
+    one body (quotas.py)."""
     max_connections: Internal[int] = 512
     header_seconds: Internal[float] = 10.0
     """Time limit for the complete headers of a request."""
@@ -113,7 +115,8 @@ class Settings:
     max_image_bytes: Internal[int] = 20 * MIB
     max_image_pixels: Internal[int] = 89_478_485
     max_request_pixels: Internal[int] = 512_000_000
-    """Of all images, frames of videos and pages of documents of a request: 42 photos of 12 megapixels."""
+    """Maximum pixels of all images, frames of videos and pages of documents of a request: 42 photos of 12
+    megapixels."""
     max_audio_bytes: Internal[int] = 64 * MIB
     max_audio_seconds: Annotated[float, Parameter(group=LOAD)] = 1800.0
     """Longest audio clip of a prompt, and longest chunk of a recording that is transcribed at once: up to 10080 (2.8
@@ -121,23 +124,23 @@ class Settings:
     max_video_bytes: Internal[int] = 64 * MIB
     max_video_seconds: Internal[float] = 3600.0
     max_video_frames: Internal[int] = 64
-    """Of all videos of a request."""
+    """Maximum frames of all videos of a request."""
     max_video_pixels: Internal[int] = 1 << 26
-    """Of all these frames: 192 MiB decoded."""
+    """Maximum pixels of all frames of a request's videos: 192 MiB decoded."""
     max_document_bytes: Internal[int] = 32 * MIB
     max_document_pages: Internal[int] = 100
     max_document_characters: Internal[int] = 4_000_000
-    """Of the text of a document."""
+    """Maximum characters of a document's text."""
     max_recording_seconds: Internal[float] = 4 * 3600.0
-    """Of a recording to transcribe."""
+    """Maximum length of a recording to transcribe."""
     fetch_seconds: Internal[float] = 20.0
     max_adapters: Internal[int] = 64
-    """Loaded while the server runs."""
+    """Maximum number of adapters that are loaded while the server runs."""
     max_adapter_bytes: Internal[int] = 8 << 30
-    """Of the files of all these adapters."""
+    """Maximum bytes of the files of these `max_adapters` adapters."""
     max_answers: Internal[int] = 8
     max_tokens: Internal[int] = 16_384
-    """Of an answer; the context may leave fewer."""
+    """Maximum tokens of an answer; the context may leave fewer."""
     max_prepared_bytes: Annotated[
         int,
         Parameter(
@@ -165,9 +168,9 @@ class Settings:
     max_live_sessions: Internal[int] = 32
     """Sessions of live transcription; one client may have three quarters of them."""
     max_live_event_bytes: Internal[int] = 4 * MIB
-    """Of a message to a session: 60 s of audio."""
+    """Maximum bytes of a message to a live session: 60 s of audio."""
     max_live_buffer_seconds: Internal[float] = 300.0
-    """Of audio that waits for its transcript in a session."""
+    """Maximum length of the audio that waits for its transcript in a live session."""
     live_idle_seconds: Internal[float] = 120.0
     """Time without a message after which a session ends."""
     live_seconds: Internal[float] = 3600.0

@@ -29,8 +29,8 @@ class StepsResult(Generic[T]):
 
 
 class Threads:
-    """As many threads as there are `slots`. A slot is free again when its thread is: not yet when the request has ended
-    whose work it does."""
+    """A pool of as many threads as there are `slots`. A slot is free again when its thread is, which may be later than
+    the end of the request whose work the thread does."""
 
     def __init__(self, slots: FairSlots, name: str) -> None:
         self.slots = slots

@@ -1,5 +1,5 @@
-"""Where a server decodes images, WAV, FLAC, OGG and MP3: in its process, or in separate ones as it does all other audio
-and videos.
+"""The process in which a server decodes images, WAV, FLAC, OGG and MP3: its own, or in separate ones as it does all
+other audio and videos.
 
 >>> decoders = start(Settings("phi", host="0.0.0.0"))           # None: in the server's process
 """
@@ -15,8 +15,8 @@ log = logging.getLogger("polyphi.serve")
 
 
 def start(settings: Settings) -> ForkServer | None:
-    """What forks the processes, None where the server's process decodes. Logs what the system can't do. Raises
-    ValueError where separate processes are requested but don't work."""
+    """The server that forks the decoding processes; None where the server's process decodes. Logs what the system can't
+    do. Raises ValueError where separate processes are requested but don't work."""
     separate = settings.isolate_decoding
     if separate is None:
         separate = not is_loopback(settings.host)

@@ -163,7 +163,7 @@ class Media:
         return await asyncio.to_thread(self.decode_base64, data, param, limit)
 
     def check(self, data: bytes, modality: Modality, param: str) -> bytes:
-        """The same bytes if they begin like a file of an accepted format; raises ApiError 415 otherwise."""
+        """Return `data` if it begins like a file of an accepted format; raises ApiError 415 otherwise."""
         expected = EXPECTED[modality]
         if modality == "audio":
             accepted = is_audio(data, containers=self.containers)

@@ -46,8 +46,8 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """Those of the threads for short work (`submit_small`) and of the engine, whose `counters` wait for its lock in
-    another thread (`submit`).
+    """The heartbeats of the threads for short work (`submit_small`) and of the engine, whose `counters` wait for its
+    lock in another thread (`submit`).
 
     Short work waits for the lock too. So the time in which the engine has not returned a call counts for it alone.
     """
@@ -59,7 +59,8 @@ class Heartbeats:
         self.engine = Heartbeat(submit, counters, ENGINE_SECONDS)
 
     async def run(self) -> None:
-        """Sends and counts them until it is cancelled. The time in which the event loop is blocked doesn't count."""
+        """Sends heartbeats and counts their seconds until the task is cancelled. The time in which the event loop is
+        blocked doesn't count."""
         while True:
             self.small.send()
             self.engine.send()

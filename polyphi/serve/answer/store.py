@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from polyphi.serve.admission.quotas import Quota
 
 MAX_RESPONSES = 1024
-"""Of one owner."""
+"""Maximum number of responses of one owner."""
 MAX_SECONDS = 24 * 3600.0
 EXPIRE_SECONDS = 60.0
-"""Between two searches for unused responses."""
+"""Seconds between two searches for unused responses."""
 OVERHEAD = 4096
 """Bytes counted for a response in addition to its JSON."""
 ITEM_OVERHEAD = 512
-"""The same for each of its items, and for each blob."""
+"""Bytes counted for each item of a response, and for each blob, in addition to its JSON."""
 BLOB = 4096
 """Minimum bytes of a piece of JSON that is stored once."""
 
@@ -107,7 +107,7 @@ class _Owner:
         self._blobs: dict[bytes, Blob] = {}
 
     def shared(self, stored: StoredResponse) -> StoredResponse:
-        """The same response with the blobs that this owner has already."""
+        """A copy of the response with the blobs that this owner has already."""
 
         def known(piece: bytes | Blob) -> bytes | Blob:
             return self._blobs.get(piece.digest, piece) if isinstance(piece, Blob) else piece
@@ -139,8 +139,9 @@ class _Owner:
 
 
 class ResponseStore:
-    """At most `quota.total` bytes for all owners, and `quota.client` for each; 0 stores nothing. Used by one thread,
-    the event loop's. Other threads may read `count` and `bytes`: of all responses, also of those that haven't ended."""
+    """Stored responses: at most `quota.total` bytes for all owners, and `quota.client` for each; 0 stores nothing. Used
+    by one thread, the event loop's. Other threads may read `count` and `bytes`: of all responses, also of those that
+    haven't ended."""
 
     def __init__(self, quota: Quota, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = self.bytes = 0

@@ -34,7 +34,7 @@ MAX_FIELDS, MAX_FIELD = 32, 16 << 10
 AROUND = 1 << 20
 """Maximum bytes of a form in addition to its file."""
 MAX_TEMPERATURES = 8
-"""Of one form: the first one and those of retries."""
+"""Maximum number of temperatures of one form: the first one and those of retries."""
 MAX_SEED = 2**63 - 1
 ZERO, ONE = ("0", "0.0"), ("1", "1.0")
 REFUSED: Refused = {

@@ -65,7 +65,7 @@ def routes(server: Server) -> APIRouter:
 
 
 class Session:
-    """One WebSocket."""
+    """A transcription session: one WebSocket."""
 
     def __init__(self, server: Server, socket: WebSocket) -> None:
         self._server, self._socket = server, socket

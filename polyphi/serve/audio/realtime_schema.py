@@ -35,7 +35,7 @@ class ClientEvent(Fields):
 
 class Append(ClientEvent):
     audio: str
-    """Base64."""
+    """The appended audio in base64."""
 
 
 class Update(ClientEvent):

@@ -60,7 +60,7 @@ class Connections:
 
     @property
     def protocol(self) -> type[asyncio.Protocol]:
-        """For the `http` argument of a `uvicorn.Config`."""
+        """The protocol class for the `http` argument of a `uvicorn.Config`."""
 
         def create(
             config: uvicorn.Config,
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
         self._read_timer: TimerHandle | None = None
         self._write_timer: TimerHandle | None = None
         self._idle = False
-        """Whether it waits for another request."""
+        """Whether the connection waits for another request."""
         self._discarding = False
         """Whether received bytes are discarded, because the last request of this connection was received."""
         self._frames: FrameCounter | None = None
@@ -144,10 +144,11 @@ class Connection(asyncio.Protocol):
         """Whether the application was called for the last request."""
         self._answering = self._response_started = False
         self.idle_since = self._loop.time()
-        """When the connection was opened, or the headers or the response of its last request were complete."""
+        """Time when the connection was opened, or when the headers or the response of its last request were
+        complete."""
         # The piece of data that is being parsed:
         self._parsed: list[bytes] = []
-        """What `inner` receives of it."""
+        """The parts of the parsed data that `inner` receives."""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._headers_ended = False

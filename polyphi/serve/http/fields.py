@@ -33,7 +33,8 @@ MAX_FIELDS = 1000
 MAX_JSON, MAX_JSON_VALUES = 4_000_000, 200_000
 """Maximum characters and values of the JSON of a body that is written or parsed again: tools, schemas and calls."""
 FAST = Field(fail_fast=True)
-"""For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
+"""The pydantic field of a list whose check ends at the first invalid element. A million errors would take minutes and
+gigabytes."""
 
 
 Refused = Mapping[str, tuple[Any, ...]]
@@ -42,8 +43,8 @@ Refused = Mapping[str, tuple[Any, ...]]
 
 @dataclass
 class Counts:
-    """What the fields of a body contain together; the context of its validation. `media`: characters of URLs and
-    base64; the others are of the JSON that becomes part of a prompt or a grammar."""
+    """Total counts of the fields of a body; the context of its validation. `media`: characters of URLs and base64; the
+    others are of the JSON that becomes part of a prompt or a grammar."""
 
     media: int = 0
     json_characters: int = 0
@@ -129,7 +130,7 @@ class Fields(BaseModel):
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Fields that can't change the answer."""
     refused: ClassVar[Refused] = {}
-    """May name fields of a base class that a route doesn't have."""
+    """Fields that are refused. They may be those of a base class that a route doesn't have."""
 
     @model_validator(mode="before")
     @classmethod

@@ -33,12 +33,12 @@ M = TypeVar("M", bound=BaseModel)
 LARGE = 16 << 10
 """Bytes above which a body is parsed in the thread."""
 PAUSE_FACTOR = 1
-"""After a large body was parsed, the pause until the next one, as a multiple of the time it took: the parser holds
+"""Pause after a large body was parsed until the next one, as a multiple of the time that parsing took: the parser holds
 Python's lock most of the time."""
 MAX_NAME = 1000
 """Characters of a name in an object."""
 MAX_CHARACTERS = 16_000_000
-"""Of all strings of a body that aren't media."""
+"""Maximum characters of all strings of a body that aren't media."""
 NUMBER_SIZE = 32
 """Bytes of a number in memory."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from polyphi.serve.http.errors import ApiError
 
 MAX_VALUES, MAX_OBJECTS, MAX_LISTS, MAX_NAMES = 1_100_000, 20_000, 20_000, 100_000
-"""Of a body: numbers, strings and so on; objects; lists; names in objects. To parse that many takes 0.1 s."""
+"""Maximum numbers of a body's values (numbers, strings and so on), objects, lists, and names in objects. Parsing that
+many takes 0.1 s."""
 MAX_OUTSIDE = 12 << 20
 """Bytes outside of strings: numbers, brackets and blanks."""
 MAX_TEXT = 24 << 20

@@ -40,7 +40,7 @@ NUMBERS = frozenset({int, float, bool, type(None)})
 CHUNK_BYTES = 64 << 10
 """Bytes of a large response that are sent at once."""
 RETRY_SECONDS = 10
-"""After which a client may retry that has too many responses to read."""
+"""Seconds after which a client with too many unread responses may retry."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes; pieces below `CHUNK_BYTES` bytes are joined."""
+    """Yield the bytes of all pieces; pieces below `CHUNK_BYTES` bytes are joined."""
     chunk = bytearray()
     for piece in pieces:
         if len(piece) >= CHUNK_BYTES:
@@ -236,12 +236,12 @@ class ChunkedJson(Response):
         await send({"type": "http.response.body", "body": b""})
 
     def piece_sent(self) -> None:
-        """Called after each piece was passed on."""
+        """Do nothing. Subclasses override this method, which is called after each piece was passed on."""
 
 
 class CountedJson(ChunkedJson):
-    """The same for pieces that nothing else refers to: until they are sent they count in a pool, of which `take` takes
-    the client's part. Where there is too little, an error is sent instead."""
+    """A JSON response in pieces to which nothing else refers: until they are sent, they count in a pool, of which
+    `take` takes the client's part. Where the pool has too little, an error is sent instead."""
 
     def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Reservation]) -> None:
         super().__init__(pieces)
@@ -281,7 +281,7 @@ def too_many_unread(full: QuotaExceeded) -> ApiError:
 
 
 def event(body: dict[str, Any], name: str | None = None) -> bytes:
-    """One server-sent event."""
+    """A server-sent event."""
     return _event_start(name) + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 

@@ -1,4 +1,4 @@
-"""What the pages of a fine-tuning and of the recipe share: the frame of sections, numbers as text, media."""
+"""Parts that the pages of a fine-tuning and of the recipe share: the frame of sections, numbers as text, media."""
 
 import base64
 import hashlib
@@ -71,7 +71,7 @@ def inputs(stage: Mapping[str, Any]) -> str:
 
 
 def amounts(counters: Mapping[str, int]) -> list[str]:
-    """Which of a stage's counters are amounts of its data: samples, tokens, and what encoders read."""
+    """Names of a stage's counters that are amounts of its data: samples, tokens, and what encoders read."""
     others = {"supervised", "skipped", "cut", "corrupt"}
     names = [n for n in counters if n not in others and not n.startswith("skipped ")]
     return [n for n in dict.fromkeys(("samples", "tokens", *names)) if counters.get(n)]

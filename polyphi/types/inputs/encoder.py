@@ -1,4 +1,4 @@
-"""What the model reads beside tokens: the inputs of encoders, by modality."""
+"""Inputs of encoders, which the model reads beside tokens, by modality."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,7 +27,7 @@ class Inputs:
     NAME: ClassVar[str]
     """The modality, where all inputs of a class have the same one."""
     SIZE_UNIT: ClassVar[str]
-    """What `size` counts."""
+    """The unit that `size` counts, in the plural."""
     MAX_SIZE: ClassVar[int]
     """Largest `size` of one call of the encoder; a larger item runs alone."""
 
@@ -52,7 +52,7 @@ class Inputs:
 
     @property
     def size(self) -> int:
-        """What the time and memory of the encoder grow with."""
+        """The size of the inputs, with which the time and memory of the encoder grow."""
         raise NotImplementedError
 
     @property
@@ -66,7 +66,7 @@ class Inputs:
         return tuple(t for name, t in self.tensors.items() if name not in ("slots", "label_ids"))
 
     def ready(self) -> Self:
-        """The same items in the form that the encoder reads."""
+        """The items in the form that the encoder reads."""
         return self
 
     def split(self) -> Iterator[Self]:
@@ -97,12 +97,12 @@ class Inputs:
         return tensors(self)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same inputs on a device."""
+        """A copy of the inputs on a device."""
         return replace(
             self,
             **{n: t.to(device, non_blocking=True) for n, t in self.tensors.items()},  # type: ignore[arg-type]
         )
 
     def without_values(self) -> "Inputs":
-        """The same items without values."""
+        """A copy of the inputs without values."""
         return Inputs(layouts=self.layouts, slots=self.slots, label_ids=self.label_ids)

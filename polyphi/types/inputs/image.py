@@ -105,7 +105,7 @@ class ImageInput(Inputs):
             start, at, view = start + layout.crops, at + pixels, view + views
 
     def ready(self) -> "ImageInput":
-        """The same images with crops as floats in [-1, 1], each image's global view before its crops."""
+        """The images with crops as floats in [-1, 1], each image's global view before its crops."""
         pixels = self.crops
         if pixels.is_floating_point():
             return self

@@ -46,7 +46,7 @@ class ItemInput(Inputs):
 
     @property
     def features(self) -> None:
-        """Unknown: only the encoder decides how many rows an item has between encoder and projector."""
+        """None, for unknown: only the encoder decides how many rows an item has between encoder and projector."""
         return None
 
     @property
