@@ -195,7 +195,7 @@ def prompts_of(
 
 
 SUFFIXES = {None: "", "image": "", "audio": "_clip"}
-"""Of the names of conditions that change one modality."""
+"""Suffixes of the names of conditions that change one modality."""
 
 
 def _adapter_of(prompt: Sequence[Message]) -> str | None:

@@ -176,7 +176,7 @@ class Benchmark:
 
 
 def belongs(meta: Mapping[str, Any], only: Mapping[str, Any]) -> bool:
-    """Whether a sample's meta has all these fields; a list of values means any of them."""
+    """Whether a sample's meta has all fields of `only`; a list of values means any of them."""
     return all(
         meta.get(key) in value
         if isinstance(value, list | tuple | set | frozenset)

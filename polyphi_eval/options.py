@@ -22,7 +22,7 @@ def part_of(_: type, tokens: Sequence[Token]) -> tuple[int, int]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class EvalOptions:
-    """Which samples are evaluated, and who judges the answers."""
+    """Options of an evaluation: its samples, and the judges of the answers."""
 
     limit: PositiveInt | None = None
     """Use the first samples of each row only, up to this number."""

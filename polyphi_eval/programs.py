@@ -65,7 +65,7 @@ def unavailable(data: Data | None = None) -> str | None:
 SYSTEM = "You are a helpful assistant good at coding."
 ASK = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 MAX_TOKENS = 768
-"""As EvalPlus sends them to an OpenAI-compatible endpoint."""
+"""Maximum tokens of an answer, as EvalPlus sends them to an OpenAI-compatible endpoint."""
 
 
 def prompt_messages(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:

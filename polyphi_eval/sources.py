@@ -84,7 +84,7 @@ class Data:
         return folder
 
     def has(self, source: BenchmarkSource) -> bool:
-        """Whether all its files are below `root`: for optional data, which aren't downloaded."""
+        """Whether all files of a data set are below `root`: for optional data, which aren't downloaded."""
         return self.root is not None and all(
             any((self.root / source.name).glob(pattern)) for pattern in source.files
         )

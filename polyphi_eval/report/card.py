@@ -1,4 +1,4 @@
-"""What a model card shows of an evaluation. `polyphi export --results` copies it (hub/model_card.py)."""
+"""The part of a model card that shows an evaluation. `polyphi export --results` copies it (hub/model_card.py)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

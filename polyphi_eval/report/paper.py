@@ -73,7 +73,7 @@ _ALSO = {("Table 13", "Average"): ("Table 10", "Average")}
 """Table 13's average includes English, which is in Table 10."""
 
 Key = tuple[str, str]
-"""Two of table, row label and column."""
+"""A key of a report's number: two of table, row label and column."""
 
 
 @dataclass(frozen=True)

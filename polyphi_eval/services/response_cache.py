@@ -185,7 +185,8 @@ def media_sha256(part: Part) -> str:
 
 
 def media_settings(part: Part) -> dict[str, Any]:
-    """The other fields of a media part (`detail`, `max_crops`, `frames`) that don't have their default."""
+    """The fields of a media part other than its content (`detail`, `max_crops`, `frames`) that don't have their
+    default."""
     return {
         f.name: value
         for f in fields(part)

@@ -310,7 +310,7 @@ exec(_code, {"__name__": "__main__"})
 
 
 def _launch(job: dict[str, Any]) -> None:
-    """In the launcher: enters the namespaces, drops privileges, starts the code, and reports its exit code."""
+    """Runs in the launcher: enters the namespaces, drops privileges, starts the code, and reports its exit code."""
     report, isolated = job["report"], job["isolated"]
     os.set_inheritable(report, False)
     os.umask(0o022)  # the code's user reads what root makes here

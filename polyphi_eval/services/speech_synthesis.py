@@ -136,7 +136,8 @@ def speak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
 
 
 def unavailable(engine: str) -> str | None:
-    """None if the engine is available, otherwise a line with the missing part and how to install it."""
+    """The reason why an engine isn't available, a line with the missing part and how to install it; None if it is
+    available."""
     if engine not in ENGINES:
         return f"unknown speech engine {engine!r}; expected one of {', '.join(ENGINES)}"
     if engine in _INSTALL and not _library(engine) and not shutil.which(engine):

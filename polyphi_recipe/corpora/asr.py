@@ -34,7 +34,8 @@ ENGLISH_NUMBERS = 0.15  # the same for numbers, because number words differ betw
 
 
 class SpeechSampler:
-    """One method per task; each returns a sample of the split with a voice of the given group."""
+    """Draws spoken samples by one method per task; each returns a sample of the split with a voice of the given
+    group."""
 
     def __init__(self, work: Work, split: str, rng: Random, tts: TTSSampler | None = None) -> None:
         self.work, self.split, self.rng, self.tts = work, split, rng, tts or TTSSampler(work)

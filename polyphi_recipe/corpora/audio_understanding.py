@@ -136,7 +136,8 @@ UNCLEAR = r"seasonal/(christmas/santahat|halloween/ghost|hanukkah/.*)|space/.*|m
 
 
 class TaskSampler:
-    """One method per task; `i` is the sample's number within its task and determines the answer in the test split."""
+    """Draws samples by one method per task; `i` is the sample's number within its task and determines the answer in the
+    test split."""
 
     def __init__(self, work: Work, split: str, rng: Random) -> None:
         self.split, self.rng, self.tts = split, rng, TTSSampler(work)

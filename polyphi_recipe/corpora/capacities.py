@@ -1,4 +1,4 @@
-"""What the built-in generators give: rows until they end, and tokens of a row, as measured by
+"""Capacities of the built-in generators: rows until they end, and tokens of a row, as measured by
 `benchmarks/corpus_capacities.py`. They are for tests and the small sizes, and no training set for a real one."""
 
 import json

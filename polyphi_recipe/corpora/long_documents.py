@@ -46,7 +46,7 @@ CHARACTERS_PER_TOKEN = {
     "ja": 1.5,
     "python": 4.1,
 }
-"""Of the help pages and of the standard library in the public vocabulary, as measured."""
+"""Measured characters per token of the help pages and the standard library in the public vocabulary."""
 FILL = {"pages": 1.2, "python": 0.92}
 """[ours] Length of the longest document by these means, over the context. `steps` removes about a quarter of the help
 pages, whose text repeats that of held-out pages, and hardly any code. Training cuts what is longer than its context."""

@@ -43,7 +43,7 @@ in a video."""
 MOST_COUNTED = 12
 WHAT_HAPPENS = "What happens in the video?"
 TURNS = 5
-"""Further questions about the images of a training sample, at most."""
+"""Maximum number of further questions about the images of a training sample."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ MAKERS: Makers = {
 }
 """Task -> (share of the training set, maker)."""
 PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
-"""The same for makers whose first argument is the paragraphs."""
+"""Task -> (share of the training set, maker) for makers whose first argument is the paragraphs."""
 
 
 LARGE_PAGES = 12

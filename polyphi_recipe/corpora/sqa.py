@@ -26,7 +26,8 @@ ENGLISH_SHARE = 0.5
 
 
 class QuestionSampler:
-    """One method per task; `i` is the sample's number within its task and determines the answer in the test split."""
+    """Draws questions by one method per task; `i` is the sample's number within its task and determines the answer in
+    the test split."""
 
     def __init__(self, work: Work, split: str, rng: Random, tts: TTSSampler | None = None) -> None:
         self.split, self.rng, self.tts = split, rng, tts or TTSSampler(work)

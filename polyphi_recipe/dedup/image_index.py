@@ -34,7 +34,8 @@ from polyphi_recipe.dedup.phash import (
 MAX_DISTANCE = 16
 """Bits of 64 that may differ before images are compared."""
 MAX_WHOLE_DISTANCE = 8
-"""The same where only copies of the whole are searched for: resized and recompressed ones differ in a bit or two."""
+"""`MAX_DISTANCE` where only copies of the whole image are searched for: resized and recompressed ones differ in a bit
+or two."""
 MAX_CANDIDATES = 8
 """Indexed images that an image is compared with, the nearest first."""
 MIN_CORRELATION = 0.92

@@ -51,7 +51,7 @@ MIN_OVERLAP = 0.5
 
 
 Exchange = tuple[str, str]
-"""What a user says and the answer, either of which may be empty."""
+"""A user's text and the answer, either of which may be empty."""
 
 
 class Match(NamedTuple):

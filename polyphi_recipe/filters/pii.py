@@ -46,7 +46,7 @@ from polyphi_recipe.filters.names import names
 from polyphi_recipe.pipeline.documents import edit, note
 
 ENTITY_TYPES = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
-"""In order of precedence: of two that overlap the first is kept."""
+"""Types of personal information in order of precedence: of two entities that overlap the first is kept."""
 REGIONS = {
     "en": ("US", "GB"),
     "zh": ("CN",),

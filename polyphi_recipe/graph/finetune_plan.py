@@ -93,7 +93,7 @@ TYPICAL = {
 }
 """Rows of a built-in stage where a user names none."""
 TYPICAL_ROWS = 1000
-"""Their number, by which the length of the run is chosen."""
+"""Number of `TYPICAL` rows, by which the length of the run is chosen."""
 
 
 def typical_load(stage: Stage, rows: OwnRows) -> Load:

@@ -213,7 +213,7 @@ def _path(file: SourceFile) -> str:
 
 
 def _is_below(path: str, known: set[str]) -> bool:
-    """Whether a path, or a folder that it is in, is known."""
+    """Whether a path, or a folder above it, is among the known ones."""
     return path in known or any(str(parent) in known for parent in Path(path).parents)
 
 

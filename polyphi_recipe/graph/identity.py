@@ -69,7 +69,7 @@ class Identity:
 
 
 def _in_words(identity: dict[str, Any]) -> str:
-    """What a run is: "lab.toml at the size full with seed 0 in bf16"."""
+    """An identity in words: "lab.toml at the size full with seed 0 in bf16"."""
     size, precision = f"the size {identity['size']}", identity.get("precision")
     name = f"{identity['recipe']}.toml at {size}" if identity.get("recipe") else size
     return f"{name} with seed {identity['seed']}{f' in {precision}' if precision else ''}"

@@ -88,7 +88,7 @@ CHARACTERS_PER_TOKEN = 4
 MOST_EPOCHS = 40
 """Epochs of a text after which a further one adds nothing (Muennighoff et al. 2023, figure 1)."""
 TOKENS_PER_SECOND = 12.5
-"""Of audio: 80 ms each (report 2.2.1)."""
+"""Tokens per second of audio: 80 ms each (report 2.2.1)."""
 
 
 @cache

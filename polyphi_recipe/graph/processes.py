@@ -83,7 +83,7 @@ def update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:
 
 @contextlib.contextmanager
 def memory_tracked(note: Callable[[int], None]) -> Iterator[None]:
-    """While active, call `note` with each new maximum of the memory of this process and its children, in bytes,
+    """A context that calls `note` with each new maximum of the memory of this process and its children, in bytes,
     measured every two seconds; a page that several processes share counts once where the system reports it."""
     peak, own_process = 0, psutil.Process()
 
@@ -104,7 +104,7 @@ def memory_tracked(note: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def periodically(seconds: float, act: Callable[[], None], name: str) -> Iterator[None]:
-    """While active, a thread with the given name calls `act` every `seconds`."""
+    """A context in which a thread with the given name calls `act` every `seconds`."""
     stop = threading.Event()
 
     def run() -> None:

@@ -90,7 +90,7 @@ def seconds_left(recipe: Recipe, out: Path) -> float:
 
 @contextlib.contextmanager
 def reported(recipe: Recipe, out: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """While active, report the remaining time every minute."""
+    """A context that reports the remaining time every minute."""
     with periodically(
         REPORT_SECONDS, lambda: report(f"[dim]{status_line(recipe, out)}[/dim]"), "remaining"
     ):

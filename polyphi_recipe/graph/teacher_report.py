@@ -1,4 +1,5 @@
-"""What the teachers of a recipe file wrote for a corpus: `DIR/teachers/CORPUS/report.md`, and a line of it.
+"""The report of what the teachers of a recipe file wrote for a corpus: `DIR/teachers/CORPUS/report.md`, and a line of
+it.
 
 requests, accepted rows and refused answers of each synthesis, ten rows of each, and refused answers by reason
 """

@@ -57,7 +57,7 @@ from polyphi_recipe.text.lexicon import LANGUAGES
 FOLDER = "teachers"
 """The folder of a run with the answers of its teachers."""
 STEP = "Teacher ("
-"""How the name of their step in a corpus begins; their names follow."""
+"""Prefix of the name of the teachers' step in a corpus; the names of the teachers follow."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ from polyphi_recipe.recipe.recipe import OWN_TASK, Recipe
 from polyphi_recipe.text.lexicon import LANGUAGES
 
 VERSION = 2
-"""Of what an import does with a row: another number imports all corpora again."""
+"""Version of what an import does with a row: another number imports all corpora again."""
 MAX_TASKS = 1000
 """Tasks of a corpus with more files: each has several of them."""
 ALL = 1 << 48
@@ -218,7 +218,7 @@ class Imported:
 
     @cached_property
     def kinds(self) -> set[str]:
-        """What the rows have, by the first ones: "document", "text", "image", "audio", a user's modality."""
+        """The contents of the rows, by the first ones: "document", "text", "image", "audio", a user's modality."""
         return {kind for one in self.tried for kind in _kinds(one)}
 
     @cached_property
@@ -363,8 +363,8 @@ def _training_rows(imported: Imported, index: int, tasks: int) -> Iterator[Sampl
 
 
 def _held_out_rows(imported: Imported, index: int, tasks: int) -> Iterator[Sample]:
-    """All rows of sources for them, else those with a small hash, for which the media of others aren't decoded; the
-    training split has the unreadable ones."""
+    """Yield the held-out rows: all rows of sources for them, else those with a small hash. The media of other rows
+    aren't decoded; the training split has the unreadable ones."""
     share, readers = imported.held_out_share, imported.readers
     readable = ReadableShare(imported.name, imported.table.filters.max_bad_rows)
     for source, file in imported.test_files[index::tasks]:
@@ -448,8 +448,8 @@ def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
 
 
 def spoken_text(corpus: str, one: Sample) -> str | None:
-    """What is said in the clip of a row: its `transcript`, or the answer to a request for one; None where a row doesn't
-    say it, or has several clips."""
+    """The text that is said in the audio clip of a row: its `transcript`, or the answer to a request for one; None
+    where a row doesn't say it, or has several clips."""
     if len(media(one.messages, Audio)) != 1:
         return None
     if "transcript" in one.meta:

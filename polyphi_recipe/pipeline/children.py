@@ -10,7 +10,7 @@ import multiprocess.util
 
 
 def _end_with_parent(_: object) -> None:
-    """In a new process: be killed when the process that requested it ends. That isn't always the one that forked it,
+    """Let this new process be killed when the process that requested it ends. That isn't always the one that forked it,
     and children keep the latter from ending."""
     parent = multiprocess.parent_process()
 

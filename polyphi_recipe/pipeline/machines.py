@@ -1,4 +1,4 @@
-"""Where the tasks of a corpus run (`polyphi curate`)."""
+"""The machines on which the tasks of a corpus run (`polyphi curate`)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from cyclopts.types import PositiveInt
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Machines:
-    """Where tasks run: on this machine, as tasks of Ray on the cluster that RAY_ADDRESS names (or one started here), or
-    as jobs that are submitted to Slurm."""
+    """The machines on which tasks run: this one, as tasks of Ray on the cluster that RAY_ADDRESS names (or one started
+    here), or as jobs that are submitted to Slurm."""
 
     executor: Literal["local", "ray", "slurm"] = "local"
     """Where tasks run."""

@@ -40,7 +40,7 @@ from polyphi_recipe.pipeline.documents import document, sample
 from polyphi_recipe.pipeline.machines import Machines
 
 READ = "read "
-"""Before a source, the name of the number of its samples, which the first step counts."""
+"""Prefix, before the name of a source, of the number of its samples, which the first step counts."""
 BUILDER = "run"
 """The file of a build folder with the name of the run that built it (`_run_id`)."""
 COUNTED = ("documents", "total", "forwarded")

@@ -48,7 +48,7 @@ SOURCE = "feedback"
 
 @dataclass(frozen=True)
 class CheckedLine:
-    """One checked line: `answered` is "" if it is absent, media are encoded bytes or None."""
+    """A checked line: `answered` is "" if it is absent, media are encoded bytes or None."""
 
     id: str
     prompt: str
@@ -165,14 +165,14 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def answers(findings: Iterable[CheckedLine], licence: str = "proprietary") -> Iterator[Sample]:
-    """For SFT: each prompt with its media and the expected answer."""
+    """Yield samples for SFT: each prompt with its media and the expected answer."""
     for entry in findings:
         yield _sample(entry, licence, {})
 
 
 def pairs(findings: Iterable[CheckedLine], licence: str = "proprietary") -> Iterator[Sample]:
-    """For DPO: the expected answer preferred to the model's. Text only, because DPO trains the language model; findings
-    without an answer are skipped."""
+    """Yield pairs for DPO: the expected answer is preferred to the model's. Text only, because DPO trains the language
+    model; findings without an answer are skipped."""
     for entry in findings:
         if entry.answered and entry.image is None and entry.audio is None:
             yield _sample(entry, licence, {"rejected": entry.answered})

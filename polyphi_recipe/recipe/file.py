@@ -77,7 +77,7 @@ class TomlTable(BaseModel):
 
 
 class CorpusSource(TomlTable):
-    """Where rows of a corpus come from."""
+    """A source of rows of a corpus."""
 
     path: str
     """A file, a folder, a pattern with * or {000..122}, an address (s3://, https://), or hf:OWNER/NAME; relative to the
@@ -192,7 +192,8 @@ class StageTable(TomlTable):
 
 
 class Parts(TomlTable):
-    """What exists already: a checkpoint's folder, hub id (owner/name@revision), or the folder of a run's stage."""
+    """Parts of the model that exist already, each as a checkpoint's folder, hub id (owner/name@revision), or the folder
+    of a run's stage."""
 
     decoder: str | None = None
     """A language model of the architecture of Phi-4-mini, instead of text 1 to 4."""

@@ -120,7 +120,8 @@ class Recipe:
         return tokens
 
     def generated(self, corpus: str) -> str:
-        """What the built-in generator gives of a corpus, beside what the stages of this recipe take."""
+        """A text that compares what the built-in generator gives of a corpus with what the stages of this recipe
+        take."""
         rows, tokens = capacities.of(corpus, self.size)
         needed = self.tokens_needed().get(corpus, 0.0)
         if not needed:
@@ -130,7 +131,7 @@ class Recipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether this is a size without changes, and with all stages."""
+        """Whether this recipe is a size without changes, and with all stages."""
         return self.file is None and len(self.order) == len(stages.ORDER)
 
     def imported(self, name: str) -> Any:

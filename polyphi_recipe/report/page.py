@@ -126,7 +126,7 @@ def collect(run: Path, stages: Sequence[Stage]) -> tuple[dict[str, Any], dict[st
 
 
 def _cards(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the model cards of the exported folders show of the held-out tasks; `mini` was evaluated on none."""
+    """The parts of the exported folders' model cards that show the held-out tasks; `mini` was evaluated on none."""
     own: dict[str, list[Mapping[str, Any]]] = {"reasoning": [], "model": []}
     for task in sorted(results, key=lambda task: not task["task"].startswith(OWN_TASK)):
         own["reasoning" if task["corpus"].startswith("reasoning") else "model"].append(task)

@@ -67,7 +67,7 @@ class Draw:
         return sorted(entries, key=lambda e: order[e["task"]])
 
     def take(self, tasks: Iterable[str], n: int) -> list[dict[str, Any]]:
-        """Up to n samples, one of each task in turn; fewer where MAX_MEDIA is reached."""
+        """Return up to n samples, one of each task in turn; fewer where MAX_MEDIA is reached."""
         turns = deque(tasks)
         entries: list[dict[str, Any]] = []
         while turns and len(entries) < n:
@@ -91,7 +91,7 @@ def is_main(result: ReportRow, own: bool) -> bool:
 
 
 def task_score(result: ReportRow) -> str:
-    """How good the answers to a task are: "this task: accuracy 53.0 %"."""
+    """The score of the answers to a task as text: "this task: accuracy 53.0 %"."""
     return f"this task: {METRICS[result['metric']]} {number(result['metric'], result['score'])}"
 
 

@@ -75,7 +75,7 @@ OF_FILE = {
     "held_out": "Rows of sources are held out by a hash of their content, or by their source. Held-out rows that were "
     "generated use other stamps, scans, templates or speakers than training rows.",
 }
-"""Those of the page of a recipe file's run."""
+"""Titles and sentences of the page of a recipe file's run."""
 CHECKED = (
     "SHA-256 of every frozen tensor before and after its stage, and of the fp32 logits of fixed text prompts before "
     "and after each stage that adds a modality."

@@ -41,7 +41,7 @@ ORDER = (
 )
 """The report's stages (2.2.2); polyphi_recipe/stages has a file for each."""
 LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
-"""By size: the law of text 1's peak learning rate by its length (report 2.1), as experiments/scaling.py measured it."""
+"""Size -> the law of text 1's peak learning rate by its length (report 2.1), as experiments/scaling.py measured it."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ _CODES = {name: code for code, name in LANGUAGES.items()}
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a constraint says, in words for a teacher, with N for its number and T for its text; and whether an answer
-    satisfies it, by both."""
+    """A constraint on an answer: its description for a teacher, with N for its number and T for its text, and a
+    function that checks an answer by both."""
 
     description: str
     accepts: Callable[[str, int, str], bool]

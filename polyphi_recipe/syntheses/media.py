@@ -34,7 +34,7 @@ from polyphi_recipe.syntheses.synthesize import Check, Json, Synthesis
 
 MOST_QUESTIONS = 3
 LONGEST_ANSWER = 12
-"""In words: longer answers of two draws hardly ever agree."""
+"""Maximum number of words of an answer: longer answers of two draws hardly ever agree."""
 OVERLAP = 0.5
 """The least overlap (F1) of the words of two answers that are the same."""
 _SAMPLING = SamplingParams(max_tokens=1024, temperature=0.3, top_p=0.95)

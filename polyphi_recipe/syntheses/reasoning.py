@@ -55,7 +55,7 @@ LEVELS = (
 )
 """[ours] Domains and levels of difficulty: the report has "diverse domains and difficulty levels" (3.1.3)."""
 SHORTEST_PROBLEM = 8
-"""In words."""
+"""Minimum words of a problem."""
 SAMPLING = SamplingParams(max_tokens=4096, temperature=0.8, top_p=0.95)
 _END = "Put the result on a last line of its own, in this form:\nAnswer: <number, word or name>"
 

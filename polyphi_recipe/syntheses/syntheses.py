@@ -42,7 +42,7 @@ T = TypeVar("T")
 COPIED_RUN, COPIED_AT_MOST = 8, 0.2
 """Words of a run, and the share of a new text's runs that it may have in common with its passage."""
 SHORTEST_TEXT, SHORTEST_CAPTION = 50, 5
-"""In words."""
+"""Minimum words of a text, and of a caption."""
 REPEATED_AT_MOST = 0.3
 """The largest share of runs of three words of a caption that occurred before."""
 SUPPORTED = 0.5

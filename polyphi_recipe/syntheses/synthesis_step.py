@@ -45,7 +45,7 @@ can't do it would spend a request for each of them."""
 SHOWN = 10
 """Accepted rows of each synthesis in the file to read."""
 PREFIX = "synthesis "
-"""How the names of a synthesis's numbers in the statistics begin: synthesis NAME/NUMBER."""
+"""Prefix of the names of a synthesis's numbers in the statistics: synthesis NAME/NUMBER."""
 DUPLICATE = "the same row as before"
 
 

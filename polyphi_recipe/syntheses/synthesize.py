@@ -59,7 +59,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How a teacher turns source samples into new ones.
+    """The rule by which a teacher turns source samples into new ones.
 
     `read` returns the fields of the prompt, or None to skip the source sample; media of type `shows` precede the
     prompt. The answer is text, or JSON by `schema`; `items` splits it. `verify` checks each item and returns "" or the

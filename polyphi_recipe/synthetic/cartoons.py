@@ -63,7 +63,7 @@ class Cartoon:
 
     @cached_property
     def frames(self) -> tuple[Image.Image, ...]:
-        """All frames."""
+        """The frames of the video."""
         return tuple(self._frame(i) for i in range(FRAMES_PER_STATE * len(self.states)))
 
     def sampled_frames(self) -> list[Image.Image]:

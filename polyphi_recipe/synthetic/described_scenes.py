@@ -167,7 +167,7 @@ ORDINALS = ("first", "second", "third", "fourth")
 
 @dataclass(frozen=True)
 class Thing:
-    """What a scene or an image shows: its caption, and what it is called, by kind ("shape", "colour", "digit",
+    """A thing that a scene or an image shows: its caption, and its names by kind ("shape", "colour", "digit",
     "thing")."""
 
     caption: str

@@ -29,11 +29,11 @@ from polyphi_recipe.synthetic.voices import unfit
 from polyphi_recipe.synthetic.waves import RATE, level, resample, trim
 
 LONGEST = 1800.0
-"""Seconds: 30 minutes are 22,500 tokens (report 2.2.1)."""
+"""Maximum seconds of a recording: 30 minutes are 22,500 tokens (report 2.2.1)."""
 PAUSE = 0.5
 """Seconds between paragraphs."""
 LONGEST_PARAGRAPH = 2000
-"""Characters. Longer paragraphs are skipped, as are those with code, tables or addresses."""
+"""Maximum characters of a paragraph. Longer paragraphs are skipped, as are those with code, tables or addresses."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ QUOTES = "\"'“”„«»「」 \n\t"
 
 
 def load(data: Data) -> Iterator[Sample]:
-    """Each goal with each strategy, in text and spoken, unless its line restricts them."""
+    """Yield each goal with each strategy, in text and spoken, unless its line restricts them."""
     has_goals = (data.folder(PROMPTS) / GOALS.files[0]).is_file()
     for prompt in prompts(data, GOALS if has_goals else PROMPTS):
         for strategy in prompt.line.get("strategies", STRATEGIES):

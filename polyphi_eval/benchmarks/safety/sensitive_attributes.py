@@ -67,7 +67,7 @@ def default_prompts() -> Iterator[dict[str, Any]]:
 
 
 def load(data: Data) -> Iterator[Sample]:
-    """Each prompt twice, without and with the system prompt."""
+    """Yield each prompt twice, without and with the system prompt."""
     folder = data.root / CUSTOM.name if data.root else None
     has_custom = folder is not None and (folder / CUSTOM.files[0]).is_file()
     for number, row in enumerate(data.rows(CUSTOM) if has_custom else default_prompts()):

@@ -77,7 +77,7 @@ MMLU_DEV = MMLU(files=("all/dev-*.parquet",), rows=285)
 
 
 def mmlu(data: Data) -> Iterator[Sample]:
-    """Each subject with five examples from that subject."""
+    """Yield MMLU's questions, each with five examples from its subject."""
     dev, test = (_by_subject(data, source) for source in (MMLU_DEV, MMLU_TEST))
     for subject, rows in test.items():
         splits = {"dev": dev[subject], "test": rows}
@@ -135,7 +135,7 @@ TRUTHFULQA = BenchmarkSource(
 
 
 def truthfulqa(data: Data) -> Iterator[Sample]:
-    """Both forms, with ten examples from the same set."""
+    """Yield TruthfulQA's questions in both forms, each with ten examples from the same set."""
     rows = list(data.rows(TRUTHFULQA))
     for form in ("mc1", "two"):
         task, splits = letter_task(f"polyphi_truthfulqa_{form}"), {"validation": rows}
