@@ -171,7 +171,7 @@ class Benchmark:
         return SamplingParams(**settings)
 
     def write_fixtures(self, root: Path) -> None:
-        """Write its fixtures below `root`. Raises ValueError if this machine can't generate them."""
+        """Write the benchmark's fixtures below `root`. Raises ValueError if this machine can't generate them."""
         write(self.name if self.fixtures is None else self.fixtures, root)
 
 

@@ -51,8 +51,8 @@ class Environment:
         return f"the environment of {self.name} needs {self.interpreter}, which isn't installed on this machine"
 
     def python(self, report: Print = _stderr) -> Path:
-        """Return its interpreter; creates the environment first if it doesn't exist (with a lock between processes).
-        Raises ValueError with pip's output."""
+        """Return the environment's interpreter; creates the environment first if it doesn't exist (with a lock between
+        processes). Raises ValueError with pip's output."""
         folder = self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f".{folder.name}.lock").open("w") as lock:

@@ -200,7 +200,7 @@ class Extent:
     def status(
         self, benchmark: Benchmark, lines: Sequence[SavedLine], synthetic: bool
     ) -> str | None:
-        """The status of rows that differs from the benchmark's because of it; None if it doesn't."""
+        """The status of rows that differs from the benchmark's because of this extent; None if it doesn't."""
         if synthetic:
             return "substitute data"
         counts = (sum(belongs(line["meta"], r.only) for line in lines) for r in benchmark.rows)

@@ -173,7 +173,7 @@ class BlockTable:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit in its blocks."""
+        """Tokens that fit in the table's blocks."""
         return len(self.blocks) * BLOCK
 
     def reuse_prefix(self, hashes: Sequence[bytes]) -> None:

@@ -162,7 +162,7 @@ class Request:
     ropes: list[str] = field(default_factory=list)
     """LongRoPE tables used so far, in order: "short", "long"."""
     features: dict[bytes, Tensor] = field(default_factory=dict)
-    """Embeddings of its images and audio by key, until the prompt has run."""
+    """Embeddings of the prompt's images and audio by key, until the prompt has run."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log-probabilities, if requested, of the prompt's tokens from the second on, as far as they have run."""
     hidden_sum: Tensor | None = None
@@ -220,7 +220,7 @@ class Request:
 
     @property
     def adapter(self) -> str | None:
-        """The key of its adapter."""
+        """The key of the request's adapter."""
         return self.prompt.adapters[0]
 
     @property

@@ -40,14 +40,14 @@ class StepPart:
 
     @property
     def scored_tokens(self) -> range:
-        """Indices of the prompt tokens whose log-probabilities it computes."""
+        """Indices of the prompt tokens whose log-probabilities this part computes."""
         unscored = self.request.unscored
         first = max(unscored.start, self.start + 1)
         return range(first, max(first, min(unscored.stop, self.start + self.new + 1)))
 
     @property
     def pooled_tokens(self) -> range:
-        """Indices of the prompt tokens whose last hidden states it adds to the request's embedding."""
+        """Indices of the prompt tokens whose last hidden states this part adds to the request's embedding."""
         unpooled = self.request.unpooled
         first = max(unpooled.start, self.start)
         return range(first, max(first, min(unpooled.stop, self.start + self.new)))

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NOISE = re.compile(rb"\[[^\]]*mpg123|Note: |Warning: |\s*$")
-"""The beginnings of its lines: a source file with a line, "Note:" and "Warning:"; and the blank ones around them."""
+"""The beginnings of libmpg123's lines: a source file with a line, "Note:" and "Warning:"; and the blank ones around
+them."""
 _STDERR = 2
 
 

@@ -44,8 +44,8 @@ def package_folders() -> list[str]:
 
 
 class ForkServer:
-    """The first process. Another one is started in its place where it has ended, for example because the system had no
-    memory left. Safe to use from several threads."""
+    """The first process, which forks the others. Another one is started in its place where it has ended, for example
+    because the system had no memory left. Safe to use from several threads."""
 
     def __init__(
         self, arguments: Sequence[str], *, environment: Mapping[str, str], data: bytes = b""

@@ -105,7 +105,7 @@ class Stored:
 
     @property
     def names(self) -> list[str]:
-        """Names of its tensors."""
+        """Names of the checkpoint's tensors."""
         return list(self.state["names"])
 
     def read(self, tensors: Mapping[str, Tensor]) -> None:

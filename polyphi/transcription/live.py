@@ -68,11 +68,11 @@ class AudioItem:
 
     number: int
     start: int
-    """Index of its first sample in all audio of the session."""
+    """Index of the item's first sample in all audio of the session."""
     samples: Int16[np.ndarray, " n"] | None = None
     """The item's audio, once it is committed."""
     sent: str = ""
-    """The text of all its deltas."""
+    """The text of all deltas of the item."""
     hypothesis: str = ""
     next_hypothesis: float = 0.0
     """Index of the sample that starts the next hypothesis; infinite if there is none."""

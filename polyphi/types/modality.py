@@ -92,7 +92,7 @@ class Modality:
 
     @property
     def routes(self) -> dict[frozenset[str], str]:
-        """The lines that it adds to the table of adapters (routing.ROUTES)."""
+        """The lines that the modality adds to the table of adapters (routing.ROUTES)."""
         return {frozenset((self.name, *others)): self.name for others in ((), *self.beside)}
 
     def __reduce__(self) -> Any:

@@ -187,7 +187,7 @@ PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
 
 
 LARGE_PAGES = 12
-"""[ours] Factor of their shares where images have many crops: half of the rows are pages then."""
+"""[ours] Factor of the shares of `PAGE_MAKERS` where images have many crops: half of the rows are pages then."""
 
 
 def makers_with(work: Work) -> Makers:

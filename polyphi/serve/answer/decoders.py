@@ -1,5 +1,5 @@
-"""The process in which a server decodes images, WAV, FLAC, OGG and MP3: its own, or in separate ones as it does all
-other audio and videos.
+"""The processes in which a server decodes images, WAV, FLAC, OGG and MP3: its own, or separate ones as for all other
+audio and videos.
 
 >>> decoders = start(Settings("phi", host="0.0.0.0"))           # None: in the server's process
 """

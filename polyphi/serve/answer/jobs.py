@@ -34,7 +34,7 @@ class OutputDelta:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes; an error counts nothing."""
+        """About the number of bytes that the delta takes; an error counts nothing."""
         if self.error is not None:
             return 0
         logprobs = sum(1 + len(logprob.top) for logprob in self.logprobs)

@@ -79,7 +79,7 @@ class StoredResponse:
 
     @property
     def sizes(self) -> dict[object, int]:
-        """The bytes of its parts by key: of each blob by its digest, and of the rest."""
+        """The bytes of the response's parts by key: of each blob by its digest, and of the rest."""
         own = OVERHEAD + sum(map(len, self.response))
         blobs: dict[object, int] = {}
         for item in self.items:

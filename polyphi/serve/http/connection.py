@@ -43,7 +43,7 @@ KEEP_ALIVE = 15.0
 MAX_FRAGMENTS = 1024
 """Frames of one message; they may be empty, so a limit on bytes is none on their number."""
 MESSAGE_TOO_BIG = 1009
-"""The code with which a WebSocket is closed for it."""
+"""The code with which a WebSocket is closed for a message that is too big."""
 
 
 class Connections:

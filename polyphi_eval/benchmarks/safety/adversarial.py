@@ -29,8 +29,8 @@ from polyphi_eval.sources import Data
 from polyphi_eval.spoken import SpokenText, synthesize
 
 GOALS = replace(PROMPTS, files=("goals.jsonl",))
-"""Replaces `prompts.jsonl` if it exists: `prompt` is the user's goal, and a line may have "strategies", "aloud" (e.g.
-[false]) and "turns"; the defaults are all, both and TURNS."""
+"""A file that replaces `prompts.jsonl` if it exists: `prompt` is the user's goal, and a line may have "strategies",
+"aloud" (e.g. [false]) and "turns"; the defaults are all, both and TURNS."""
 TURNS = 3
 STRATEGIES: Mapping[str, str] = judge.SAFETY["strategies"]
 """Instructions for the simulated user, by the strategy's name."""
