@@ -7,7 +7,7 @@ python benchmarks/live.py http://127.0.0.1:8000 --sentences 20
 
 Audio is sent at the speed of speech. A word counts as shown when a delta (or the transcript) has brought the text to as
 many words as were spoken up to it; sentences whose transcript has another number of words are left out of these times.
-Words are synthesised one by one, so that their ends are known. One JSON object is printed for each way.
+Words are synthesized one by one, so that their ends are known. One JSON object is printed for each way.
 """
 
 import argparse

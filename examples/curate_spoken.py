@@ -1,5 +1,5 @@
 """Spoken queries out of one's own text rows: read aloud by voices of which some are held out, unfit ones left out, and
-clips that a recogniser doesn't understand, too (report 3.3, 3.4.2).
+clips that a recognizer doesn't understand, too (report 3.3, 3.4.2).
 
     polyphi curate examples/curate_spoken.py --out runs/mine --workers 8
     polyphi curate show spoken --out runs/mine

@@ -1,4 +1,4 @@
-"""`polyphi eval`: evaluate a model, check data, synthesise spoken questions, score recorded answers again."""
+"""`polyphi eval`: evaluate a model, check data, synthesize spoken questions, score recorded answers again."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def is_run(model: str) -> bool:
 app = application(
     "eval",
     """Evaluate a model on the report's benchmarks (--suite), or a run on its held-out tasks; or check data,
-synthesise spoken questions, score recorded answers again.
+synthesize spoken questions, score recorded answers again.
 
 For example:
 
@@ -156,7 +156,7 @@ def eval_check_data(
 
 
 @app.command(name="synthesise")
-def eval_synthesise(
+def eval_synthesize(
     *names: Annotated[
         str, Parameter(help="Benchmarks with spoken questions, or suites of them.", required=True)
     ],
@@ -183,7 +183,7 @@ def eval_synthesise(
         str | None, Parameter(help="Environment variable with the listener's API key.")
     ] = None,
 ) -> None:
-    """Synthesise speech for benchmarks with spoken questions. The same command resumes.
+    """Synthesize speech for benchmarks with spoken questions. The same command resumes.
 
     For example:
 

@@ -1,6 +1,6 @@
 """Synthesize the spoken questions of benchmarks into the folder of their data.
 
->>> synthesise(benchmark.spoken_questions(data), SpeechCache(folder))     # FOLDER/questions.jsonl, FOLDER/clips/*.flac
+>>> synthesize_rows(benchmark.spoken_questions(data), SpeechCache(folder)) # FOLDER/questions.jsonl, FOLDER/clips/*.flac
 
 An input row is a mapping with `text` (a text, or several for several clips) and optionally `language` (English by
 default) and `file` (its JSON lines file, questions.jsonl by default); other fields are copied. The output row also has
@@ -189,7 +189,7 @@ def _seconds(data: bytes) -> float:
 # Sets of questions -------------------------------------------------------------------------------
 
 
-def synthesise(
+def synthesize_rows(
     rows: Iterable[Mapping[str, Any]],
     speech: SpeechCache,
     progress: Callable[[int], None] = lambda done: None,
@@ -258,7 +258,7 @@ def read_aloud(
             speech = SpeechCache(
                 folder / benchmark.sources[0].name, voices, transcribe=transcribe, worst=worst
             )
-            paths = synthesise(
+            paths = synthesize_rows(
                 rows,
                 speech,
                 lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]

@@ -27,7 +27,7 @@ from polyphi_eval.text.normalization import (
     characters,
     digits,
     errors,
-    normalise,
+    normalize,
     numbers,
     words,
 )
@@ -99,8 +99,8 @@ def exact(answer: str, sample: Sample) -> Score:
     """Score 1 if the answer (after its last separator) equals an accepted one after normalization."""
     language = language_of(sample)
     return _equal(
-        normalise(last_part(answer), language),
-        [normalise(last_part(r), language) for r in references(sample)],
+        normalize(last_part(answer), language),
+        [normalize(last_part(r), language) for r in references(sample)],
     )
 
 
@@ -129,7 +129,7 @@ def yes_no(answer: str, sample: Sample) -> Score:
 
 def _polarity(text: str, language: str) -> str:
     if language in UNSPACED:
-        text = normalise(text, language)
+        text = normalize(text, language)
         # The longest word at the lowest index counts, so that 不是 isn't parsed as 是.
         matches = [
             (text.find(w), -len(w), w in YES) for w in YES | NO if not w.isascii() and w in text
@@ -139,7 +139,7 @@ def _polarity(text: str, language: str) -> str:
     return next(
         (
             "yes" if w in YES else "no"
-            for w in normalise(text, language="fr").split()
+            for w in normalize(text, language="fr").split()
             if w in YES | NO
         ),
         "",

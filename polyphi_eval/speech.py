@@ -27,7 +27,7 @@ MAX_CHARACTERS = 128 * TOKENS
 """Characters that are scored; answers of `TOKENS` tokens aren't longer, since a token has at most 128 bytes."""
 NOT_SCORED = ("", "ignore time segment in scoring")
 """Normalized references that the Open ASR Leaderboard leaves out."""
-NORMALISED = "Whisper's normalisers; characters in Chinese and Japanese"
+NORMALIZED = "Whisper's normalizers; characters in Chinese and Japanese"
 COLUMNS = {False: "Phi-4-Multimodal 5.6B 0-shot", True: "Phi-4-Multimodal 5.6B CoT"}
 """Table 5's columns for the published model, by whether the prompt asks for a chain of thought."""
 

@@ -1,4 +1,4 @@
-"""C9: training on synthetic speech filtered by a recogniser is better than on unfiltered speech (report 3.3, 3.4).
+"""C9: training on synthetic speech filtered by a recognizer is better than on unfiltered speech (report 3.3, 3.4).
 
 python -m experiments claims C9 --out runs/nano
 """
@@ -25,17 +25,17 @@ ROWS = 2000
 
 
 def clips(runner: ClaimRunner) -> dict[str, list[SpokenQuestion]]:
-    """Audio clips of each question in several voices, each with the recogniser's word error rate."""
+    """Audio clips of each question in several voices, each with the recognizer's word error rate."""
     work = runner.run.work(vision_speech.corpus)
     tts, rng = TTSSampler(work), Random(f"{work.seed} C9")
     if not tts.languages:
         raise ValueError("C9 needs a speech engine: `apt install espeak-ng`")
-    recognise = work.models[vision_speech.RECOGNISER]
+    recognize = work.models[vision_speech.RECOGNIZER]
     by_question = defaultdict(list)
     for text, language in vision_speech.spoken_questions(work, "train"):
         for _ in range(VOICES if language in tts.languages else 0):
             clip = vision_speech.speak(tts, text, language, "train", rng)
-            error = wer(clip.text, recognise(clip.audio), clip.language)
+            error = wer(clip.text, recognize(clip.audio), clip.language)
             by_question[text].append(replace(clip, error=round(error, 3)))
     return by_question
 
@@ -102,11 +102,11 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
 claim = Claim(
     name="C9",
     title="Filtered synthetic speech",
-    says="Training on synthetic speech filtered by a recogniser's word error rate is better than on unfiltered speech.",
+    says="Training on synthetic speech filtered by a recognizer's word error rate is better than on unfiltered speech.",
     where="3.3, 3.4",
     experiment=(
         f"Joint 1 for {STEP_SHARE:.0%} of its steps on the same pictures and questions, each question in "
-        f"{VOICES // 2} of {VOICES} voices: those with the lowest word error rate of the run's recogniser, or "
+        f"{VOICES // 2} of {VOICES} voices: those with the lowest word error rate of the run's recognizer, or "
         "random ones"
     ),
     run=run,

@@ -25,12 +25,12 @@ LOG_MEL_MEAN, LOG_MEL_INVSTD = 16.0, 0.22
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: DecoderConfig, seed: int) -> None:
-    """Initialise all weights of a model."""
+    """Initialize all weights of a model."""
     # On output projections, so that the residual stream keeps its size over 2 * layers additions.
     residual_scale = 1 / math.sqrt(2 * config.num_hidden_layers)
     for name, module in model.named_modules():
         scale = residual_scale if name.endswith(("o_proj", "down_proj")) else 1.0
-        _initialise_own(module, generator(seed, name), config.initializer_range, scale)
+        _initialize_own(module, generator(seed, name), config.initializer_range, scale)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -51,10 +51,10 @@ def _sinusoidal_positions(side: int, size: int) -> Float[Tensor, "P D"]:
     return F.pad(waves, (0, size - waves.shape[1]))
 
 
-def _initialise_own(
+def _initialize_own(
     module: nn.Module, generator: torch.Generator, std: float, scale: float
 ) -> None:
-    """Initialise the module's direct parameters (not its children's)."""
+    """Initialize the module's direct parameters (not its children's)."""
     match module:
         case LowRank():
             module.initialise(generator)

@@ -90,7 +90,7 @@ class LowRank(nn.Module):
         return pair
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Initialise A uniformly and B with zeros: a fresh adapter doesn't change the output."""
+        """Initialize A uniformly and B with zeros: a fresh adapter doesn't change the output."""
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.b)
 

@@ -127,7 +127,7 @@ class PhiModel(nn.Module):
         model.initialise(seed=0)                      # or polyphi.load(folder)
         logits = model.logits(model(batch))           # [T V]
 
-    Before one of the two, the weights are uninitialised. `prepared.prepare` makes it faster on this machine.
+    Before one of the two, the weights are uninitialized. `prepared.prepare` makes it faster on this machine.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -192,7 +192,7 @@ class PhiModel(nn.Module):
         )
 
     def initialise(self, seed: int = 0) -> None:
-        """Initialise all weights for training from scratch (initialise.py); those of users' modalities by their own
+        """Initialize all weights for training from scratch (initialise.py); those of users' modalities by their own
         constructors."""
         initialise(self, self.config.decoder, seed)
         for name, own in self.config.further.items():

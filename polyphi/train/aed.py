@@ -4,10 +4,10 @@
     mels -> Conformer -> frames -+-> decoder (causal, attends to the frames) -> cross-entropy on transcript + <|end|>
                                  +-> linear over vocabulary + blank          -> CTC on transcript
 
-Encoder and decoder together are the `Recogniser` that filters synthetic speech by word error rate.
+Encoder and decoder together are the `Recognizer` that filters synthetic speech by word error rate.
 
->>> recogniser = Recogniser.load(Path("DIR/recogniser"), processor)
->>> recogniser.transcribe_bytes(Path("digits.wav").read_bytes())
+>>> recognizer = Recognizer.load(Path("DIR/recogniser"), processor)
+>>> recognizer.transcribe_bytes(Path("digits.wav").read_bytes())
 '3 1 4'
 """
 
@@ -42,7 +42,7 @@ MAX_TRANSCRIPT_TOKENS = 512
 """Positions of the decoder: the most tokens of a transcript, `<|end|>` included."""
 
 BATCH_FRAMES = 8000
-"""Log-mel frames that `Recogniser.transcribe` encodes at a time (80 s)."""
+"""Log-mel frames that `Recognizer.transcribe` encodes at a time (80 s)."""
 
 
 class TranscriptDecoder(nn.Module):
@@ -229,7 +229,7 @@ class AttentionDecoder:
         return total, len(labels), dict(zip(("aed", "ctc", "accuracy"), metrics, strict=True))
 
 
-class Recogniser(nn.Module):
+class Recognizer(nn.Module):
     """Audio encoder and transcript decoder: speech to text, without the language model."""
 
     def __init__(
@@ -245,23 +245,23 @@ class Recogniser(nn.Module):
     @classmethod
     def from_stage(
         cls, model: PhiModel, module_state: Mapping[str, Tensor], processor: Processor
-    ) -> "Recogniser":
-        """The recogniser made of copies of the stage's encoder and auxiliary decoder. `module_state` is the decoder's
+    ) -> "Recognizer":
+        """The recognizer made of copies of the stage's encoder and auxiliary decoder. `module_state` is the decoder's
         state, or all trained tensors of the stage, in which the decoder's names begin with `objective.`."""
         if model.audio is None:
-            raise ValueError("a recogniser needs a model with an audio encoder, found none")
+            raise ValueError("a recognizer needs a model with an audio encoder, found none")
         prefix = "objective." if any(name.startswith("objective.") for name in module_state) else ""
         state = {
             n.removeprefix(prefix): value
             for n, value in module_state.items()
             if n.startswith(prefix)
         }
-        recogniser = cls(
+        recognizer = cls(
             model.audio.encoder.config, len(state["tokens.weight"]), _layers(state), processor
         )
-        recogniser.encoder = copy.deepcopy(model.audio.encoder).requires_grad_(True)
-        recogniser.decoder.load_state_dict(state)
-        return recogniser.eval()
+        recognizer.encoder = copy.deepcopy(model.audio.encoder).requires_grad_(True)
+        recognizer.decoder.load_state_dict(state)
+        return recognizer.eval()
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `config.json` and the tokenizer's files to `folder`. Not atomic: the caller passes
@@ -277,8 +277,8 @@ class Recogniser(nn.Module):
         self.processor.tokenizer.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, processor: Processor) -> "Recogniser":
-        """The recogniser that `save` wrote to `folder`. Raises ValueError where `processor` has another tokenizer than
+    def load(cls, folder: Path, processor: Processor) -> "Recognizer":
+        """The recognizer that `save` wrote to `folder`. Raises ValueError where `processor` has another tokenizer than
         that folder, or the folder holds another model."""
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -293,12 +293,12 @@ class Recogniser(nn.Module):
         vocabulary = len(state["tokens.weight"])
         if vocabulary != processor.tokenizer.vocab_size:
             raise ValueError(
-                f"the recogniser in {folder} has a vocabulary of {vocabulary} tokens, the processor's tokenizer has "
+                f"the recognizer in {folder} has a vocabulary of {vocabulary} tokens, the processor's tokenizer has "
                 f"{processor.tokenizer.vocab_size}; make the processor from the tokenizer in that folder"
             )
-        recogniser = cls(AudioConfig(**config["audio"]), vocabulary, _layers(state), processor)
-        recogniser.load_state_dict(tensors)
-        return recogniser.eval()
+        recognizer = cls(AudioConfig(**config["audio"]), vocabulary, _layers(state), processor)
+        recognizer.load_state_dict(tensors)
+        return recognizer.eval()
 
     def mels(self, data: bytes) -> Float[Tensor, "F 80"]:
         """Log-mel frames of an encoded clip (WAV, FLAC, OGG or MP3)."""

@@ -91,7 +91,7 @@ class _Engine(Protocol):
 
 
 class TTSPool:
-    """A set of engines, each opened on first use. Thread-safe; synthesises one text at a time."""
+    """A set of engines, each opened on first use. Thread-safe; synthesizes one text at a time."""
 
     def __init__(self) -> None:
         self._engines: dict[str, _Engine] = {}

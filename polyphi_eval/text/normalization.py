@@ -1,6 +1,6 @@
 """Text normalization for evaluation, and error rates of normalized texts.
 
->>> normalise("Don't  PANIC!")
+>>> normalize("Don't  PANIC!")
 'dont panic'
 >>> errors(words("one two three"), words("one three")).rate
 0.3333333333333333
@@ -37,7 +37,7 @@ _JOINERS = {"'", "’", "ʼ"}
 NUMBER = re.compile(r"(?<![\d.])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?")
 
 
-def normalise(text: str, language: str = "en") -> str:
+def normalize(text: str, language: str = "en") -> str:
     """Return `text` without case, punctuation and symbols, with single spaces; in unspaced languages without spaces.
 
     An apostrophe inside a word joins in English ("don't" -> "dont") and splits elsewhere ("l'eau" -> "l eau"). Decimal
@@ -58,14 +58,14 @@ def normalise(text: str, language: str = "en") -> str:
 
 
 def words(text: str, language: str = "en") -> list[str]:
-    """Return the units of a word error rate: normalised words, or characters in unspaced languages."""
-    text = normalise(text, language)
+    """Return the units of a word error rate: normalized words, or characters in unspaced languages."""
+    text = normalize(text, language)
     return list(text) if language in UNSPACED else text.split()
 
 
 def characters(text: str, language: str = "en") -> list[str]:
-    """Return the units of a character error rate: normalised characters, without spaces."""
-    return [c for c in normalise(text, language) if c != " "]
+    """Return the units of a character error rate: normalized characters, without spaces."""
+    return [c for c in normalize(text, language) if c != " "]
 
 
 def digits(text: str, language: str = "en") -> str:
@@ -133,10 +133,10 @@ def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
 
 
 def wer(reference: str, hypothesis: str, language: str = "en") -> float:
-    """Word error rate after normalisation, 0 is perfect; by characters for Chinese and Japanese."""
+    """Word error rate after normalization, 0 is perfect; by characters for Chinese and Japanese."""
     return errors(words(reference, language), words(hypothesis, language)).rate
 
 
 def cer(reference: str, hypothesis: str, language: str = "en") -> float:
-    """Character error rate after normalisation, spaces not counted."""
+    """Character error rate after normalization, spaces not counted."""
     return errors(characters(reference, language), characters(hypothesis, language)).rate

@@ -26,10 +26,10 @@ SHARES = {"digits": 25, "numbers": 32, "words": 4, "questions": 27, "requests": 
 word before it can tell harmful ones from harmless ones."""
 SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.22, 0.38
 """Curriculum, as shares of the training rows: single digits up to the first, nearly clean audio up to the second, digit
-strings only up to the third. An untrained recogniser that starts with all tasks stays on a plateau for thousands of
+strings only up to the third. An untrained recognizer that starts with all tasks stays on a plateau for thousands of
 steps."""
 RECORDED_SHARE = 0.15  # of training digit strings and numbers in languages with recorded speakers
-ENGLISH_SHARE = 0.4  # of synthesised speech; the other languages have equal shares of the remainder
+ENGLISH_SHARE = 0.4  # of synthesized speech; the other languages have equal shares of the remainder
 ENGLISH_NUMBERS = 0.15  # the same for numbers, because number words differ between languages
 
 

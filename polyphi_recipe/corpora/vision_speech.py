@@ -1,8 +1,8 @@
 """Spoken questions about images: the questions of `image_qa` as synthetic speech instead of text, and at sizes of large
 images those of `multi_image` about several frames (report 3.3).
 
-As in the report (3.3): questions unfit for speech synthesis are left out, and the word error rate of a recogniser, here
-`speech_0_aed`, filters the clips. A poor recogniser would filter at random: it is first measured on a sample of the
+As in the report (3.3): questions unfit for speech synthesis are left out, and the word error rate of a recognizer, here
+`speech_0_aed`, filters the clips. A poor recognizer would filter at random: it is first measured on a sample of the
 clips, and used only if its median error rate is low enough. The decision is logged and stored in `meta["filter"]`. Many
 images share a question, so a clip is used several times.
 
@@ -30,14 +30,14 @@ from polyphi_recipe.synthetic.waves import RATE, encode
 
 CLIPS_PER_ROW = 0.2
 MOST_CLIPS = 20_000  # they are in memory: about a gigabyte
-RECOGNISER = "speech_0_aed"
-PROBE_CLIPS = 60  # sample size for the recogniser's error rate
-MAX_WER = 0.7  # largest word error rate of a clip: twice the largest median of a usable recogniser
+RECOGNIZER = "speech_0_aed"
+PROBE_CLIPS = 60  # sample size for the recognizer's error rate
+MAX_WER = 0.7  # largest word error rate of a clip: twice the largest median of a usable recognizer
 
 
 @dataclass(frozen=True)
 class SpokenQuestion:
-    """A spoken question; `error` is the recogniser's word error rate, None if not measured."""
+    """A spoken question; `error` is the recognizer's word error rate, None if not measured."""
 
     text: str
     language: str
@@ -121,22 +121,22 @@ def _fits(row: Sample, sizes: ImageSizes) -> bool:
 
 
 def filter_by_wer(
-    clips: list[SpokenQuestion], recognise: Callable[[bytes], str] | None, work: Work, rng: Random
+    clips: list[SpokenQuestion], recognize: Callable[[bytes], str] | None, work: Work, rng: Random
 ) -> tuple[list[SpokenQuestion], str]:
     """Return the clips with a word error rate up to `MAX_WER`, and the filter: "none", "poor recogniser", or the limit
-    (without a usable recogniser all clips are returned)."""
-    if recognise is None:
-        work.report("vision_speech: no recogniser, clips are not filtered")
+    (without a usable recognizer all clips are returned)."""
+    if recognize is None:
+        work.report("vision_speech: no recognizer, clips are not filtered")
         return clips, "none"
 
     def measure(clip: SpokenQuestion) -> SpokenQuestion:
-        return replace(clip, error=round(wer(clip.text, recognise(clip.audio), clip.language), 3))
+        return replace(clip, error=round(wer(clip.text, recognize(clip.audio), clip.language), 3))
 
     probe = [measure(clip) for clip in rng.sample(clips, min(PROBE_CLIPS, len(clips)))]
     median_error = median(clip.error or 0.0 for clip in probe)
     if median_error > USABLE:
         work.report(
-            f"vision_speech: the recogniser's median word error rate is {median_error:.0%} on {len(probe)} clips, "
+            f"vision_speech: the recognizer's median word error rate is {median_error:.0%} on {len(probe)} clips, "
             f"above {USABLE:.0%}: clips are not filtered"
         )
         return clips, "poor recogniser"
@@ -192,7 +192,7 @@ def training(work: Work, tts: TTSSampler, rng: Random) -> Iterator[Sample]:
     texts = list(dict.fromkeys(questions))
     texts += questions[: max(0, min(MOST_CLIPS, int(CLIPS_PER_ROW * len(rows))) - len(texts))]
     clips = [speak(tts, text, language_of(text), "train", rng) for text in texts]
-    accepted, filter = filter_by_wer(clips, work.models.get(RECOGNISER), work, rng)
+    accepted, filter = filter_by_wer(clips, work.models.get(RECOGNIZER), work, rng)
     by_text: dict[str, list[SpokenQuestion]] = {}
     for clip in accepted:
         by_text.setdefault(clip.text, []).append(clip)
@@ -232,5 +232,5 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 corpus = Corpus(
-    "vision_speech", build=build, corpora=("image_qa", "multi_image"), stages=(RECOGNISER,)
+    "vision_speech", build=build, corpora=("image_qa", "multi_image"), stages=(RECOGNIZER,)
 )

@@ -24,7 +24,7 @@ COARSE, FINE = 32, 64  # cells of a side in which two images are compared, first
 MIN_START_CORRELATION = 0.3
 """Correlation below which moving a crop's edges can't find a copy; twice that, once they are right to 2 %."""
 MIN_CONTRAST = 2.0
-"""Standard deviation, in grey levels of 255, below which an image has nothing to recognise."""
+"""Standard deviation, in grey levels of 255, below which an image has nothing to recognize."""
 NOISE_FLOOR = 0.02
 """Coefficients below this share of their root mean square are noise: their sign counts as minus."""
 _ORDERS = sorted(
@@ -51,7 +51,7 @@ def thumbnail(image: Image.Image) -> Float[np.ndarray, "128 128 3"]:
 
 
 def is_flat(thumb: Float[np.ndarray, "128 128 3"]) -> bool:
-    """Return whether an image has nothing to recognise: an empty sheet matches every other."""
+    """Return whether an image has nothing to recognize: an empty sheet matches every other."""
     return bool(thumb.std((0, 1)).max() < MIN_CONTRAST)
 
 

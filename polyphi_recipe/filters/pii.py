@@ -5,16 +5,16 @@
 >>> remove("write to ada@lovelace.org", "en", fake=Fakes(seed=0))[0]     # the same address gets the same fake
 'write to jennifer96@example.net'
 
-    type    how it is recognised
+    type    how it is recognized
     EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken_forms.py`)
     IBAN    pattern, country's layout and check digits (python-stdnum)
     CARD    13 to 19 digits, an issuer's prefix, Luhn's check digit; also spelled
     IP      pattern, public addresses only (as in datatrove); not after "version"
     PHONE   a valid number of a country where the language is spoken (phonenumbers), and one of: a plus, a cue ("Tel."),
             a grouping that isn't that of thousands; not after "order", "invoice" and the like; also spelled
-    NAME    patterns and gazetteers (`names.py`), or any recogniser that is passed in
+    NAME    patterns and gazetteers (`names.py`), or any recognizer that is passed in
 
-Why these libraries: presidio-analyzer has good pattern recognisers, but each install of it installs spaCy and its
+Why these libraries: presidio-analyzer has good pattern recognizers, but each install of it installs spaCy and its
 numerics (21 packages), and its names need a spaCy model, so it isn't a dependency; `spacy_names` takes the user's
 model. datatrove's PIIFormatter finds addresses only, none in Chinese or Japanese (its pattern needs a word boundary
 before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no types to count.
@@ -57,7 +57,7 @@ REGIONS = {
     "pt": ("BR", "PT"),
     "es": ("ES", "MX"),
 }
-"""Language -> countries whose telephone numbers are recognised without their +code."""
+"""Language -> countries whose telephone numbers are recognized without their +code."""
 
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_%+-]+(?:\.[A-Za-z0-9_%+-]+)*@"
@@ -94,7 +94,7 @@ BEFORE = 32
 """Characters before a number in which a cue is searched for."""
 
 Recognise = Callable[[str], Iterable[tuple[int, int, str]]]
-"""Returns (start, end, entity type) of what a recogniser finds in a text."""
+"""Returns (start, end, entity type) of what a recognizer finds in a text."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def remove(
 
 
 def spacy_names(path: Path) -> Recognise:
-    """Return a recogniser of names by a spaCy model in a user's folder (`pip install spacy`; nothing is downloaded).
+    """Return a recognizer of names by a spaCy model in a user's folder (`pip install spacy`; nothing is downloaded).
     The model is loaded at the first text. Raises ValueError if there is no model."""
     if not (Path(path) / "config.cfg").exists():
         raise ValueError(f"{path}: expected the folder of a spaCy model, which has a config.cfg")
@@ -328,16 +328,16 @@ def spacy_names(path: Path) -> Recognise:
             import spacy
         except ImportError:
             raise ValueError(
-                "recognising names by a model needs spaCy: pip install spacy"
+                "recognizing names by a model needs spaCy: pip install spacy"
             ) from None
         return spacy.load(path)
 
-    def recognise(text: str) -> Iterator[tuple[int, int, str]]:
+    def recognize(text: str) -> Iterator[tuple[int, int, str]]:
         for entity in model()(text).ents:
             if entity.label_ in ("PER", "PERSON"):
                 yield entity.start_char, entity.end_char, "NAME"
 
-    return recognise
+    return recognize
 
 
 class PiiFilter(BaseFilter):
@@ -347,7 +347,7 @@ class PiiFilter(BaseFilter):
 
     A document with a recording is never changed: a model would be trained to write [NAME] where the voice says the
     name, and the voice would still say it. It is dropped if it has more than names, also in `meta["transcript"]`;
-    names stay, as half of them aren't found and a recogniser has to spell them."""
+    names stay, as half of them aren't found and a recognizer has to spell them."""
 
     name, type = "Personal", "FILTER"
 
@@ -364,7 +364,7 @@ class PiiFilter(BaseFilter):
             raise ValueError(f"expected the action 'replace' or 'drop', found {action!r}")
         find("", "en", types)  # raises for unknown entity types
         self._drop, self._types = action == "drop", tuple(types)
-        self._fake, self._recognise = fake, recognise
+        self._fake, self._recognize = fake, recognise
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason."""
@@ -373,7 +373,7 @@ class PiiFilter(BaseFilter):
         spoken = any(medium.metadata["kind"] == "audio" for medium in doc.media)
 
         def clean(text: str, language: str = language) -> str:
-            cleaned, removed = remove(text, language, self._types, self._fake, self._recognise)
+            cleaned, removed = remove(text, language, self._types, self._fake, self._recognize)
             counts.update(removed)
             return text if self._drop or spoken else cleaned
 

@@ -1,10 +1,10 @@
-"""The word error rate filter: keeps clips whose transcript a recogniser confirms (report 3.3).
+"""The word error rate filter: keeps clips whose transcript a recognizer confirms (report 3.3).
 
-    transcript      recognised      errors
+    transcript      recognized      errors
     seven nine      seven nine      0 %         kept
     seven nine      two red dogs    150 %       dropped: "word error rate 150 %"
 
-A recogniser that doesn't understand some type of speech would filter at random. Its known limits are part of it: for
+A recognizer that doesn't understand some type of speech would filter at random. Its known limits are part of it: for
 unsuitable speech the filter raises an error that names the clip. Without known limits, `measure` it first on clips
 with certain text.
 """
@@ -29,7 +29,7 @@ from polyphi_recipe.pipeline.documents import note, sample
 
 RATE = 16_000
 USABLE = 0.35
-"""[ours] The maximum median word error rate, on clips of known text, of a recogniser that may filter."""
+"""[ours] The maximum median word error rate, on clips of known text, of a recognizer that may filter."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Recogniser:
 
 
 def pocketsphinx() -> Recogniser:
-    """Return CMU's small recogniser, English only. On twenty sentences its word error rate was 5 to 11 % for flite's
+    """Return CMU's small recognizer, English only. On twenty sentences its word error rate was 5 to 11 % for flite's
     voices and 70 % for espeak-ng's. Raises ValueError if the package isn't installed."""
     try:
         _decoder()
@@ -88,31 +88,31 @@ def transcript(sample: Sample) -> str:
 
 
 def measure(recogniser: Recogniser, clips: Iterable[Sample]) -> float:
-    """Return the recogniser's median word error rate on clips of certain text: above `USABLE` it shouldn't filter.
+    """Return the recognizer's median word error rate on clips of certain text: above `USABLE` it shouldn't filter.
     Raises ValueError without clips."""
     rates = [_word_errors(recogniser, clip, transcript(clip))[0] for clip in clips]
     if not rates:
-        raise ValueError("expected clips of known text to measure a recogniser, found none")
+        raise ValueError("expected clips of known text to measure a recognizer, found none")
     return median(rates)
 
 
-def _word_errors(recogniser: Recogniser, clip: Sample, text: str) -> tuple[float, str]:
-    """Return (word error rate of `text`, the recogniser's text). Raises ValueError if the recogniser is unfit for such
+def _word_errors(recognizer: Recogniser, clip: Sample, text: str) -> tuple[float, str]:
+    """Return (word error rate of `text`, the recognizer's text). Raises ValueError if the recognizer is unfit for such
     speech, or the sample hasn't one clip."""
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
     # Of a question about an image `language` is the answer's.
     language = clip.meta.get("spoken", language)
-    if reason := recogniser.refuses(language, engine):
-        raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recogniser")
+    if reason := recognizer.refuses(language, engine):
+        raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recognizer")
     audio = [p.source for m in clip.messages for p in m.parts if isinstance(p, Audio)]
     if len(audio) != 1 or not isinstance(audio[0], bytes):
         raise ValueError(f"sample {clip.id}: expected one clip, found {len(audio)}")
-    hypothesis = recogniser.transcribe(audio[0], language)
+    hypothesis = recognizer.transcribe(audio[0], language)
     return wer(text, hypothesis, language), hypothesis
 
 
 class WordErrorRateFilter(BaseFilter):
-    """Keeps clips that the recogniser transcribes with at most `limit` word errors per word (characters in Chinese and
+    """Keeps clips that the recognizer transcribes with at most `limit` word errors per word (characters in Chinese and
     Japanese). Samples without audio pass, and those of which `text` is None."""
 
     name = "WordErrors"
@@ -124,20 +124,20 @@ class WordErrorRateFilter(BaseFilter):
         text: Callable[[Sample], str | None] = transcript,
     ) -> None:
         super().__init__()
-        self._recogniser, self._limit, self._text = recogniser, limit, text
+        self._recognizer, self._limit, self._text = recogniser, limit, text
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Return True, or False with the reason. Raises ValueError if the recogniser is unfit for such speech."""
+        """Return True, or False with the reason. Raises ValueError if the recognizer is unfit for such speech."""
         if not any(m.metadata["kind"] == "audio" for m in doc.media):
             return True
         clip = sample(doc)
         if (text := self._text(clip)) is None:
             return True
-        rate, hypothesis = _word_errors(self._recogniser, clip, text)
+        rate, hypothesis = _word_errors(self._recognizer, clip, text)
         note(
             doc,
             "word errors",
-            recogniser=self._recogniser.name,
+            recogniser=self._recognizer.name,
             rate=round(rate, 3),
             limit=self._limit,
             hypothesis=hypothesis,

@@ -22,7 +22,7 @@ from polyphi_eval.services import sandbox
 from polyphi_recipe import stages
 from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.graph.teacher_rows import TABLE, rows_of
-from polyphi_recipe.imports import recognisers
+from polyphi_recipe.imports import recognizers
 from polyphi_recipe.recipe.file import CorpusTable, RecipeFile
 from polyphi_recipe.recipe.parts import ModelPart, open_part
 from polyphi_recipe.recipe.recipe import RECORD, Recipe, of_size
@@ -72,7 +72,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         if not (folder / name).is_file():
             mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
     mistakes += [f"teachers.corpora: {text}" for text in _teacher_mistakes(table)]
-    mistakes += _recogniser_mistakes(table, folder)
+    mistakes += _recognizer_mistakes(table, folder)
     parts = {}
     for name, source in table.parts:
         if source is None:
@@ -160,13 +160,13 @@ def _teacher_mistakes(table: RecipeFile) -> Iterator[str]:
             yield f"{name} needs the sandbox, in which tests run: {sandbox.unavailable()}"
 
 
-def _recogniser_mistakes(table: RecipeFile, folder: Path) -> Iterator[str]:
-    """A line for each corpus without a recogniser, or with one that has learned from its rows."""
+def _recognizer_mistakes(table: RecipeFile, folder: Path) -> Iterator[str]:
+    """A line for each corpus without a recognizer, or with one that has learned from its rows."""
     for name, corpus in table.corpora.items():
         if corpus.filters.wer is None or not corpus.sources:
             continue
         try:
-            run = recognisers.folder_of(corpus, table.parts.audio, folder).parent
+            run = recognizers.folder_of(corpus, table.parts.audio, folder).parent
         except ValueError as error:
             yield f"corpora.{name}.filters.wer: {error}"
             continue
@@ -178,8 +178,8 @@ def _recogniser_mistakes(table: RecipeFile, folder: Path) -> Iterator[str]:
                 continue  # `Run.check_corpora` says it
             if path := next((p for p in map(_path, files) if _is_below(p, known)), None):
                 yield (
-                    f"corpora.{name}.filters.wer: expected rows that the recogniser hasn't learned, found {path} of "
-                    f"sources[{number}], from which {run} learned; name another recogniser, or leave wer out"
+                    f"corpora.{name}.filters.wer: expected rows that the recognizer hasn't learned, found {path} of "
+                    f"sources[{number}], from which {run} learned; name another recognizer, or leave wer out"
                 )
                 break
 
@@ -189,7 +189,7 @@ def _learned(run: Path) -> set[str]:
     corpora = [
         c
         for stage in stages_of_run(run)
-        if stage.name == recognisers.STAGE
+        if stage.name == recognizers.STAGE
         for c in stage.data.weights
     ]
     own = [path for name in corpora for path in (run / "data").glob(f"{name}*")]

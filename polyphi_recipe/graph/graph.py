@@ -42,7 +42,7 @@ from polyphi.quantization.quantize import quantize, quantize_frozen
 from polyphi.runtime import distributed
 from polyphi.runtime.files import cache_folder, locked, sha256, whole_folder, write_json
 from polyphi.runtime.heap import give_back
-from polyphi.train.aed import Recogniser
+from polyphi.train.aed import Recognizer
 from polyphi.train.context import RunContext
 from polyphi.train.contrastive import Similarity
 from polyphi.train.options import Base, TrainOptions
@@ -379,10 +379,10 @@ class Run:
         return generators
 
     def stage_model(self, stage: str) -> Any:
-        """A stage's model as corpora use it: the recogniser's `transcribe_bytes` after speech_0, the `Similarity` of
+        """A stage's model as corpora use it: the recognizer's `transcribe_bytes` after speech_0, the `Similarity` of
         images and captions after vision_0, else a `Phi` with the language model."""
         if stage == "speech_0_aed":
-            return self._recogniser().transcribe_bytes
+            return self._recognizer().transcribe_bytes
         if stage == "vision_0_encoder":
             trained = load_file(self.runs / stage / TRAINED)
             captions = (
@@ -610,14 +610,14 @@ class Run:
                 ).score
         return scores
 
-    def _recogniser(self) -> Recogniser:
+    def _recognizer(self) -> Recognizer:
         folder = self.out / "recogniser"
         if not folder.exists():
             trained = load_file(self.runs / "speech_0_aed" / TRAINED)
-            recogniser = Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor)
+            recognizer = Recognizer.from_stage(self._after("speech_0_aed"), trained, self.processor)
             with whole_folder(folder) as partial:
-                recogniser.save(partial)
-        return Recogniser.load(folder, self.processor)
+                recognizer.save(partial)
+        return Recognizer.load(folder, self.processor)
 
     def export(self) -> None:
         """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder, where its stage was run; again
@@ -635,7 +635,7 @@ class Run:
         if self.recipe.parts:
             write_json(self.out / LINEAGE, {n: self.origins(s) for n, (s, _) in exported.items()})
         if self.is_trained("speech_0_aed"):
-            self._recogniser()
+            self._recognizer()
 
     def tasks(self, *names: str) -> list[Benchmark]:
         """The held-out tasks of the run, or the named ones: those of built-in corpora, and one for each corpus with

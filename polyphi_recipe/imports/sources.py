@@ -46,7 +46,7 @@ from polyphi_recipe.filters.pii import PiiFilter
 from polyphi_recipe.filters.quality import QualityClassifierFilter
 from polyphi_recipe.filters.rules import QualityRulesFilter
 from polyphi_recipe.filters.transcripts import WordErrorRateFilter
-from polyphi_recipe.imports import recognisers
+from polyphi_recipe.imports import recognizers
 from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.pipeline.documents import note
 from polyphi_recipe.pipeline.pipeline import across_folder
@@ -80,7 +80,7 @@ UNREADABLE = "unreadable"
 @dataclass(frozen=True)
 class Imported:
     """A corpus of a recipe file. `folder` is that of the file; `languages` are the run's; `others` the corpora whose
-    held-out rows it must not contain, with its own; `benchmarks` files of further items; `recogniser` the folder of the
+    held-out rows it must not contain, with its own; `benchmarks` files of further items; `recognizer` the folder of the
     one that judges transcripts. A source with a share is a corpus of its own: `base` is the one that it is a part of,
     and rows of `earlier` parts are dropped."""
 
@@ -91,7 +91,7 @@ class Imported:
     others: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     modalities: tuple[users.Modality, ...] = ()
-    recogniser: Path | None = None
+    recognizer: Path | None = None
     base: str = ""
     earlier: tuple[str, ...] = ()
 
@@ -162,7 +162,7 @@ class Imported:
             test_tasks=max(1, min(MAX_TASKS, len(self.test_files))),
             files=(
                 *(self.folder / name for name in self.benchmarks),
-                *((self.recogniser / "model.safetensors",) if self.recogniser else ()),
+                *((self.recognizer / "model.safetensors",) if self.recognizer else ()),
             ),
             settings=json.dumps(
                 [
@@ -171,7 +171,7 @@ class Imported:
                     self.languages,
                     self.benchmarks,
                     self._paths,
-                    str(self.recogniser or "").removeprefix(f"{self.folder}/"),
+                    str(self.recognizer or "").removeprefix(f"{self.folder}/"),
                 ]
             ),
         )
@@ -257,9 +257,9 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
         return None
     others = tuple(other for other in recipe.imported_names if other != name)
     modalities = tuple(own.modality for own in recipe.size.model.further.values())
-    recogniser = None
+    recognizer = None
     if table.filters.wer is not None:
-        recogniser = recognisers.folder_of(table, recipe.table.parts.audio, recipe.folder)
+        recognizer = recognizers.folder_of(table, recipe.table.parts.audio, recipe.folder)
     base, parts = next(((b, p) for b, p in recipe.shares.items() if name in p), (name, (name,)))
     return Imported(
         name,
@@ -269,7 +269,7 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
         others,
         recipe.benchmarks,
         modalities,
-        recogniser=recogniser,
+        recognizer=recognizer,
         base=base,
         earlier=parts[: parts.index(name)],
     )
@@ -436,8 +436,8 @@ def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
         steps += [ImageSizeFilter(), DownscaleImages()]
     if "audio" in imported.kinds:
         steps.append(AudioLengthFilter(longest))
-        if imported.recogniser is not None and filters.wer is not None and "train" in work.rows:
-            judge = recognisers.recogniser(imported.recogniser)
+        if imported.recognizer is not None and filters.wer is not None and "train" in work.rows:
+            judge = recognizers.recognizer(imported.recognizer)
             steps.append(
                 WordErrorRateFilter(judge, filters.wer, partial(spoken_text, imported.base))
             )

@@ -43,7 +43,7 @@ FIRST = 64
 class Work:
     """The inputs of a corpus build. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
     `data` is the folder of corpora (so that one may be built from another); `models` are the models of parent stages:
-    a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `report` receives progress
+    a callable from audio bytes to text for a recognizer, a `Generate` for a language model. `report` receives progress
     messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
     `languages`, including English, are those of questions and words; digits and numbers are in all eight. `image_sizes`

@@ -146,9 +146,9 @@ class Filters(TomlTable):
     max_seconds: PositiveFloat | None = None
     """Seconds of the longest audio clip; default: 30, and 1800 in the corpus speech_summary (2.2.1)."""
     wer: PositiveFloat | None = None
-    """The largest word error rate of a training row's transcript against a recogniser (3.3); default: not measured."""
+    """The largest word error rate of a training row's transcript against a recognizer (3.3); default: not measured."""
     recogniser: str | None = None
-    """The recogniser of `wer`, which hasn't learned from these rows: RUN/stages/speech_0_aed of a finished run;
+    """The recognizer of `wer`, which hasn't learned from these rows: RUN/stages/speech_0_aed of a finished run;
     default: that of parts.audio."""
     max_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The share of unreadable rows above which the import stops."""

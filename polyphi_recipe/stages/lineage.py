@@ -1,6 +1,6 @@
 """The origin of every tensor. A stage's `start` maps globs to parents; a tensor that a parent didn't train is resolved
 through the parent's `start`, so each tensor of each model has exactly one origin: the stage that trained it, the part
-that stands for this stage (parts.py), or a fresh initialisation.
+that stands for this stage (parts.py), or a fresh initialization.
 
     joint_1_vision_speech   decoder.layers.0.mlp.down_proj.lora.vision.a  <-  vision_4_multiframe
                             decoder.layers.0.mlp.down_proj.weight         <-  text_4_align
@@ -44,7 +44,7 @@ REPLACED = {
 @dataclass(frozen=True)
 class Origin:
     """The stage that trained a tensor and stored it as `name`, or the part of `Lineage.parts` that has it; None for
-    both: freshly initialised."""
+    both: freshly initialized."""
 
     stage: str | None
     name: str

@@ -3,7 +3,7 @@ auxiliary head (report 2.2.2). An additional CTC loss stabilises the first steps
 
     polyphi train speech_0_aed --size nano --out runs/speech_0_aed
 
-Expected: the loss has a plateau, then falls fast. The recogniser with its decoder is kept for the WER filter.
+Expected: the loss has a plateau, then falls fast. The recognizer with its decoder is kept for the WER filter.
 """
 
 from polyphi.train.aed import AttentionDecoder

@@ -236,7 +236,7 @@ def _g722(path: Path) -> Wave:
 
 SILENT_ENDS = 0.6
 """Share of training audio, times the strength of the augmentation, that begins and ends in silence, as recordings do.
-A recogniser trained only on trimmed audio outputs extra digits for silence (LOG.md)."""
+A recognizer trained only on trimmed audio outputs extra digits for silence (LOG.md)."""
 
 
 class TTSSampler:
@@ -392,7 +392,7 @@ def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sam
 
 
 LENGTHS = {1: 30, 2: 22, 3: 16, 4: 14, 5: 10, 6: 8}
-"""Number of digits -> its share in training. Short strings lead an untrained recogniser off the plateau where it only
+"""Number of digits -> its share in training. Short strings lead an untrained recognizer off the plateau where it only
 outputs the right number of digits."""
 
 

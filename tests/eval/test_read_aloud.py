@@ -17,7 +17,7 @@ from polyphi import cli
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
 from polyphi_eval import read_aloud, spoken
-from polyphi_eval.read_aloud import SpeechCache, synthesise, voice_of
+from polyphi_eval.read_aloud import SpeechCache, synthesize_rows, voice_of
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice
 from polyphi_eval.sources import Data, Missing
 from polyphi_eval.spoken import with_options
@@ -55,7 +55,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_rows_keep_their_fields_and_get_clips(tmp_path: Path, speech_requests: list[Any]) -> None:
-    paths = synthesise(ROWS, SpeechCache(tmp_path))
+    paths = synthesize_rows(ROWS, SpeechCache(tmp_path))
     assert [p.name for p in paths] == ["questions.jsonl", "de.jsonl"]
     first, second = lines(tmp_path / "questions.jsonl")
     assert (first["answer"], first["voice"], len(second["audio"])) == ("1", "espeak-ng", 2)
@@ -64,19 +64,19 @@ def test_rows_keep_their_fields_and_get_clips(tmp_path: Path, speech_requests: l
     assert speech_requests[-1] == ("Vier.", "de ")
 
 
-def test_a_text_is_not_synthesised_twice(tmp_path: Path, speech_requests: list[Any]) -> None:
+def test_a_text_is_not_synthesized_twice(tmp_path: Path, speech_requests: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        synthesise([*ROWS[:2], {"text": "stop"}], SpeechCache(tmp_path))
+        synthesize_rows([*ROWS[:2], {"text": "stop"}], SpeechCache(tmp_path))
     assert not (tmp_path / "questions.jsonl").exists()
     with (tmp_path / "clips.jsonl").open("a") as file:
         file.write('{"file": "clips/cut')
-    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    synthesize_rows(ROWS, cache := SpeechCache(tmp_path))
     assert [text for text, _ in speech_requests] == ["One.", "Two.", "And three?", "stop", "Vier."]
     assert cache.new == 1 and len(cache.used) == 4
-    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    synthesize_rows(ROWS, cache := SpeechCache(tmp_path))
     assert cache.new == 0 and len(speech_requests) == 5
     next((tmp_path / "clips").glob("*.flac")).unlink()
-    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    synthesize_rows(ROWS, cache := SpeechCache(tmp_path))
     assert cache.new == 1
 
 
@@ -85,7 +85,7 @@ def test_voices_take_turns_and_flite_speaks_english_only(
 ) -> None:
     voices = [voice_of("espeak-ng:f2"), voice_of("flite:slt")]
     rows = [{"text": f"Text {n}."} for n in range(4)] + [{"text": "Fünf.", "language": "de"}]
-    synthesise(rows, SpeechCache(tmp_path, voices))
+    synthesize_rows(rows, SpeechCache(tmp_path, voices))
     assert [voice for _, voice in speech_requests] == [
         "en f2",
         "en slt",
@@ -94,7 +94,7 @@ def test_voices_take_turns_and_flite_speaks_english_only(
         "de f2",
     ]
     with pytest.raises(ValueError, match=r"question 0: flite speaks only English.*German"):
-        synthesise(rows[-1:], SpeechCache(tmp_path, voices[1:]))
+        synthesize_rows(rows[-1:], SpeechCache(tmp_path, voices[1:]))
 
 
 def test_a_clip_with_a_high_word_error_rate_is_tried_in_the_other_voices(
@@ -111,14 +111,14 @@ def test_a_clip_with_a_high_word_error_rate_is_tried_in_the_other_voices(
     voices = [replace(Voice(), variant=variant) for variant in answers]
     rows = [{"text": "One two three."}]
     cache = SpeechCache(tmp_path, voices, transcribe=transcribe, worst=0.35)
-    synthesise(rows, cache)
+    synthesize_rows(rows, cache)
     assert [voice for _, voice in speech_requests] == ["en f1", "en f2"]
     assert languages == ["en", "en"]
     assert cache.error_rate == pytest.approx(1 / 3)
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
     # With a stricter bound the third voice is tried too, and the second one is still the best.
     cache = SpeechCache(tmp_path, voices, transcribe=transcribe, worst=0.1)
-    synthesise(rows, cache)
+    synthesize_rows(rows, cache)
     assert [voice for _, voice in speech_requests][2:] == ["en f3"] and len(languages) == 3
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
     assert "WER 33.3 % (1 clip above 10 %)" in cache.summary()
@@ -127,7 +127,7 @@ def test_a_clip_with_a_high_word_error_rate_is_tried_in_the_other_voices(
 def test_pictures_become_files(tmp_path: Path, speech_requests: list[Any]) -> None:
     (tmp_path / "picture").write_bytes(b"\xff\xd8\xff1")
     images = [Image(b"\x89PNG1"), b"\x89PNG1", tmp_path / "picture"]
-    synthesise(
+    synthesize_rows(
         [{"text": "What?", "image": image} for image in images], SpeechCache(tmp_path / "set")
     )
     paths = [row["image"] for row in lines(tmp_path / "set/questions.jsonl")]

@@ -107,7 +107,7 @@ def test_bleu_of_known_pairs(to: str, reference: str, answer: str, bleu: float) 
 
 @pytest.mark.parametrize("to", ["en", "de", "ja", "zh"])
 def test_corpus_bleu_is_sacrebleus(to: str) -> None:
-    tokeniser = {"ja": "ja-mecab", "zh": "zh"}.get(to, "13a")
+    tokenizer = {"ja": "ja-mecab", "zh": "zh"}.get(to, "13a")
     known = {"ja": "今日はいい天気ですね京都へ行く。", "zh": "我们今天去北京大学，火车早上出发。"}
     draw = random.Random(to)
     words = list(known.get(to, "")) or [
@@ -137,7 +137,7 @@ def test_corpus_bleu_is_sacrebleus(to: str) -> None:
             "bleu",
             [speech.bleu(a, translation(w, to)) for a, w in zip(answers, reference, strict=True)],
         )
-        theirs = corpus_bleu(answers, [reference], tokenize=tokeniser).score
+        theirs = corpus_bleu(answers, [reference], tokenize=tokenizer).score
         assert ours == pytest.approx(theirs, rel=1e-12), (size, longest)
 
 
@@ -167,12 +167,12 @@ def test_translations_have_a_direct_and_a_chain_of_thought_prompt() -> None:
 
 
 def test_the_signature_is_sacrebleus() -> None:
-    for tokeniser in ("13a", "zh", "ja-mecab"):
-        metric = BLEU(tokenize=tokeniser)
+    for tokenizer in ("13a", "zh", "ja-mecab"):
+        metric = BLEU(tokenize=tokenizer)
         metric.corpus_score(["a"], [["a"]])
         theirs = dict(part.split(":") for part in str(metric.get_signature()).split("|"))
         ours = dict(part.split(":", 1) for part in speech.signature().split(" ", 1)[1].split("|"))
-        assert theirs.pop("tok").startswith(tokeniser) and tokeniser in ours.pop("tok")
+        assert theirs.pop("tok").startswith(tokenizer) and tokenizer in ours.pop("tok")
         assert theirs == ours
 
 

@@ -101,5 +101,5 @@ benchmark = Benchmark(
     scorer=score,
     spoken_questions=spoken_questions,
     status="substitute data",
-    note="the questions are synthesised again: InternOmni's audio isn't published",
+    note="the questions are synthesized again: InternOmni's audio isn't published",
 )

@@ -53,5 +53,5 @@ benchmark = Benchmark(
     load=load,
     scorer=speech.error_rate,
     max_tokens=speech.TOKENS,
-    note=speech.NORMALISED,
+    note=speech.NORMALIZED,
 )

@@ -123,7 +123,7 @@ benchmarks = (
         load=recognition,
         scorer=speech.error_rate,
         max_tokens=speech.TOKENS,
-        note=speech.NORMALISED,
+        note=speech.NORMALIZED,
     ),
     Benchmark(
         name="fleurs_ast",

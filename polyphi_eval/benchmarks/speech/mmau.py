@@ -15,7 +15,7 @@ from polyphi.types.parts import Text
 from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import BenchmarkSource, Data, audio_of
-from polyphi_eval.text.normalization import normalise
+from polyphi_eval.text.normalization import normalize
 
 TASKS = ("music", "sound", "speech")
 SOURCE = BenchmarkSource(
@@ -60,7 +60,7 @@ def string_match(answer: str, sample: Sample) -> Score:
     answer has as a phrase."""
     words, reference, options = _words(answer), references(sample)[0], sample.meta["options"]
     strict = float(_matches(reference, words, options))
-    text, plain = f" {normalise(answer)} ", {option: f" {normalise(option)} " for option in options}
+    text, plain = f" {normalize(answer)} ", {option: f" {normalize(option)} " for option in options}
     present = [o for o in options if plain[o] in text]
     longest = [o for o in present if not any(plain[o] in plain[p] and o != p for p in present)]
     accepted = ", ".join(o for o in options if _matches(o, words, options))

@@ -17,7 +17,7 @@ from polyphi_eval.benchmark import LENIENT, Benchmark, Score, TableRow
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import BenchmarkSource, Data, audio_of
 from polyphi_eval.spoken import with_options
-from polyphi_eval.text.normalization import normalise
+from polyphi_eval.text.normalization import normalize
 
 NAME = "mmmlu_spoken"
 FILES = {
@@ -80,11 +80,11 @@ def letter(answer: str, sample: Sample) -> Score:
 def _named_option(text: str, sample: Sample) -> str:
     """The letter of the only option whose words the text has; an option within another one doesn't count."""
     language = sample.meta["language"]
-    words = f" {normalise(text, language)} "
+    words = f" {normalize(text, language)} "
     options = {
         a: f" {o} " if language not in ("zh", "ja") else o
         for a, o in zip(
-            "ABCD", (normalise(o, language) for o in sample.meta["options"]), strict=False
+            "ABCD", (normalize(o, language) for o in sample.meta["options"]), strict=False
         )
         if o
     }

@@ -57,5 +57,5 @@ benchmark = Benchmark(
     load=load,
     scorer=speech.error_rate,
     max_tokens=speech.TOKENS,
-    note="the leaderboard's normaliser of 11 September 2023 to 5 August 2025",
+    note="the leaderboard's normalizer of 11 September 2023 to 5 August 2025",
 )

@@ -123,7 +123,7 @@ def test_initial_weights_depend_on_the_seed_and_not_on_other_parts(tiny_config, 
     assert all(torch.equal(t, state[n]) for n, t in mini.state_dict().items())
 
 
-def test_all_weights_are_initialised(tiny_config):
+def test_all_weights_are_initialized(tiny_config):
     """Every parameter and buffer is written, whatever was in memory before."""
     model = PhiModel(tiny_config)
     with torch.no_grad():

@@ -220,7 +220,7 @@ def test_an_untied_copy_of_the_head_must_be_the_embedding(
         load_checkpoint(tmp_path / "mini")
 
 
-def test_layout_is_recognised_without_a_model_type(
+def test_layout_is_recognized_without_a_model_type(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     for layout in LAYOUTS:

@@ -1,4 +1,4 @@
-"""Pixels equal those of the published recipe, written with torchvision: Pillow's resize, white padding, normalisation.
+"""Pixels equal those of the published recipe, written with torchvision: Pillow's resize, white padding, normalization.
 
 Pixels agree to the last bits of float32 (1e-6) and the global view to 1e-5, being the same arithmetic. The processor in
 transformers 5 resizes tensors instead, which misses Pillow by up to one grey level (1/127.5) here and there; on CPUs
@@ -34,7 +34,7 @@ def photo(width: int, height: int) -> Image.Image:
 def published(
     picture: Image.Image, cols: int, rows: int, crop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(normalised padded picture, its global view) by torchvision, given the grid."""
+    """(normalized padded picture, its global view) by torchvision, given the grid."""
     functional = pytest.importorskip("torchvision.transforms.functional")
     width, height = picture.size
     across, down = crop * cols / width, crop * rows / height

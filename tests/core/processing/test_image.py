@@ -140,7 +140,7 @@ def test_eight_bits_give_the_published_floats_to_the_bit() -> None:
 def test_the_floats_are_those_of_the_whole_picture_cut(
     width: int, height: int, max_crops: int, seed: int
 ) -> None:
-    """Normalised before it is cut, in the layout of a decoded picture: the crops and the view, to the bit."""
+    """Normalized before it is cut, in the layout of a decoded picture: the crops and the view, to the bit."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     picture = Image.fromarray(pixels)
     crops, _, layout = cut(picture, crop_size=56, max_crops=max_crops)

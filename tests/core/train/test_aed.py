@@ -1,4 +1,4 @@
-"""Recognition: overfits two clips, the recogniser is equal after saving and loading, padding changes nothing."""
+"""Recognition: overfits two clips, the recognizer is equal after saving and loading, padding changes nothing."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.aed import AttentionDecoder, Recogniser, augment
+from polyphi.train.aed import AttentionDecoder, Recognizer, augment
 from polyphi.types.batch import pack
 from polyphi.types.inputs.audio import AudioLayout
 from polyphi.types.messages import Message
@@ -134,20 +134,20 @@ def test_overfits_and_is_equal_after_saving_and_loading(
     trained |= {
         f"audio.encoder.{name}": value for name, value in model.audio.encoder.named_parameters()
     }
-    recogniser = Recogniser.from_stage(model, trained, processor)
-    clips = [recogniser.mels(s.messages[0].parts[0].source) for s in SAMPLES]
+    recognizer = Recognizer.from_stage(model, trained, processor)
+    clips = [recognizer.mels(s.messages[0].parts[0].source) for s in SAMPLES]
     texts = [s.answer for s in SAMPLES]
-    assert recogniser.transcribe(clips) == texts
-    assert recogniser.transcribe(clips[::-1], decoding="aed") == texts[::-1]
-    assert recogniser.transcribe([]) == []
+    assert recognizer.transcribe(clips) == texts
+    assert recognizer.transcribe(clips[::-1], decoding="aed") == texts[::-1]
+    assert recognizer.transcribe([]) == []
 
-    recogniser.save(tmp_path / "recogniser")
+    recognizer.save(tmp_path / "recogniser")
     own = Processor(Tokenizer.load(tmp_path / "recogniser"))
-    again = Recogniser.load(tmp_path / "recogniser", own)
+    again = Recognizer.load(tmp_path / "recogniser", own)
     assert [again.transcribe_bytes(s.messages[0].parts[0].source) for s in SAMPLES] == texts
     assert all(
-        torch.equal(a, b) for a, b in zip(recogniser.parameters(), again.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(recognizer.parameters(), again.parameters(), strict=True)
     )
     other = Processor(Tokenizer.train([chr(i) + chr(i + 1) for i in range(200, 400)] * 4, 512))
     with pytest.raises(ValueError, match=f"vocabulary of {own.tokenizer.vocab_size}"):
-        Recogniser.load(tmp_path / "recogniser", other)
+        Recognizer.load(tmp_path / "recogniser", other)

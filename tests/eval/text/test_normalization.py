@@ -10,7 +10,7 @@ from polyphi_eval.text.normalization import (
     characters,
     digits,
     errors,
-    normalise,
+    normalize,
     numbers,
     wer,
     words,
@@ -30,16 +30,16 @@ from polyphi_eval.text.normalization import (
         ("", "en", ""),
     ],
 )
-def test_normalise(text: str, language: str, expected: str) -> None:
-    assert normalise(text, language) == expected
+def test_normalize(text: str, language: str, expected: str) -> None:
+    assert normalize(text, language) == expected
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30))
-def test_normalising_twice_changes_nothing(text: str) -> None:
+def test_normalizing_twice_changes_nothing(text: str) -> None:
     # Case folding can yield characters that NFKC composes anew, so one more pass may settle them; then it is stable.
-    settled = normalise(normalise(text))
-    assert normalise(settled) == settled
+    settled = normalize(normalize(text))
+    assert normalize(settled) == settled
 
 
 def test_units() -> None:

@@ -252,15 +252,15 @@ def test_questions_that_cannot_be_read_out_are_left_out(work: Work) -> None:
 
 
 def filtered_rows(
-    messages: list[str], recognise: Callable[[bytes], str] | None, work: Work
+    messages: list[str], recognize: Callable[[bytes], str] | None, work: Work
 ) -> list[Sample]:
-    models = {} if recognise is None else {"speech_0_aed": recognise}
+    models = {} if recognize is None else {"speech_0_aed": recognize}
     return built(
         "vision_speech", replace(work, models=models, report=messages.append, rows={"train": 24})
     )["train"]
 
 
-def test_a_good_recogniser_filters(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_good_recognizer_filters(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jiwer")
     texts: dict[bytes, str] = {}
     speak = vision_speech.speak
@@ -278,7 +278,7 @@ def test_a_good_recogniser_filters(work: Work, monkeypatch: pytest.MonkeyPatch) 
     assert len(messages) == 1 and "kept" in messages[0]
 
 
-def test_a_poor_recogniser_does_not_filter(work: Work) -> None:
+def test_a_poor_recognizer_does_not_filter(work: Work) -> None:
     pytest.importorskip("jiwer")
     messages: list[str] = []
     train = filtered_rows(messages, lambda audio: "quite something else", work)

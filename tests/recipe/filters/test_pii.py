@@ -140,7 +140,7 @@ def test_fakes_are_the_same_in_another_process() -> None:
     }
 
 
-def test_a_recogniser_of_ones_own() -> None:
+def test_a_recognizer_of_ones_own() -> None:
     def recognise(text: str) -> Iterator[tuple[int, int, str]]:
         if (at := text.find("Zaphod")) >= 0:
             yield at, at + 6, "NAME"

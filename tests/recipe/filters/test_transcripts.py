@@ -1,4 +1,4 @@
-"""The word error rate filter: finds planted wrong transcripts, refuses speech that a recogniser doesn't support."""
+"""The word error rate filter: finds planted wrong transcripts, refuses speech that a recognizer doesn't support."""
 
 import random
 from dataclasses import replace
@@ -43,7 +43,7 @@ WORDS = [
 
 
 def clip(id: str, text: str, written: str, **meta: str) -> Sample:
-    """Return a clip with its spoken text in `meta`, for a synthetic recogniser."""
+    """Return a clip with its spoken text in `meta`, for a synthetic recognizer."""
     wave = np.zeros(1600 + len(text), np.float32)
     meta = {"language": "en", "engine": "flite", "spoken text": text, **meta}
     messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(written))
@@ -58,7 +58,7 @@ def planted(n: int = 200) -> list[Sample]:
 
 
 def listener(samples: list[Sample], mistakes: float) -> Recogniser:
-    """Return a recogniser that replaces a share of the spoken words."""
+    """Return a recognizer that replaces a share of the spoken words."""
     chance = random.Random(1)
     texts = iter([s.meta["spoken text"] for s in samples])
 
@@ -97,7 +97,7 @@ def test_transcripts_are_stored_with_the_sample(tmp_path: Path) -> None:
     assert step["hypothesis"] == samples[1].meta["spoken text"]
 
 
-def test_a_recogniser_out_of_its_depth_is_refused() -> None:
+def test_a_recognizer_out_of_its_depth_is_refused() -> None:
     deaf = Recogniser("small", lambda audio, language: "", ("en",), {"espeak-ng": "70 %"})
     judge = WordErrorRateFilter(deaf, 0.5)
     with pytest.raises(ValueError, match="only en, not de: sample 1 "):
@@ -113,7 +113,7 @@ def test_a_recogniser_out_of_its_depth_is_refused() -> None:
     assert judge.filter(document(silent)) is True
 
 
-def test_a_recogniser_is_measured_on_what_is_certain() -> None:
+def test_a_recognizer_is_measured_on_what_is_certain() -> None:
     samples = [s for s in planted() if int(s.id) % 5]
     assert measure(listener(samples, 0.0), samples) == 0
     assert 0.2 <= measure(listener(samples, 0.4), samples) <= 0.6
@@ -146,11 +146,11 @@ def test_pocketsphinx_distinguishes_flites_transcripts(capsys) -> None:
     right = [spoken(i, text) for i, text in enumerate(texts)]
     wrong = [spoken(i, texts[i - 1]) for i in range(len(texts))]
     # Right and wrong texts have the same six recordings.
-    recogniser = replace(pocketsphinx(), transcribe=cache(pocketsphinx().transcribe))
-    judge = WordErrorRateFilter(recogniser, 0.4)
+    recognizer = replace(pocketsphinx(), transcribe=cache(pocketsphinx().transcribe))
+    judge = WordErrorRateFilter(recognizer, 0.4)
     accepted = [judge.filter(document(s)) is True for s in right]
     caught = [judge.filter(document(s)) is not True for s in wrong]
-    rate = measure(recogniser, right)
+    rate = measure(recognizer, right)
     with capsys.disabled():
         counted = f"kept {sum(accepted)} of 6 right, caught {sum(caught)} of 6 wrong"
         print(f"\npocketsphinx on flite rms: median word error rate {rate:.0%}, {counted}")

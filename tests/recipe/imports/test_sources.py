@@ -27,7 +27,7 @@ from polyphi.train import aed
 from polyphi_recipe.corpora import cards
 from polyphi_recipe.graph import plan
 from polyphi_recipe.graph.graph import Run
-from polyphi_recipe.imports import recognisers
+from polyphi_recipe.imports import recognizers
 from polyphi_recipe.imports import sources as imports
 from polyphi_recipe.imports.sources import imported
 from polyphi_recipe.pipeline import corpus as curation
@@ -327,13 +327,13 @@ def test_default_filters_of_audio(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def recogniser(tmp_path: Path) -> str:
-    """The stage of a finished run with a recogniser of random weights, which learned from heard.jsonl."""
+def recognizer(tmp_path: Path) -> str:
+    """The stage of a finished run with a recognizer of random weights, which learned from heard.jsonl."""
     other = tmp_path / "other"
     tokenizer = Tokenizer.train(["one two three"] * 4, 512)
     audio = sizes.MICRO.model.audio
     assert audio is not None
-    model = aed.Recogniser(audio, tokenizer.vocab_size, 1, Processor(tokenizer))
+    model = aed.Recognizer(audio, tokenizer.vocab_size, 1, Processor(tokenizer))
     with whole_folder(other / "recogniser") as partial:
         model.save(partial)
     file = tmp_path / "other.toml"
@@ -356,12 +356,12 @@ def speech(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("limit", "count", "workers"), few([(0.01, 1, 1), (1e6, 6, 1), (0.01, 1, 2)], 2)
 )
-def test_word_errors_of_a_recogniser(
-    limit: float, count: int, workers: int, tmp_path: Path, recogniser: str
+def test_word_errors_of_a_recognizer(
+    limit: float, count: int, workers: int, tmp_path: Path, recognizer: str
 ) -> None:
     """It failed for every corpus. A row that doesn't say what is spoken isn't judged."""
     speech(tmp_path, "new")
-    filters = f"wer = {limit}, recogniser = '{recogniser}'"
+    filters = f"wer = {limit}, recogniser = '{recognizer}'"
     own = run(
         tmp_path,
         f"[corpora.calls]\nsources = ['new.jsonl']\nheld_out = 0\nfilters = {{ {filters} }}\n",
@@ -372,21 +372,21 @@ def test_word_errors_of_a_recogniser(
     assert "word errors" in record and ("dropped by WordErrors" in record) == (count == 1)
 
 
-def test_a_recogniser_is_the_one_of_a_given_encoder(tmp_path: Path, recogniser: str) -> None:
+def test_a_recognizer_is_the_one_of_a_given_encoder(tmp_path: Path, recognizer: str) -> None:
     speech(tmp_path, "new")
     corpora = "[corpora.calls]\nsources = ['new.jsonl']\nfilters = { wer = 0.4 }\n"
     with pytest.raises(ValueError, match=r"corpora\.calls\.filters\.wer: .*found none"):
         run(tmp_path, corpora)
     table = recipe_file.RecipeFile.model_validate(tomllib.loads(f'size = "micro"\n{corpora}'))
     calls = table.corpora["calls"]
-    assert recognisers.folder_of(calls, recogniser, tmp_path) == tmp_path / "other/recogniser"
+    assert recognizers.folder_of(calls, recognizer, tmp_path) == tmp_path / "other/recogniser"
     with pytest.raises(ValueError, match="found microsoft/Phi-4-multimodal-instruct"):
-        recognisers.folder_of(calls, "microsoft/Phi-4-multimodal-instruct", tmp_path)
+        recognizers.folder_of(calls, "microsoft/Phi-4-multimodal-instruct", tmp_path)
 
 
 @pytest.mark.parametrize("path", ["heard.jsonl", "*.jsonl", "other/data/asr/train"])
 def test_no_corpus_is_judged_by_a_model_that_learned_it(
-    path: str, tmp_path: Path, recogniser: str
+    path: str, tmp_path: Path, recognizer: str
 ) -> None:
     speech(tmp_path, "heard")
     shards.write(
@@ -395,7 +395,7 @@ def test_no_corpus_is_judged_by_a_model_that_learned_it(
     with pytest.raises(ValueError, match=r"corpora\.calls\.filters\.wer: .*sources\[0\]"):
         run(
             tmp_path,
-            f"[corpora.calls]\nsources = ['{path}']\nfilters = {{ wer = 0.4, recogniser = '{recogniser}' }}\n",
+            f"[corpora.calls]\nsources = ['{path}']\nfilters = {{ wer = 0.4, recogniser = '{recognizer}' }}\n",
         )
     assert not (tmp_path / "run").exists()
 

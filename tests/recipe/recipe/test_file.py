@@ -341,7 +341,7 @@ def test_no_corpus_needs_a_stage_that_a_part_replaces(with_audio_part: Run) -> N
 
 
 @pytest.mark.long
-def test_spoken_questions_are_unfiltered_without_a_recogniser(with_audio_part: Run) -> None:
+def test_spoken_questions_are_unfiltered_without_a_recognizer(with_audio_part: Run) -> None:
     with_audio_part.build("vision_speech")
     rows = Shards(with_audio_part.data / "vision_speech/train")
     assert {row.meta["filter"] for row in rows} == {"none"}

@@ -163,9 +163,9 @@ def test_an_endpoint_and_a_command_read(tmp_path: Path) -> None:
 def test_clips_that_nobody_understands_are_dropped_afterwards(tmp_path: Path) -> None:
     """The word error rate filter compares with the words that were read, not with the answer."""
     transcripts = {"en": "who wrote Faust", "de": "quite something else"}
-    recogniser = Recogniser("listener", lambda clip, language: transcripts[language])
+    recognizer = Recogniser("listener", lambda clip, language: transcripts[language])
     by_split = built(
-        ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recogniser, 0.35)]
+        ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recognizer, 0.35)]
     )
     assert [s.id for s in by_split["train"]] == ["fit"]
 
@@ -174,11 +174,11 @@ def test_clips_that_nobody_understands_are_dropped_afterwards(tmp_path: Path) ->
 def test_an_endpoint_judges_what_was_read(tmp_path: Path) -> None:
     with Replay(transcripts={b"fLaC": "Who wrote Faust?"}) as replay:
         endpoint = Endpoint(replay.where, "m")
-        recogniser = Recogniser(
+        recognizer = Recogniser(
             "m", lambda clip, language: endpoint.transcribe(clip, language=language)
         )
         by_split = built(
-            ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recogniser, 0.35)]
+            ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recognizer, 0.35)]
         )
         assert len(replay.requests) == 4
     assert [s.id for s in by_split["train"]] == [s.id for s in by_split["test"]] == ["fit"]

@@ -84,7 +84,7 @@ def judgement(score: float) -> str:
         "お答えすることはできかねます。",
     ],
 )
-def test_refusals_are_recognised_in_eight_languages(reply: str) -> None:
+def test_refusals_are_recognized_in_eight_languages(reply: str) -> None:
     assert xstest.declines(reply)
 
 

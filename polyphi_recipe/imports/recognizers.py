@@ -1,4 +1,4 @@
-"""The recogniser that judges the transcripts of a corpus (`filters.wer`): speech 0 of a finished run.
+"""The recognizer that judges the transcripts of a corpus (`filters.wer`): speech 0 of a finished run.
 
     [corpora.calls]
     sources = ["calls.jsonl"]
@@ -23,21 +23,21 @@ STAGE = "speech_0_aed"
 
 
 def folder_of(table: CorpusTable, part: str | None, folder: Path) -> Path:
-    """The folder of the recogniser that a corpus names, or that of the part `audio`; paths are relative to `folder`.
+    """The folder of the recognizer that a corpus names, or that of the part `audio`; paths are relative to `folder`.
     Raises ValueError where there is none."""
     source = table.filters.recogniser or part
     stage = folder / (source or "")
-    recogniser = stage.parent.parent / "recogniser"
-    if stage.parent.name != "stages" or not (recogniser / "config.json").exists():
+    recognizer = stage.parent.parent / "recogniser"
+    if stage.parent.name != "stages" or not (recognizer / "config.json").exists():
         raise ValueError(
-            f"expected the recogniser of a finished run, found {source or 'none'}; name a stage of that run: "
+            f"expected the recognizer of a finished run, found {source or 'none'}; name a stage of that run: "
             f'recogniser = "RUN/stages/{STAGE}"'
         )
-    return recogniser
+    return recognizer
 
 
-def recogniser(folder: Path) -> Recogniser:
-    """The recogniser in a folder; each process loads it at its first clip."""
+def recognizer(folder: Path) -> Recogniser:
+    """The recognizer in a folder; each process loads it at its first clip."""
     return Recogniser(f"{folder.parent.name} {STAGE}", partial(_transcribe, folder))
 
 
@@ -46,7 +46,7 @@ def _transcribe(folder: Path, audio: bytes, language: str) -> str:
 
 
 @cache
-def _load(folder: Path) -> aed.Recogniser:
+def _load(folder: Path) -> aed.Recognizer:
     if multiprocess.parent_process() is not None:
         torch.set_num_threads(1)  # one of several workers
-    return aed.Recogniser.load(folder, Processor(Tokenizer.load(folder)))
+    return aed.Recognizer.load(folder, Processor(Tokenizer.load(folder)))
