@@ -50,7 +50,7 @@ QUANTS = {
 }
 """The quantized types that the `gguf` package writes and our reader reads. For others there is llama-quantize."""
 BLOCK = 32
-"""Inputs that share a scale in both types."""
+"""Inputs that share a scale in both of `QUANTS`."""
 PRE_TOKENIZER = "gpt-4o"
 """llama.cpp's name of o200k_base's split. Vocabularies trained here split digits, and words from the space before them:
 they have no tokens across these boundaries, so that merges within o200k_base's longer pieces give the same tokens."""

@@ -41,7 +41,7 @@ _NAME = re.compile(
     re.ASCII,
 )
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Types of factors."""
+"""Dtypes that the factors of an adapter may have."""
 
 
 class PeftError(ValueError):

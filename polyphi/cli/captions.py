@@ -40,7 +40,7 @@ class Captions:
         self._screen.stop()
 
     def show(self, event: "LiveEvent") -> None:
-        """Print an event."""
+        """Print an event of the live transcription."""
         from polyphi.transcription import live
         from polyphi.transcription.transcript import text_of
 

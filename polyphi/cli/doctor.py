@@ -62,7 +62,7 @@ def doctor(
 
 
 def show(report: "DoctorReport") -> None:
-    """Print the page."""
+    """Print the report as a page of text."""
     for section, group in groupby(report.findings, key=lambda finding: finding.section):
         console.print(Text(section, style="bold"))
         for finding in group:

@@ -74,7 +74,7 @@ def resumes(words: Sequence[str]) -> bool:
 
 
 def interrupted(words: Sequence[str]) -> str:
-    """The line after Ctrl-C."""
+    """The message of a command that Ctrl-C has interrupted."""
     return "interrupted" + (": run the same command again to resume" if resumes(words) else "")
 
 

@@ -22,7 +22,8 @@ PROTOCOLS = (
     *("s3", "s3a", "gs", "gcs", "hf", "https", "http", "az", "abfs", "abfss", "adl", "oci", "oss"),
     *("hdfs", "webhdfs", "sftp", "ftp", "smb", "memory"),
 )
-"""[ours] Those of fsspec that lead to other machines. Its others read files of this one, or chain protocols."""
+"""[ours] Protocols of fsspec that lead to other machines. Other protocols of fsspec read files of this one, or chain
+protocols."""
 MAX_PATHS, MAX_CHARACTERS, MAX_DIGITS = 1 << 20, 1 << 28, 100
 """[ours] Paths that a pattern may stand for, about the characters of all of them, and digits of its bounds."""
 

@@ -35,7 +35,7 @@ MAX_DEPTH = 8
 MAX_METADATA, MAX_MESSAGE = 16 << 20, 1 << 30
 """[ours] Bytes of the metadata and of the columns of a message of an Arrow stream."""
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3
-"""Types of messages."""
+"""Types of an Arrow stream's messages."""
 PIECE = 1 << 20
 """Bytes of a message that are read at once."""
 
@@ -260,7 +260,7 @@ class _Messages(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Return the next bytes of the Arrow stream."""
         data = bytearray()
         while size < 0 or len(data) < size:
             missing = PIECE if size < 0 else min(PIECE, size - len(data))

@@ -10,7 +10,7 @@ from polyphi.processing.processor import Processor, TooLong
 from polyphi.types.batch import Batch
 
 ROWS = 64
-"""[ours] Some ten thousand tokens (docs/quantization.md has their effect)."""
+"""[ours] Number of calibration rows, some ten thousand tokens (docs/quantization.md has their effect)."""
 CONTEXT = 1024
 """Maximum number of tokens of a row."""
 

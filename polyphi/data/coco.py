@@ -97,8 +97,9 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[LocatedRow]:
 def questions(
     path: str, root: str, encoding: str = "", allowed: Sequence[str] = ()
 ) -> Iterator[LocatedRow]:
-    """The rows of a file of answers or questions of VQA, with the file of the other ones beside it, which may be a link
-    into `allowed`; the images are below `root`. Raises ValueError where that file, or the images, aren't there."""
+    """The rows of a file of answers or questions of VQA, joined with the questions or answers in the file beside it,
+    which may be a link into `allowed`; the images are below `root`. Raises ValueError where the file beside it, or the
+    images, aren't there."""
     lists = (key for key, _ in files.lists(path, encoding))
     ours = next((key for key in lists if key in ("questions", "annotations", "data")), "data")
     if ours == "data":

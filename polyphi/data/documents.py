@@ -38,7 +38,7 @@ def html_text(page: bytes | str, url: str | None = None) -> tuple[str, str] | No
 
 
 def pdf_text(data: bytes) -> tuple[str, list[str]]:
-    """(title, text of each page). Raises ValueError if it is not a PDF, is damaged or locked."""
+    """(title, text of each page) of a PDF. Raises ValueError for data that is not a PDF, is damaged or locked."""
     import pypdf
 
     try:
@@ -149,7 +149,7 @@ class _Watched:
         self._size = 0
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Return the next bytes of the archive."""
         try:
             data = self._file.read(size)
             if self._is_start and data.startswith(GZIP):

@@ -28,7 +28,8 @@ SPACES = re.compile(r"[ \t\r\n]*")
 TRAIN = re.compile(r"(^|[/._-])train(20\d\d)?([/._-]|$)")
 """A name with "train" in it, such as train2017."""
 ENDINGS = (".jsonl", ".parquet", ".json")
-"""A folder's .json files are read where it has no others: they often describe these."""
+"""Endings of the files of a folder that are read. Its .json files are read where it has no others: they often describe
+these."""
 
 
 def find(source: str) -> list[str]:
@@ -185,7 +186,7 @@ class _JsonText:
                 return self._text[self._at : self._at + 1]
 
     def expect(self, mark: str) -> None:
-        """Go on after a character. Raises ValueError for another one."""
+        """Skip the next character, which must be `mark`. Raises ValueError for another one."""
         if (character := self.peek()) != mark:
             raise ValueError(f"{self._file}: expected JSON with {mark!r}, found {character!r}")
         self._at += 1
@@ -201,7 +202,7 @@ class _JsonText:
         self.expect("]")
 
     def value(self) -> Any:
-        """The next value."""
+        """Return the next JSON value of the list or object."""
         self.peek()
         self._values += 1
         while True:

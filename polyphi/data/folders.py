@@ -25,7 +25,7 @@ from polyphi.text.quantity import quantity
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 MEDIA = (*IMAGE_SUFFIXES, *SOUNDS)
 CAPTIONS = (*(f".{ending}" for ending in MEMBERS), ".json")
-"""Endings of what belongs to the image or audio of the same name."""
+"""Endings of the files that describe the image or audio of the same name."""
 DOCUMENTS = (".txt", ".md")
 DESCRIPTION = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|authors|credits|changelog|contributing|data_?card|dataset_?card"
@@ -73,7 +73,7 @@ def is_held_out(name: str, names: Sequence[str]) -> bool:
 
 
 def pairs(names: Sequence[str]) -> list[str]:
-    """The folders of pairs; none where fewer than half of the images and audio have a text of their name."""
+    """The folders of pairs; none where fewer than half of the images and audio have a text file of the same name."""
     media = {_stem(name) for name in names if is_medium(name)}
     texts = {_stem(name) for name in names if _suffix(name) in CAPTIONS}
     if not media or 2 * len(media & texts) < len(media):
@@ -82,7 +82,7 @@ def pairs(names: Sequence[str]) -> list[str]:
 
 
 def captions(names: Sequence[str]) -> set[str]:
-    """The files that belong to an image or audio of the same name."""
+    """The files among `names` that describe an image or audio of the same name (`CAPTIONS`)."""
     media = {_stem(name) for name in names if is_medium(name)}
     return {name for name in names if _suffix(name) in CAPTIONS and _stem(name) in media}
 

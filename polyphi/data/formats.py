@@ -277,7 +277,8 @@ def _named_by(ours: str, theirs: str) -> str:
 
 
 def modality(value: Any) -> str | None:
-    """Return "image" or "audio" for such a file's bytes or path, or a list that begins with one; else None."""
+    """Return "image" or "audio" for the bytes or path of an image or audio, or a list that begins with one; else
+    None."""
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, Mapping):

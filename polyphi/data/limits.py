@@ -21,15 +21,15 @@ csv.field_size_limit(MAX_TEXT)
 
 
 class BoundedReader(io.BufferedReader):
-    """An open file of others, of which a line, and what is read without a size, has a limit: a few packed bytes may
-    stand for gigabytes. Raises ValueError above it."""
+    """A reader of an untrusted file that limits a line, and what is read without a size: a few packed bytes may stand
+    for gigabytes. Raises ValueError above the limit."""
 
     def __init__(self, stream: Any, path: str) -> None:
         super().__init__(stream, BUFFER)
         self._path, self._line = path, 0
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes, or the rest of the file."""
+        """Return the next bytes of the file, without `size` all that are left."""
         if size is not None and size >= 0:
             return super().read(size)
         data = super().read(MAX_ROW + 1)
@@ -38,7 +38,7 @@ class BoundedReader(io.BufferedReader):
         return data
 
     def readline(self, size: int | None = -1) -> bytes:
-        """The next line."""
+        """Return the next line of the file."""
         if size is not None and size >= 0:
             return super().readline(size)
         line = super().readline(MAX_TEXT + 1)
@@ -75,7 +75,7 @@ class RowLines:
         return line
 
     def row_ends(self) -> None:
-        """Begin to count again."""
+        """Reset the counts of characters and columns for the next row."""
         self._used = self._columns = 0
 
 

@@ -23,7 +23,8 @@ LIBRISPEECH = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 TRANSCRIPT = ".trans.txt"
 """Ending of the names of LibriSpeech's transcript files."""
 FLEURS_COLUMNS = 7
-"""Number, file, transcript as written, transcript, characters, samples, gender; without a header."""
+"""Number of columns of a FLEURS table, which has no header: number, file, transcript as written, transcript,
+characters, samples, gender."""
 
 
 def manifest_format(path: str, head: str) -> str | None:

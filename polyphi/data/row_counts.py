@@ -215,7 +215,7 @@ class _Ahead:
             pass
 
     def read(self, size: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes of the unpacked file."""
         data = _read(self._stream, size)
         self._at += len(data)
         return data

@@ -167,7 +167,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """The header in a block."""
+        """Return the member's header in a block of a tar."""
         member = super().frombuf(buf, encoding, errors)
         headers = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
         if member.type in headers and member.size > MAX_HEADER:
@@ -190,7 +190,7 @@ class _Ending:
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Return the next bytes of the tar."""
         data = self._file.read(size)
         self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
         return data

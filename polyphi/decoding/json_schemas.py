@@ -221,7 +221,7 @@ class _Combinations:
         return self._alternatives[id(schema)]
 
     def _factors(self, schema: dict[str, Any]) -> list[int]:
-        """The numbers of alternatives that are multiplied."""
+        """The factors whose product is the number of alternatives of `schema`."""
         unions = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
         return [
             1,
@@ -230,7 +230,7 @@ class _Combinations:
         ]
 
     def _members(self, schema: dict[str, Any]) -> list[Any]:
-        """The schemas that a value must match as well."""
+        """The schemas in `allOf` and `$ref` that a value must match in addition to `schema`."""
         members = schema.get("allOf")
         target = _target(schema.get("$ref"), self._root)
         return [*(members if isinstance(members, list) else []), target]

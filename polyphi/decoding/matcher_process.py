@@ -221,7 +221,7 @@ def send(
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
-    """Raises EOFError where the connection ends before."""
+    """The next `count` bytes of a connection. Raises EOFError where it ends before."""
     data = bytearray()
     while len(data) < count:
         piece = connection.recv(count - len(data))

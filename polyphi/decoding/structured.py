@@ -56,7 +56,7 @@ class CompiledGrammar(Grammar):
     process: "MatcherProcess | None" = field(default=None, compare=False, repr=False)
 
     def matcher(self) -> "Matcher":
-        """The state of another answer."""
+        """Return the state of another answer in this grammar."""
         assert self.process is not None
         return Matcher(self.process)
 
@@ -132,7 +132,7 @@ class MatcherProcess:
         return self._first_mask is not None
 
     def wait(self, seconds: float) -> None:
-        """Waits for a message."""
+        """Waits at most `seconds` for a message of the process."""
         wait_for([self], seconds)
 
     def register(self, poll: "select.poll") -> bool:
