@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
-"""The groups of this process."""
+"""The file that names the control groups of this process."""
 UNLIMITED = 1 << 60
 """Version 1 writes a number near 2**63 where there is no limit."""
 

@@ -59,7 +59,7 @@ class CpuCounts:
 
 
 def threads(count: int | None) -> CpuCounts:
-    """The numbers of this machine; `count`: torch's threads."""
+    """The CPU counts of this machine; `count`: torch's threads."""
     logical = os.cpu_count() or 1
     return CpuCounts(logical, cpu.physical_cores(), cpu.usable(), cgroup.cpus(), count)
 

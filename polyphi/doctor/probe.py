@@ -69,7 +69,7 @@ def run(
 
 
 def _send_all(sender: Connection, phases: Mapping[str, Callable[[Facts], Any]]) -> None:
-    """The child: each phase's value and error. Phases after a failed import aren't run."""
+    """Send each phase's value and error from the child process. Phases after a failed import aren't run."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)

@@ -39,9 +39,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Rates:
-    """`memory`: bytes read per second. `products`: operations per second of products of 128 tokens, by the format of
-    the weight. `decoding`: bytes of weights per second with one token. `working_set`: bytes of the weights that were
-    read. `cpu_share`: the share of the time in which the threads ran; less than 1 where others took their CPUs."""
+    """Rates of this CPU. `memory`: bytes read per second. `products`: operations per second of products of 128 tokens,
+    by the format of the weight. `decoding`: bytes of weights per second with one token. `working_set`: bytes of the
+    weights that were read. `cpu_share`: the share of the time in which the threads ran; less than 1 where others took
+    their CPUs."""
 
     memory: float
     products: dict[str, float]

@@ -20,7 +20,8 @@ PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """`facts`: measurements and numbers as JSON values. `findings`: what they mean. Both without secrets."""
+    """The report of `polyphi doctor`, without secrets. `facts`: measurements and numbers as JSON values. `findings`:
+    what they mean."""
 
     findings: tuple[Finding, ...]
     facts: dict[str, Any]

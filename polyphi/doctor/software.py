@@ -249,8 +249,8 @@ def environment() -> dict[str, str]:
 def environment_results(
     stored: Collection[StoredModel], errors: Mapping[str, str]
 ) -> Iterator[NamedResult]:
-    """The variables that are set. `errors`: those of the probe, which name a variable with a value that polyphi
-    refuses."""
+    """The environment variables that are set and change what polyphi does. `errors`: those of the probe, which name a
+    variable with a value that polyphi refuses."""
     is_stored = any(model.fault is None for model in stored)
     for name, value in environment().items():
         text, cure = f"{value} ({VARIABLES[name]})" if name in VARIABLES else value, f"unset {name}"

@@ -109,7 +109,7 @@ class Adapters:
             self._leaving.pop(key).set_result(None)
 
     def check(self, key: str | None) -> None:
-        """Raises UnknownAdapter for one that the model doesn't have: it may have been removed since a row was
+        """Raises UnknownAdapter for an adapter that the model doesn't have: it may have been removed since a row was
         prepared."""
         if key is not None and key not in self._model.config.adapters:
             raise UnknownAdapter(key, self._model.config.adapters)

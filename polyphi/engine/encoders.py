@@ -182,7 +182,7 @@ class Encoders:
 
     @property
     def group(self) -> list[MediaItem]:
-        """Items in progress."""
+        """The items of all groups in progress."""
         return [item for group in self._groups for item in group.items]
 
     def _start(self, new: Iterable[MediaItem]) -> None:

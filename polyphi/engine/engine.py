@@ -74,7 +74,7 @@ CHUNK_TOKENS = 512
 """Prompt tokens of a step while a request waits for its next token, and of every step of a large model on a CPU: larger
 steps need more fresh memory, and clearing it takes a seventh of the time at 2,048."""
 PREFILL_TOKENS = 2048
-"""Prompt tokens of a step while no request does, and tokens of one forward when scoring."""
+"""Prompt tokens of a step while no request waits for its next token, and tokens of one forward when scoring."""
 DRAFT_TOKENS = 15
 """Most draft tokens of a step for requests with `draft="auto"`."""
 CPU_CACHE = 256 * 2**20

@@ -117,7 +117,7 @@ class Client(NamedTuple):
 
 
 NOBODY = Client()
-"""The program itself."""
+"""The client of requests that the program itself submits."""
 Phase = Literal["decoding media", "waiting", "running", "finished"]
 
 
@@ -149,14 +149,14 @@ class Request:
     """Most draft tokens of a step."""
     caller: Client = NOBODY
     group: int = 0
-    """The number of the call that submitted it; requests of one call share it."""
+    """The number of the call that submitted the request; requests of one call share it."""
     matcher: Matcher | None = None
     """The answer's state in its grammar."""
     unsampled: Unsampled | None = None
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    """The stop string or the id of `stop_token_ids` that ended it."""
+    """The stop string or the id of `stop_token_ids` that ended the answer."""
     error: Exception | None = None
     tokens: list[int] = field(default_factory=list)
     ropes: list[str] = field(default_factory=list)
@@ -166,12 +166,12 @@ class Request:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log-probabilities, if requested, of the prompt's tokens from the second on, as far as they have run."""
     hidden_sum: Tensor | None = None
-    """Float32 [D]: the sum of the last hidden states of the first `pooled` tokens, for an embedding."""
+    """The sum of the last hidden states of the first `pooled` tokens, for an embedding: float32 [D]."""
     pooled: int = 0
     times_passed_over: int = 0
     """Number of later requests that were admitted before this one because memory was short."""
     turn_start: int = 0
-    """Tokens of the answer when it was last admitted."""
+    """Tokens of the answer when the request was last admitted."""
     keeps_slot: bool = False
     """Whether no short request of the same client takes its slot before its turn is over (scheduler.py)."""
     cached_tokens: int | None = None

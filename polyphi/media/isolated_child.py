@@ -200,8 +200,8 @@ def _file() -> io.FileIO:
 
 
 def _open(job: dict[str, Any]) -> Any:
-    """The container. With a fixed format FFmpeg tries no other: some formats open files and addresses named in the
-    bytes."""
+    """Open the audio or video file of a job with PyAV. With a fixed format FFmpeg tries no other: some formats open
+    files and addresses named in the bytes."""
     import av
 
     options = {

@@ -658,7 +658,7 @@ def _from_array(
 
 
 def _checked(wave: Float[np.ndarray, " n"], name: str) -> Float[np.ndarray, " n"]:
-    """Return the samples. Raises `MediaError` for NaN, infinity and peaks above `MAX_PEAK`."""
+    """Return `wave` unchanged. Raises `MediaError` for NaN, infinity and peaks above `MAX_PEAK`."""
     peak = float(np.abs(wave).max(initial=0.0))  # NaN if any sample is
     if not np.isfinite(peak):
         raise MediaError(f"{name}: samples must be finite, found NaN or infinity")

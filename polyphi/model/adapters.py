@@ -56,7 +56,7 @@ def low_ranks(model: PhiModel, factors: Mapping[str, Factors]) -> dict[str, LowR
 def insert_adapter(
     model: PhiModel, name: str, config: AdapterConfig, pairs: Mapping[str, LowRank]
 ) -> None:
-    """Add an adapter of these modules under a name that isn't in use; takes no time."""
+    """Add an adapter, made of the modules `pairs`, under a name that isn't in use; takes no time."""
     assert name not in model.config.adapters, name
     linears = dict(_lora_linears(model))
     for path, pair in pairs.items():

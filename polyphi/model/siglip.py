@@ -156,7 +156,7 @@ class SiglipEncoder(nn.Module):
         return x + self.position_embedding(position_ids(masks))
 
     def keys(self, masks: Bool[Tensor, "N G G"]) -> Bool[Tensor, "N 1 1 P"] | None:
-        """Mask of the patches that others attend to, None for all. Masked patches are still queries: half-empty cells
+        """Attention mask of the patches that are keys, None for all. Masked patches are still queries: half-empty cells
         of the 2 x 2 pooling include them. On a GPU, checking that nothing is masked would need a synchronization."""
         all_valid = masks.device.type == "cpu" and bool(masks.all())
         return None if all_valid else masks.flatten(1)[:, None, None, :]

@@ -124,7 +124,7 @@ def flags(other: Switches, on: Switches) -> list[str]:
 
 
 def _weight(options: str) -> int:
-    """The number of options; one that quantizes weights counts as two."""
+    """The number of options in a text; one that quantizes weights counts as two."""
     return options.count("--") + ("--base" in options)
 
 

@@ -71,7 +71,7 @@ class Load:
         return max(usage, key=lambda one: one[0]["peak"])
 
     def time(self, on: Switches, world: int, device: Device, utilisation: float) -> "Time":
-        """The time of a step."""
+        """The time of a step of this load on `world` devices."""
         target = self.target
         of_parts = flops(target, self.step, on.activations == "recompute")
         if precomputes_reference(target):

@@ -161,13 +161,13 @@ class PreparedLoraLinear(lora.LoraLinear):
         return product(x, self.weight)
 
     def gated(self, x: Float[Tensor, "T I"], routes: Sequence[Route]) -> Float[Tensor, "T O_"]:
-        """`swiglu` of the output."""
+        """`swiglu` of the linear's output."""
         return swiglu(self(x, routes))
 
     def add_to(
         self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], routes: Sequence[Route]
     ) -> Float[Tensor, "T O"]:
-        """y plus the output."""
+        """y plus the linear's output."""
         return y + self(x, routes)
 
 

@@ -42,7 +42,8 @@ WHITESPACE = (
 
 @dataclass(frozen=True)
 class TemplatePiece:
-    """Token ids. `answer`: they belong to an answer or a document. `media`: the part that a placeholder stands for."""
+    """A piece of a conversation as token ids. `answer`: they belong to an answer or a document. `media`: the part that
+    a placeholder stands for."""
 
     ids: tuple[int, ...]
     answer: bool = False
@@ -51,7 +52,7 @@ class TemplatePiece:
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text that isn't encoded yet. `answer` as in `TemplatePiece`."""
+    """A piece of a conversation as text that isn't encoded yet. `answer` as in `TemplatePiece`."""
 
     text: str
     answer: bool = False

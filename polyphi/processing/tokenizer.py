@@ -453,7 +453,7 @@ class Tokenizer:
 
     @property
     def _ids(self) -> int:
-        """The largest id + 1."""
+        """The tokenizer's largest id + 1."""
         return 1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values())
 
     @property

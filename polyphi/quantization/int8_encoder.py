@@ -200,7 +200,7 @@ class Int8Subsampling(nn.Module):
 
 
 def fuse(model: PhiModel, make: Make) -> None:
-    """Replace the modules of a model's encoders by these classes if their kernels support them: in bfloat16, with
+    """Replace the modules of a model's encoders by this file's classes if their kernels support them: in bfloat16, with
     fitting sizes. The vision tower's last layer stays, since the multimodal model doesn't use it."""
     for tower in model.towers.values():
         encoder = tower.encoder

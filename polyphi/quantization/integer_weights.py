@@ -151,7 +151,7 @@ class Quantized(ABC):
 
 
 class EightBit(Quantized):
-    """int8: a scale in float32 for each output, activations in int8 with a scale per token."""
+    """Weights in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
 
     bits = 8
 
@@ -386,8 +386,8 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 
 
 class FourBit(Quantized):
-    """4 bits: row * s * (q - z / 16), with s and z a byte each per output and GROUP inputs, and `row` in float32 per
-    output. `in` is a multiple of GROUP."""
+    """Weights in 4 bits: row * s * (q - z / 16), with s and z a byte each per output and GROUP inputs, and `row` in
+    float32 per output. `in` is a multiple of GROUP."""
 
     bits = 4
 

@@ -71,7 +71,7 @@ SCHEMES = ("bf16", *STORED)
 BASES = ("int8", "int4")
 """Schemes of a frozen base that adapters are trained on."""
 EMBEDDING = "decoder.embed_tokens.weight"
-"""Quantized as the head, and unchanged for the lookup."""
+"""Name of the embedding, which is quantized as the head, and unchanged for the lookup."""
 TABLE = "table"
 """The piece of a head in 4 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 4 bits they
 would add half as much error again as all of int4; rounded to 8 bits they add next to nothing, so int8 has no table."""

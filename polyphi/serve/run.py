@@ -86,7 +86,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def signal(self) -> None:
-        """Starts the time; at the second signal, ends the process at once."""
+        """Starts the time until the process ends; at the second signal, ends the process at once."""
         if self._thread is not None:
             self._now.set()
             return

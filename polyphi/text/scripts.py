@@ -20,7 +20,7 @@ KANA = "\u3040-\u30ff"
 """Hiragana and katakana with their marks."""
 HALF_WIDTH_KANA = "\uff66-\uff9f"
 SOUTHEAST_ASIAN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""Thai, Lao, Burmese and Khmer."""
+"""The characters of Thai, Lao, Burmese and Khmer."""
 UNSPACED_CHARACTERS = f"{SOUTHEAST_ASIAN}{KANA}{HALF_WIDTH_KANA}{HAN}"
 """The characters of all scripts of this file, as the inside of a regular expression's brackets."""
 

@@ -91,7 +91,7 @@ class TranscriptDecoder(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "*n D"]) -> Float[Tensor, "*n V"]:
-        """Logits over the vocabulary."""
+        """The decoder's logits over the vocabulary."""
         return F.linear(hidden, self.tokens.weight)
 
     def frame_log_probs(self, frames: Float[Tensor, "A D"]) -> Float[Tensor, "A symbols"]:

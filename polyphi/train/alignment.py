@@ -135,7 +135,7 @@ class Alignment(nn.Module):
         return word_loss(word_log_probs(tokens, directions), slots, words, self.empty_ids)
 
     def _clips(self, x: Tensor, audio: AudioInput, directions: Float[Tensor, "V D"]) -> Tensor:
-        """CTC over the vocabulary."""
+        """The CTC loss over the vocabulary of the words of each audio clip."""
         assert audio.label_ids is not None and audio.slots is not None
         by_clip: dict[int, list[int]] = {}
         for clip, word in audio.label_ids.tolist():

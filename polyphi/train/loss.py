@@ -203,7 +203,7 @@ class NextToken:
     def loss(
         self, model: PhiModel, head: nn.Module | None, reference: Any, batch: Batch
     ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
-        """(sum of token losses, number of supervised tokens, the same two for the rows of each modality)."""
+        """(sum of token losses, number of supervised tokens, both numbers for the rows of each modality)."""
         assert batch.supervised is not None and batch.labels is not None, (
             "a training batch without labels"
         )

@@ -175,7 +175,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         first.state = second.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step of both."""
+        """Take a step of both optimizers."""
         for part in self._parts:
             part.step(closure)
 

@@ -163,8 +163,8 @@ class DPO:
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
-        """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
-        or a row exceeds `context`."""
+        """The rows [chosen, rejected] of a sample. Raises ValueError where the sample has no `meta["rejected"]`,
+        doesn't end in an answer, or a row exceeds `context`."""
         rows = pair(sample, processor, context, adapter, self.max_crops)
         return [replace(row, keys=(key(row),)) for row in rows]
 

@@ -140,7 +140,7 @@ def choose_precision(
 
 
 def with_steps(identity: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The identity of the same run with another number of steps."""
+    """The run's `identity` with another number of steps."""
     return {**identity, "budget": {**identity["budget"], "steps": steps}}
 
 
@@ -150,7 +150,8 @@ def earlier_model(exported: Path) -> Path:
 
 
 def earlier_steps(identity: Mapping[str, Any], before: Mapping[str, Any]) -> int | None:
-    """The number of steps of the run with the identity `before`, where this one is the same with more; else None."""
+    """The number of steps of the run with the identity `before`, where the run with `identity` is the same with more;
+    else None."""
     steps: int = before["budget"]["steps"]
     same = with_steps(identity, steps)
     more = identity["budget"]["steps"] > steps
@@ -317,7 +318,7 @@ class TrainState:
 
 
 def _first_ids(ids: Sequence[str]) -> str:
-    """Text with the first ids and the number of the others."""
+    """Text with the first sample ids and the number of the others."""
     more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
     return ", ".join(ids[:IDS_SHOWN]) + more
 

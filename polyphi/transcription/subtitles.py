@@ -100,12 +100,13 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 def verbose_json(transcript: Transcript) -> str:
-    """`verbose` as text."""
+    """The transcript in the `verbose` form as JSON text."""
     return encoder.dumps(verbose(transcript), ensure_ascii=False, indent=1) + "\n"
 
 
 def srt(transcript: Transcript) -> str:
-    """SubRip. The format has no escapes, so an arrow in a text is shortened: players parse it."""
+    """The transcript as SubRip subtitles. The format has no escapes, so an arrow in a text is shortened: players parse
+    it."""
     blocks = []
     for number, cue in enumerate(cues(transcript), 1):
         lines = "\n".join(re.sub("-{2,}>", "->", line) for line in cue.lines)

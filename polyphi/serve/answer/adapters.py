@@ -61,7 +61,7 @@ class AdapterModels:
         self._threads = ThreadPoolExecutor(2, "adapters")
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterate over the names of the adapters."""
         return iter(list(self._keys))
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 INTERVAL = 1.0
-"""Seconds between two calls."""
+"""Seconds between two heartbeats."""
 SMALL_POOL_SECONDS = 10.0
 """Time for a trivial call in the threads for short work. When all of them are busy for longer, every request waits."""
 ENGINE_SECONDS = 300.0

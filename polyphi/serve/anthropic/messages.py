@@ -126,7 +126,7 @@ class Blocks:
         return events
 
     def close(self) -> list[Event]:
-        """The events that end the open block."""
+        """The events that end the open content block."""
         if self._open is None:
             return []
         text = "".join(self._texts)
@@ -226,7 +226,7 @@ class MessagesAnswer:
 
 
 def _usage(completion: Completion) -> dict[str, Any]:
-    """The counts of tokens; those that were cached aren't among the input tokens."""
+    """`usage` of a response: the counts of tokens; cached tokens aren't among the input tokens."""
     return {
         "input_tokens": completion.prompt_tokens - completion.cached,
         "cache_creation_input_tokens": 0,

@@ -43,7 +43,7 @@ class Update(ClientEvent):
 
 
 class Command(ClientEvent):
-    """A commit or a clear."""
+    """A client's event that commits or clears the audio buffer."""
 
 
 EVENTS: dict[str, type[ClientEvent]] = {

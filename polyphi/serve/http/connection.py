@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         self._discarding = False
         """Whether received bytes are discarded, because the last request of this connection was received."""
         self._frames: FrameCounter | None = None
-        """Set when the connection is a WebSocket."""
+        """The counter of the frames of each message; None unless the connection is a WebSocket."""
         # The request that is being received or answered:
         self._url = self._origin = b""
         self._headers: list[tuple[bytes, bytes]] = []

@@ -97,7 +97,7 @@ def refuse(value: Any, reason: str) -> BeforeValidator:
 
 
 MediaText = Annotated[str, AfterValidator(_count_media)]
-"""A URL or base64."""
+"""An image or audio as a URL or base64."""
 JsonText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_count_json_text)]
 """JSON as a text that is parsed."""
 
@@ -196,8 +196,8 @@ MAX_DEPTH = 64
 
 
 def check_json(value: Any) -> Any:
-    """The value. Raises a validation error for one that can't be encoded again: nested too deeply, or with a number
-    that JSON doesn't have (Python's parser accepts NaN and infinity)."""
+    """Return `value`. Raises a validation error for JSON that can't be encoded again: nested too deeply, or with a
+    number that JSON doesn't have (Python's parser accepts NaN and infinity)."""
     level, depth = [value], -1
     while level:
         inner = [i for v in level for i in (v.values() if isinstance(v, dict) else v)]

@@ -45,7 +45,7 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 CONTAINERS = frozenset({str, dict, list})
 """Types of list elements that are checked; a list of numbers is skipped."""
 MARK = secrets.token_hex(16)
-"""Begins the text that replaces a plain piece, which no client can guess."""
+"""The beginning, which no client can guess, of the text that replaces a plain piece."""
 MARKED = re.compile(rf"{MARK}(\d+);")
 
 

@@ -19,7 +19,8 @@ class FrameCounter:
         self._frames = 0  # of the current message
 
     def feed(self, data: bytes) -> int:
-        """The largest number of frames that one message has had so far in this piece. Control frames don't count."""
+        """Count the frames in a piece of the stream, and return the largest number that one of its messages has had so
+        far. Control frames don't count."""
         at, most = 0, 0
         while at < len(data):
             if self._payload:

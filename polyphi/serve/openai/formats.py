@@ -62,7 +62,8 @@ class ResponseFormat(Fields):
     grammar: str | None = None
 
     def grammar_of(self) -> Grammar | None:
-        """The grammar; None for free text. Raises ApiError where the value that the type needs is missing."""
+        """The grammar of this response format; None for free text. Raises ApiError where the value that the type needs
+        is missing."""
         if self.type == "text":
             return None
         if self.type == "json_object":

@@ -97,7 +97,7 @@ PAGE, HEADERS = _document(
         ]
     ),
 )
-"""The chat page."""
+"""The chat page and its HTTP headers."""
 COMPRESSED = gzip.compress(PAGE, mtime=0)
 LOADING, LOADING_HEADERS = _document("loading.html", _text([UI / LOADING_SCRIPT]))
 """The page while the model loads: its script asks for the progress, and then for the chat page."""

@@ -20,13 +20,14 @@ class AudioLayout:
 
     @property
     def tokens(self) -> int:
-        """80 ms per token: ceil(frames / 8)."""
+        """The number of tokens, of 80 ms each: ceil(frames / 8)."""
         return -(-self.frames // 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInput(Inputs):
-    """Clips. `mels` are the log-mel frames of all, `label_ids` (clip, token id) in the order of speech."""
+    """The audio clips of a batch. `mels` are the log-mel frames of all, `label_ids` (clip, token id) in the order of
+    speech."""
 
     NAME: ClassVar[str] = "audio"
     SIZE_UNIT: ClassVar[str] = "frames"

@@ -25,7 +25,7 @@ class Inputs:
     """
 
     NAME: ClassVar[str]
-    """The modality, where all inputs of a class have the same one."""
+    """Name of the modality, where all inputs of a class have the same one."""
     SIZE_UNIT: ClassVar[str]
     """The unit that `size` counts, in the plural."""
     MAX_SIZE: ClassVar[int]

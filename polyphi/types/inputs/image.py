@@ -39,7 +39,7 @@ class ImageLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput(Inputs):
-    """Images. `label_ids` are (image, number among its tokens or patches, token id).
+    """The images of a batch. `label_ids` are (image, number among its tokens or patches, token id).
 
     `crops` are floats in [-1, 1] with each image's global view before its crops, or, as `processing` makes them, 8-bit
     pixels without global views, a quarter of the bytes. Then `views` has the global view of each image of more than one

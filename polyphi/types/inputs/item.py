@@ -46,7 +46,8 @@ class ItemInput(Inputs):
 
     @property
     def features(self) -> None:
-        """None, for unknown: only the encoder decides how many rows an item has between encoder and projector."""
+        """Return None, for unknown: only the encoder decides how many rows an item has between encoder and
+        projector."""
         return None
 
     @property
