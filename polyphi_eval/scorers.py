@@ -259,7 +259,7 @@ def json_call(answer: str, sample: Sample) -> Score:
 
 def _sorted(calls: list[dict[str, Any]]) -> list[str]:
     def plain(value: Any) -> Any:
-        """3.0 and 3 are one number; text is compared without outer spaces."""
+        """Return a form of `value` to compare: 3.0 and 3 are one number, and text has no outer spaces."""
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         if isinstance(value, list):

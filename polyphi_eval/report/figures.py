@@ -18,7 +18,7 @@ from polyphi_eval.report.tables import TEMPLATES
 
 ReportRow = Mapping[str, Any]
 Point = tuple[str, str, float]
-"""A CSS class, a name, a number."""
+"""A point of a figure: CSS class, name, number."""
 BARS: dict[str, list[tuple[str, Sequence[str]]]] = {
     "Vision": [("Table 1", ("OCRBench", "BLINK", "VideoMME-16Frame", "Average"))],
     "Vision and speech together": [("Table 2", tables()["Table 2"].labels)],

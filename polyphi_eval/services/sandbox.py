@@ -215,8 +215,8 @@ def _watch(
     outputs: tuple[Any, ...],
     box: Path | None,
 ) -> Ended | None:
-    """Waits for the process. Returns the reason to stop it, or None when it ended by itself. `box`: its working folder,
-    if the file system doesn't limit that."""
+    """Waits for the process of a run. Returns the reason to stop it, or None when it ended by itself. `box`: the
+    working folder, if the file system doesn't limit its size."""
     last_check = time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
@@ -517,7 +517,7 @@ def _make_mount_point(source: str, target: str) -> None:
 
 
 def _give(box: Path, user: int) -> int:
-    """Makes the working folder, outside namespaces, that of a user without other files. Returns the user's id."""
+    """Gives the working folder, outside namespaces, to a user without other files. Returns the user's id."""
     try:
         os.chown(box, user, user)
     except OSError:  # in a container that maps few user ids

@@ -120,7 +120,7 @@ def page(paragraphs: Paragraphs, scene: Scene) -> SceneSample:
 
 
 def photographed(paragraphs: Paragraphs, scene: Scene) -> SceneSample:
-    """Return a question for a photo of such a page."""
+    """Return a question for a photo of a typeset page, with a text as in `page`."""
     return _page(paragraphs, scene, photographed=True)
 
 

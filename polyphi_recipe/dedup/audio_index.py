@@ -38,7 +38,7 @@ MIN_MATCHES = 36
 MIN_MATCH_RATIO = 0.10
 """Share of the landmarks, of the item or of the clip, whichever has fewer, that must agree."""
 MIN_COVERAGE = 0.6
-"""Share of the time, of the item or of the clip, whichever is shorter, in which they must lie."""
+"""Share of the time, of the item or of the clip, whichever is shorter, in which the landmarks that agree must lie."""
 MIN_AGREEMENT = 0.84
 """Correlation with the item, in the window where it is lowest, that a copy must have: the largest limit that misses at
 most a tenth of the copies at another pitch or speed on the first half of benchmarks/audio_fingerprint.py."""
@@ -109,7 +109,7 @@ class AudioFingerprintIndex:
 
     @classmethod
     def _of(cls, wave: Float[np.ndarray, " n"], rate: int) -> "AudioFingerprintIndex":
-        """Build the index of one item."""
+        """Build the index of one audio clip."""
         own, spectrum = landmarks(wave, rate), bands(wave, rate)
         return cls(
             keys(own),
@@ -124,8 +124,8 @@ class AudioFingerprintIndex:
     def find(
         self, wave: Float[np.ndarray, " n"], rate: int, min_agreement: float = MIN_AGREEMENT
     ) -> list[Match]:
-        """Return every indexed clip of which this one has a copy, the best variant of each. A `min_agreement` of -1
-        decides by landmarks alone."""
+        """Return every indexed clip of which the clip `wave` has a copy, the best variant of each. A `min_agreement` of
+        -1 decides by landmarks alone."""
         own = landmarks(wave, rate)
         if len(own) < MIN_MATCHES or not len(self.keys):
             return []

@@ -70,7 +70,7 @@ _CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d]|[.,-]\d)")
 _ISSUER = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|35\d{14}|6(?:011|2|5)\d{12,17}"
 )
-"""Visa; Mastercard; American Express; JCB; Discover and UnionPay: prefix and length."""
+"""Prefix and length of card numbers of Visa; Mastercard; American Express; JCB; Discover and UnionPay."""
 _IP4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d]|\.\d)")
 _IP6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _PHONE = re.compile(r"(?<![\w.,/+-])(?:\+\d|\(\+?\d|\d)[\d\s().\-/]{5,20}\d(?![\w]|[.,-]\d)", re.A)

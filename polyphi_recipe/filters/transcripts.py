@@ -43,7 +43,7 @@ class Recogniser:
     unfit: Mapping[str, str] = field(default_factory=dict)
 
     def refuses(self, language: str, engine: str) -> str | None:
-        """Return why the recognizer can't judge such speech, or None."""
+        """Return why the recognizer can't judge speech in `language` by `engine`, or None."""
         if self.languages and language not in self.languages:
             return f"{self.name} supports only {', '.join(self.languages)}, not {language}"
         if reason := self.unfit.get(engine):

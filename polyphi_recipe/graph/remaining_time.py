@@ -19,7 +19,7 @@ from polyphi_recipe.graph.processes import periodically
 from polyphi_recipe.recipe.recipe import Recipe
 
 REPORT_SECONDS = 60.0
-"""Seconds between two reports."""
+"""Seconds between two reports of the remaining time."""
 NANO_SECONDS = {
     "text_1_pretrain": 395,
     "text_2_long": 29,

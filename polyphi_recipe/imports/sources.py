@@ -398,7 +398,7 @@ class ReadableShare:
         self._last = ""
 
     def add(self, one: Sample) -> None:
-        """Count a row. Raises ValueError as `check`, each thousand rows."""
+        """Count a row, and whether it is unreadable. Raises ValueError as `check`, each thousand rows."""
         self._rows += 1
         if (error := one.meta.get(UNREADABLE)) is not None:
             self._bad, self._last = self._bad + 1, error

@@ -21,9 +21,9 @@ TABLES: tuple[tuple[int, int, int], ...] = (
     (40, 52, 44),
     (150, 126, 96),
 )
-"""Colours of the table."""
+"""Colours of the table under a photographed page."""
 JPEG = (45, 90)
-"""Lowest and highest quality."""
+"""Lowest and highest JPEG quality of a photo."""
 
 
 def photo(image: Image.Image, rng: random.Random) -> bytes:

@@ -122,7 +122,7 @@ def _publishable(x: ReportRow) -> bool:
 def _candidates(
     run: Path, result: ReportRow, lines: Sequence[ReportRow]
 ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """(entry of the page, its media), in the order of the lines, without those that are too large."""
+    """Yield (entry of the page, its media) of samples, in the order of the lines, without those that are too large."""
     folder = run / "data" / result["corpus"] / "test"
     if not lines or not (folder / "manifest.json").exists():
         return

@@ -153,11 +153,11 @@ and how, what is said?
 UNITS = 1000
 """[ours] Coordinates are thousandths of the image's width and height, from the upper left."""
 SMALLEST_BOX, LARGEST_BOX = 0.001, 0.95
-"""Shares of the image's area."""
+"""Minimum and maximum area of a box, as shares of the image's area."""
 LEAST_IOU = 0.5
 """The least intersection over union of two boxes of the same thing, as in PASCAL VOC."""
 Box = Sequence[float]
-"""Left, top, right, bottom."""
+"""A box: left, top, right, bottom."""
 
 
 def iou(a: Box, b: Box) -> float:

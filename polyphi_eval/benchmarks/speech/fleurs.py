@@ -58,7 +58,7 @@ def sentences(data: Data, language: str) -> dict[str, str]:
 
 
 def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
-    """Every row with its clip. Raises Missing if a clip is missing."""
+    """Yield every row of FLEURS with its audio clip. Raises Missing if a clip is missing."""
     rows = {row["file_name"]: row for row in data.rows(SOURCES[language])}
     folder = data.folder(SOURCES[language]) / "data" / _CONFIGS[language][0] / "audio"
     if (folder / "test").is_dir():

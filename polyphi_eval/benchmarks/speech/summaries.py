@@ -64,7 +64,7 @@ def requests(sample: Sample, answers: Sequence[str]) -> Mapping[str, Sequence[Me
 
 
 def read(name: str, reply: str, sample: Sample) -> float | None:
-    """The points; None for "N/A" and anything else off the scale."""
+    """The points that a judge's reply gives; None for "N/A" and anything else off the scale."""
     if name != "hallucination":
         return judge.points(reply, 1, 7)
     value = judge.points(reply, 0, 1)

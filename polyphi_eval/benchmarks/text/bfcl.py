@@ -221,7 +221,7 @@ QUOTED_TYPES = ("String", "any", "char")
 
 
 def _first(value: Any) -> Any:
-    """A possible value; a dict's members have lists of possible values, of which the first is taken."""
+    """A possible value of an argument; a dict's members have lists of possible values, of which the first is taken."""
     if isinstance(value, Mapping):
         return {
             key: _first(options[0]) if isinstance(options, list) and options else options
