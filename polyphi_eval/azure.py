@@ -26,7 +26,8 @@ GREEDY = SamplingParams()
 
 
 class Azure:
-    """A judge. `project` is the URL of an Azure AI project. Raises ValueError if the SDK isn't installed."""
+    """The report's judge of harms, in Azure AI. `project` is the URL of an Azure AI project. Raises ValueError if the
+    SDK isn't installed."""
 
     def __init__(self, project: str) -> None:
         try:

@@ -353,7 +353,8 @@ def _answers(shard: tuple[int, int], name: str = "answers") -> str:
 
 
 def _claim(out: Path, own: EvaluatedModel) -> None:
-    """A results folder belongs to one model."""
+    """Record in the results folder `out` that it belongs to one model. Raises ValueError if it holds another model's
+    results."""
     path = out / "model.json"
     if path.exists() and json.loads(path.read_text())["fingerprint"] != own.fingerprint:
         other = json.loads(path.read_text())["name"]

@@ -29,7 +29,7 @@ OBJECTS = 100
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A prompt. `system` and `user` are templates with {names} for `fill`; literal braces are doubled."""
+    """A judge's prompt. `system` and `user` are templates with {names} for `fill`; literal braces are doubled."""
 
     origin: str
     user: str

@@ -23,7 +23,7 @@ Facts = dict[str, Any]
 
 @dataclass
 class Probe:
-    """`facts` by phase, as JSON values; `errors`: messages of the phases that failed."""
+    """What the probe measured: `facts` by phase, as JSON values; `errors`: messages of the phases that failed."""
 
     facts: Facts = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)

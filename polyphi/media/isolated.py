@@ -105,8 +105,8 @@ class DecoderProcess:
         stop: Stop | None = None,
         decoders: ForkServer | None = None,
     ) -> None:
-        """`max_bytes`: of the data of a message; `decoders`: what forks the process, otherwise a new one is started.
-        Raises `DecoderError` if that fails."""
+        """`max_bytes`: maximum bytes of the data of a message; `decoders`: what forks the process, otherwise a new one
+        is started. Raises `DecoderError` if that fails."""
         self._max_bytes, self._stop = max_bytes, stop
         self._seconds_left = float(WAIT * cpu_seconds)
         self._buffer = bytearray()

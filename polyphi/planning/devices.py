@@ -8,9 +8,10 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """`memory` in bytes, in decimal units (the card's additional memory is for CUDA's context and fragmentation);
-    `flops`: dense bf16 FLOP/s; `inside` and `between`: bytes/s per device and direction within a machine of
-    `devices_per_machine` devices and between machines. `note` says what a plan for it leaves out."""
+    """A type of device for training. `memory` in bytes, in decimal units (the card's additional memory is for CUDA's
+    context and fragmentation); `flops`: dense bf16 FLOP/s; `inside` and `between`: bytes/s per device and direction
+    within a machine of `devices_per_machine` devices and between machines. `note` says what a plan for it leaves
+    out."""
 
     memory: float
     flops: float

@@ -50,7 +50,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """The number of processes."""
+    """The number of processes of a distributed run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 

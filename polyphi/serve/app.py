@@ -155,7 +155,8 @@ def _methods(request: HttpRequest) -> list[str]:
 
 
 class Health(BaseModel):
-    """`stage`, `share` and `seconds` are only set while the model loads (loading.py)."""
+    """The server's state for `/health`. `stage`, `share` and `seconds` are only set while the model loads
+    (loading.py)."""
 
     status: Literal["ok", "unavailable", "loading"]
     stage: str | None = None

@@ -137,8 +137,8 @@ def augment(
 
 @dataclass(frozen=True)
 class AttentionDecoder:
-    """`layers` of the attention decoder; `ctc` is the share of the CTC loss; `warp`, `masks` and `widest` are those of
-    `augment`."""
+    """The objective of the attention encoder-decoder, with `layers` of the attention decoder; `ctc` is the share of the
+    CTC loss; `warp`, `masks` and `widest` are those of `augment`."""
 
     layers: int = 1
     ctc: float = 0.5

@@ -255,10 +255,10 @@ def _naming(
 
 @dataclass(frozen=True)
 class Contrastive:
-    """`width`: size of the space in which images and captions are compared. `naming` is the weight of a second loss
-    [ours]: each patch of an image predicts the words of the thing that covers it, and each cell those of the thing that
-    has its middle there, as the projector's tokens later do (alignment.py). From it a fresh encoder learns where things
-    are, which captions hardly describe."""
+    """The contrastive objective. `width`: size of the space in which images and captions are compared. `naming` is the
+    weight of a second loss [ours]: each patch of an image predicts the words of the thing that covers it, and each cell
+    those of the thing that has its middle there, as the projector's tokens later do (alignment.py). From it a fresh
+    encoder learns where things are, which captions hardly describe."""
 
     width: int = 256
     naming: float = 0.0

@@ -145,9 +145,9 @@ class References:
 
 @dataclass(frozen=True)
 class DPO:
-    """`beta`: strength of the penalty for deviating from the reference. `nll`: weight of the chosen answer's mean
-    negative log-likelihood per token. `reference`: the model at the start of the stage, with or without its
-    adapters. `max_crops` bounds an image's crops."""
+    """Direct preference optimization. `beta`: strength of the penalty for deviating from the reference. `nll`: weight
+    of the chosen answer's mean negative log-likelihood per token. `reference`: the model at the start of the stage,
+    with or without its adapters. `max_crops` bounds an image's crops."""
 
     beta: float = 0.1
     nll: float = 0.2

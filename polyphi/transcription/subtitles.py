@@ -54,10 +54,10 @@ def json(transcript: Transcript) -> str:
 
 
 def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
-    """OpenAI's `verbose_json` with a `source` of each time, and `warnings`. Of a translation `text` is the translation,
-    and has a `transcript` if the model wrote one; then the probabilities are those of the transcript. The
-    language isn't detected: it is the argument. `no_speech_prob` is the share of a segment's time in which the voice
-    activity detector (vad.py) finds no speech; the model estimates none."""
+    """The transcript as OpenAI's `verbose_json` with a `source` of each time, and `warnings`. Of a translation `text`
+    is the translation, and has a `transcript` if the model wrote one; then the probabilities are those of the
+    transcript. The language isn't detected: it is the argument. `no_speech_prob` is the share of a segment's time in
+    which the voice activity detector (vad.py) finds no speech; the model estimates none."""
     translation = transcript.translation
     result: dict[str, Any] = {
         "task": "transcribe" if translation is None else "translate",

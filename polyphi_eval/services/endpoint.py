@@ -170,8 +170,9 @@ class Endpoint:
         sampling: SamplingParams = GREEDY,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """The answer; with a JSON schema, as JSON text. Raises `RequestRejected` if the endpoint refuses this request,
-        and `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
+        """The model's answer to a conversation; with a JSON schema, as JSON text. Raises `RequestRejected` if the
+        endpoint refuses this request, and `ValueError` for errors that would affect all requests: no endpoint, no key,
+        an unknown model."""
         body = self._body(messages, sampling, schema)
         answer = self._json("/chat/completions", self._tokens(messages, sampling), body=body)
         try:

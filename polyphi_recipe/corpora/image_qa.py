@@ -69,7 +69,7 @@ def with_more_turns(
     turns: Sequence[tuple[str, object]],
     most: int = MORE_TURNS,
 ) -> SceneSample:
-    """Append at most `most` further questions and answers in training, so that one image serves for several."""
+    """Append at most `most` of the questions and answers `turns` in training, so that one image serves for several."""
     if scene.split != "train":
         return first_turn
     chosen = scene.rng.sample(turns, min(most, len(turns)))

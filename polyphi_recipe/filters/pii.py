@@ -247,7 +247,7 @@ class Fakes:
     seed: int = 0
 
     def __call__(self, finding: Entity, language: str) -> str:
-        """Return the replacement of a finding; a name in the language."""
+        """Return the replacement of a finding; that of a name is a name of `language`."""
         key = f"{self.seed}\x1f{finding.entity_type}\x1f{finding.value}"
         faker = _faker(language if finding.entity_type == "NAME" else "en")
         faker.seed_instance(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))

@@ -101,7 +101,7 @@ def features(texts: Sequence[str], language: str) -> Any:
 
 
 class Classifier:
-    """`heads`: (language, aspect) -> weights, float32, BUCKETS + 1, the last one the bias.
+    """The quality classifier. `heads`: (language, aspect) -> weights, float32, BUCKETS + 1, the last one the bias.
 
     Not a dataclass: datatrove would write all weights into its JSON of the pipeline.
     """

@@ -42,9 +42,9 @@ POSITIONS = "vision.encoder.position_embedding.weight"
 
 @dataclass(frozen=True)
 class ModelPart(Mapping[str, Tensor]):
-    """A part: tensors by our names ("decoder.norm.weight"), each with its stored dtype, as `read` returns them.
-    `source` is as the recipe file names it, `files` have the weights, `tokenizer` is the folder of the language model's
-    tokenizer, `hub_name` the repository and revision of a checkpoint of the Hub."""
+    """A part of a recipe file: tensors by our names ("decoder.norm.weight"), each with its stored dtype, as `read`
+    returns them. `source` is as the recipe file names it, `files` have the weights, `tokenizer` is the folder of the
+    language model's tokenizer, `hub_name` the repository and revision of a checkpoint of the Hub."""
 
     name: str
     source: str

@@ -16,8 +16,8 @@ from polyphi.types.parts import Document, Image, Part, Text, Video
 
 
 def caps(settings: Settings) -> Caps:
-    """The limits of decoding. The bytes of an image are limited when it is loaded (fetch.py), and a frame of a video is
-    larger: it isn't compressed."""
+    """The limits of decoding media by the server's settings. The bytes of an image are limited when it is loaded
+    (fetch.py), and a frame of a video is larger: it isn't compressed."""
     frame_pixels = min(MAX_FRAME_PIXELS, settings.max_image_pixels)
     return Caps(
         image_bytes=max(settings.max_image_bytes, 4 * frame_pixels),

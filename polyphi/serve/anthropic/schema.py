@@ -257,7 +257,8 @@ class OutputConfig(Fields):
 
 
 class CountTokensRequest(Sampling):
-    """The fields of a prompt; those of sampling are accepted and have no effect on it."""
+    """The request to count a prompt's tokens: the fields of a prompt; those of sampling are accepted and have no effect
+    on it."""
 
     ignored = Sampling.ignored | {
         "context_management",

@@ -313,7 +313,7 @@ class Session:
         self._last_item = item_id
 
     def _transcript(self, event: Completed) -> dict[str, Any]:
-        """The fields of a transcript; also updates the metrics."""
+        """The fields of a transcript for an event to the client; also updates the metrics."""
         transcript, metrics, now = event.transcript, self._server.metrics, time.monotonic()
         metrics.arrived(transcript.adapter)
         times = Times(now - event.waited, None, None, now)

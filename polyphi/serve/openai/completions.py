@@ -263,7 +263,7 @@ class CompletionsAnswer:
         reason: str | None = None,
         more: dict[str, Any] | None = None,
     ) -> Any:
-        """A choice; a large one comes already encoded."""
+        """A choice of the response; a large one comes already encoded."""
         size = len(entries) * (4 + (self._body.logprobs or 0))
         build = partial(self._choice, index, text, entries, reason=reason, more=more or {})
         return await self._server.answers.build_part(build, size)

@@ -31,8 +31,9 @@ def new_id(prefix: str) -> str:
 
 
 class Items:
-    """`entry`: converts a token's log-probability; None where none are requested. Tokens of reasoning and calls have no
-    entries; a token whose text isn't final yet belongs to the text that follows."""
+    """The output items of a response. `entry`: converts a token's log-probability; None where none are requested.
+    Tokens of reasoning and calls have no entries; a token whose text isn't final yet belongs to the text that
+    follows."""
 
     def __init__(self, entry: Callable[[TokenLogprob], dict[str, Any]] | None) -> None:
         self.items: list[dict[str, Any]] = []

@@ -189,7 +189,7 @@ class Call(HistoryFields):
 
 
 class Turn(Fields):
-    """A message. Fields that servers and clients add to earlier answers are ignored."""
+    """A message of a conversation. Fields that servers and clients add to earlier answers are ignored."""
 
     ignored = frozenset(
         [

@@ -81,7 +81,8 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def cases(public: str, private: str) -> list[dict[str, Any]]:
-    """The tests: JSON, or JSON text that is pickled, compressed, in base64. Raises ValueError for other pickles."""
+    """The public and private tests of a problem: JSON, or JSON text that is pickled, compressed, in base64. Raises
+    ValueError for other pickles."""
     tests: list[dict[str, Any]] = json.loads(public)
     try:
         return tests + json.loads(private)
