@@ -96,7 +96,7 @@ class SpokenClip:
 
     @property
     def rate(self) -> float:
-        """The word error rate of the clip's transcript, as a share; 0 without a listener."""
+        """The error rate of the clip's transcript, as a share; 0 without a listener."""
         return (self.errors or 0) / max(1, self.units or 1)
 
 
