@@ -36,7 +36,7 @@ from random_checkpoint import make
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.engine.request import GREEDY
-from polyphi.finetuning.run import load_stage
+from polyphi.finetuning.stages import load_stage
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,

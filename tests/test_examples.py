@@ -20,7 +20,8 @@ import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.data import own
-from polyphi.finetuning.run import finetune, load_stage
+from polyphi.finetuning.run import finetune
+from polyphi.finetuning.stages import load_stage
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.preference import DPO

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from polyphi.cli.options import PublicOption, PushOption
-from polyphi.cli.train import run
+from polyphi.cli.train import finetune_and_push
 from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
 
 Kind = Literal["vision", "speech", "both", "text", "preferences"]
@@ -55,14 +55,14 @@ def finetune(
     record_interrupts()
     from polyphi.finetuning.plan import choose
 
-    run(
+    finetune_and_push(
         kind,
         data,
         out,
+        revise=choose,
         push_to_hub=push_to_hub,
         public=public,
         checkpoint=model,
         finetuning=finetuning,
         options=options,
-        choose=choose,
     )

@@ -1,11 +1,11 @@
 """`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,6 +18,9 @@ from polyphi.cli.options import (
     console,
 )
 from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from polyphi.finetuning.prepare import FinetunePlan
 
 
 def train(
@@ -99,33 +102,37 @@ def train(
     if len(of_stages) != 1:
         names = ", ".join(map(str, of_stages)) or f"only modalities: {', '.join(stages)}"
         raise ValueError(f"expected one stage file at a time, found {names}")
-    run(
+    finetune_and_push(
         of_stages[0],
         data,
         out,
+        revise=report_only,
         push_to_hub=push_to_hub,
         public=public,
         checkpoint=model,
         finetuning=finetuning,
         options=options,
         modalities=modalities,
-        choose=report_only,
     )
 
 
-def run(
+def finetune_and_push(
     stage: Path | str,
     data: Sequence[str],
     out: Path | None,
     *,
+    revise: Callable[["FinetunePlan"], "FinetunePlan"],
     push_to_hub: str | None,
     public: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune on own rows and upload the model, if a repository is named. `settings` are further arguments of
-    `polyphi.finetuning.run.finetune`."""
+    """Fine-tune on own rows and upload the model, if a repository is named. `revise` returns the plan that is run in
+    place of the requested one. `settings` are further arguments of `polyphi.finetuning.job.check`."""
     from polyphi.checkpoints.read import read_layout
-    from polyphi.finetuning.run import finetune
+    from polyphi.engine.greedy import greedy_answers
+    from polyphi.finetuning.job import check
+    from polyphi.finetuning.prepare import prepare, run_folder
+    from polyphi.finetuning.run import run
     from polyphi.hub import model_card, push
     from polyphi.runtime import distributed
 
@@ -134,7 +141,9 @@ def run(
     if target and distributed.rank() == 0:
         push.prepare(target)
     report = partial(console.print, highlight=False, soft_wrap=True)
-    folder = finetune(stage, data, out, report=report, **settings)
+    job = check(stage, data, out, report=report, **settings)
+    with run_folder(job):
+        folder = run(revise(prepare(job)), greedy_answers)
     if target and distributed.rank() == 0:
         model_card.write(folder, read_layout(folder), push_to_hub)
         console.print(f"pushed to {push.push(folder, target)}")

@@ -1,18 +1,14 @@
 """Records of a fine-tuning run while it trains: evaluations, answers to a few rows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
-from polyphi.engine.cache import BLOCK, token_bytes
-from polyphi.engine.engine import Engine
+from polyphi.finetuning.prepare import FinetunePlan
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.evaluation import SPLIT, EvalOptions
-from polyphi.train.options import FinetuneOptions
-from polyphi.train.stage import Stage
-from polyphi.types.sampling import SamplingParams
+from polyphi.types.messages import Message
 
 ANSWERS = 3
 """Evaluation rows that the model answers at each evaluation."""
@@ -21,56 +17,43 @@ MAX_TOKENS = 64
 EVALUATIONS = 10
 """Evaluations of a run without `eval_every`, before the first step not counted."""
 
+AnswerPrompts = Callable[
+    [PhiModel, Processor, Sequence[tuple[Sequence[Message], str]], int], list[str]
+]
+"""Returns the answers of a model to prompts, each with the name of its adapter, of at most a number of tokens. The
+engine's is `polyphi.engine.greedy.greedy_answers`."""
 
-def evaluations(
-    options: FinetuneOptions,
-    stage: Stage,
-    steps: int,
-    corpora: Sequence[str],
-    data: Path,
-    processor: Processor,
-) -> EvalOptions | None:
-    """The loop's evaluations of `corpora` in the folder `data`, None for a run without any."""
+
+def evaluations(plan: FinetunePlan, answer_prompts: AnswerPrompts | None) -> EvalOptions | None:
+    """The evaluations of a run, None for one without evaluation rows. Each prompt is answered with the adapter that its
+    corpus has in training; without `answer_prompts` none is."""
+    options, processor = plan.job.finetuning, plan.job.processor
     if not options.eval_data:
         return None
-    chosen = list(fixed_samples(stage, corpora, data, processor))
-    every = options.eval_every or max(1, steps // EVALUATIONS)
-    return EvalOptions(corpora, every, answers(stage, chosen, processor), options.patience)
+    prompts = [
+        (sample.prompt, plan.stage.data.adapter.get(corpus, "auto"))
+        for corpus, sample in fixed_samples(plan)
+    ]
+
+    def answers(model: PhiModel) -> list[str]:
+        assert answer_prompts is not None
+        return answer_prompts(model, processor, prompts, MAX_TOKENS)
+
+    return EvalOptions(
+        list(plan.job.eval_sources),
+        options.eval_every or max(1, plan.budget.steps // EVALUATIONS),
+        answers if answer_prompts else None,
+        options.patience,
+    )
 
 
-def fixed_samples(
-    stage: Stage, corpora: Sequence[str], data: Path, processor: Processor
-) -> Iterator[tuple[str, Sample]]:
+def fixed_samples(plan: FinetunePlan) -> Iterator[tuple[str, Sample]]:
     """The evaluation rows whose answers are recorded, with their corpora: ANSWERS of them, spread evenly over the rows
     that have a prompt within the stage's context."""
-    shards = {corpus: Shards(data / corpus / SPLIT) for corpus in corpora}
+    shards = {corpus: Shards(plan.job.data / corpus / SPLIT) for corpus in plan.job.eval_sources}
     rows = [(corpus, i) for corpus, content in shards.items() for i in range(len(content))]
     for number in range(min(ANSWERS, len(rows))):
         corpus, i = rows[number * len(rows) // ANSWERS if len(rows) > ANSWERS else number]
         sample = shards[corpus].sample(i)
-        if sample.prompt and processor.count(sample.prompt).total <= stage.context:
+        if sample.prompt and plan.job.processor.count(sample.prompt).total <= plan.stage.context:
             yield corpus, sample
-
-
-def answers(
-    stage: Stage, samples: Sequence[tuple[str, Sample]], processor: Processor
-) -> Callable[[PhiModel], list[str]]:
-    """A function of a model that returns its greedy answers to the samples' prompts, each with the adapter that its
-    corpus has in training."""
-    adapters: Mapping[str, str] = stage.data.adapter
-    longest = max([processor.count(s.prompt).total for _, s in samples], default=0) + MAX_TOKENS
-
-    def answer(model: PhiModel) -> list[str]:
-        memory = (
-            (longest // BLOCK + 2) * BLOCK * token_bytes(model.config.decoder, model.decoder.dtype)
-        )
-        engine = Engine(model, processor, memory=memory, max_num_seqs=1, prefix_cache=False)
-        sampling = SamplingParams(max_tokens=MAX_TOKENS)
-        return [
-            engine.generate(
-                sample.prompt, sampling=sampling, adapter=adapters.get(corpus, "auto")
-            ).text
-            for corpus, sample in samples
-        ]
-
-    return answer

@@ -14,6 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -22,7 +24,7 @@ import torch
 from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
 from polyphi.devices.memory import free_memory
-from polyphi.finetuning.run import FinetunePlan
+from polyphi.finetuning.prepare import FinetunePlan, budget_of
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches, Work, scaled, work
@@ -30,12 +32,12 @@ from polyphi.planning.devices import DEVICES, Device
 from polyphi.planning.fit import advice, fitting
 from polyphi.planning.load import Load
 from polyphi.prepared.prepare import prepare
-from polyphi.processing.processor import TooLong
+from polyphi.processing.processor import Processor, TooLong
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.progress import duration
 from polyphi.train.epochs import RowTokens, epoch_steps, steps_of
-from polyphi.train.options import FinetuneOptions, TrainOptions
+from polyphi.train.options import FinetuneOptions, MachineOptions
 from polyphi.train.stage import Budget
 from polyphi.train.state import MANIFEST
 from polyphi.types.batch import Batch, pack, row
@@ -58,14 +60,18 @@ PROBE_VOCABULARY = 64
 # ------------------------------------------------------------------------------ amounts of the rows
 
 
-def load_of(plan: FinetunePlan, target: StageModel) -> Load:
-    """The load of a run by its own rows. Raises ValueError where none of the rows that are tried can be used."""
+def load_of(
+    target: StageModel, rows: Mapping[str, RowTokens], processor: Processor, data: Path
+) -> Load:
+    """The load of a run by its own `rows`, whose shards are in the folder `data`. Raises ValueError where none of the
+    rows that are tried can be used."""
+    amounts_of = partial(_amounts, target, processor, data)
     samples, longest = {}, {}
-    for corpus, tokens in plan.rows.items():
+    for corpus, tokens in rows.items():
         number = min(SAMPLED_ROWS, len(tokens.counted))
         spread = [tokens.index(i * len(tokens.counted) // number) for i in range(number)]
         mean, count = Counter[str](), 0
-        for amounts in _amounts(plan, corpus, spread):
+        for amounts in amounts_of(corpus, spread):
             mean += amounts
             count += 1
         samples[corpus] = scaled(mean, 1 / count)
@@ -75,23 +81,23 @@ def load_of(plan: FinetunePlan, target: StageModel) -> Load:
             samples[corpus] = scaled(
                 samples[corpus], sum(used) / len(used) / samples[corpus]["tokens"]
             )
-        (longest[corpus],) = _amounts(plan, corpus, [tokens.index(tokens.longest)])
+        (longest[corpus],) = amounts_of(corpus, [tokens.index(tokens.longest)])
     return Load.of(target, samples, longest)
 
 
-def _amounts(plan: FinetunePlan, corpus: str, indices: Iterable[int]) -> list[Work]:
+def _amounts(
+    target: StageModel, processor: Processor, data: Path, corpus: str, indices: Iterable[int]
+) -> list[Work]:
     """The amounts of rows that can be used."""
-    shards, stage = Shards(plan.data / corpus / "train"), plan.stage
+    shards, stage = Shards(data / corpus / "train"), target.stage
     adapter, amounts, reason = stage.data.adapter.get(corpus, "auto"), [], ""
     for index in indices:
         try:
-            rows = stage.objective.rows(
-                shards.sample(index), plan.processor, stage.context, adapter
-            )
+            rows = stage.objective.rows(shards.sample(index), processor, stage.context, adapter)
         except (TooLong, Unfit) as error:
             reason = str(error)
             continue
-        amounts.append(work([pack(rows)], plan.config))
+        amounts.append(work([pack(rows)], target.config))
     if not amounts:
         raise ValueError(f"{corpus}: no row that was tried can be used; the last: {reason}")
     return amounts
@@ -175,74 +181,79 @@ class Estimate:
         return self.memory <= self.free
 
 
-def report_only(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
-    """Report memory and time of a run with the options as they are, for a stage of the user's file."""
-    if plan.config.further:  # their modules' FLOPs and memory are the user's
-        return plan.finetuning, plan.options
-    budget = plan.budget(plan.finetuning)
-    target = cost.stage_model(plan.stage, budget, plan.config)
-    load = load_of(plan, target)
-    result = estimate(plan, load, _switches(plan), measured_rate(target, plan.precision, _device()))
-    _report(plan, budget, result)
+def report_only(plan: FinetunePlan) -> FinetunePlan:
+    """Report memory and time of a run for a stage of the user's file; returns the plan as it is."""
+    if (
+        distributed.rank() > 0 or plan.config.further
+    ):  # their modules' FLOPs and memory are the user's
+        return plan
+    target = cost.stage_model(plan.stage, plan.budget, plan.config)
+    load = load_of(target, plan.count_rows(), plan.job.processor, plan.job.data)
+    rate = measured_rate(target, plan.precision.precision, _device())
+    result = estimate(load, _switches(plan), plan.budget.batch_tokens, rate)
+    _report(plan, result)
     if not result.fits:
-        plan.report(f"  {_too_large(result)}")
-    return plan.finetuning, plan.options
+        plan.job.report(f"  {_too_large(result)}")
+    return plan
 
 
-def choose(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
+def choose(plan: FinetunePlan) -> FinetunePlan:
     """Choose what the options leave open, for a built-in stage: its steps and their tokens by the rows and the time
-    that they take here, packs and activations by the free memory. The choice is recorded in the run's folder and used
-    again there. Raises ValueError where the run doesn't fit."""
-    if (plan.out / MANIFEST).exists() and not _requests_more(plan):
-        return _recorded(plan)
-    device = _device()
-    target = cost.stage_model(plan.stage, plan.budget(plan.finetuning), plan.config)
-    load, rate = load_of(plan, target), measured_rate(target, plan.precision, device)
-    finetuning, options = _recorded(plan)
-    by_default = not (plan.out / CHOICES).exists() and _has_open_length(plan.finetuning)
-    if not (plan.out / CHOICES).exists():
+    that they take here, packs and activations by the free memory; returns the plan with them. The choice is recorded in
+    the run's folder and used again there. All processes call this together; the first one chooses. Raises ValueError
+    where the run doesn't fit."""
+    budget, machine = distributed.from_first(lambda: _chosen(plan))
+    return replace(plan, budget=budget, machine=machine)
+
+
+def _chosen(plan: FinetunePlan) -> tuple[Budget, MachineOptions]:
+    """The budget and the use of the machine that `choose` chooses."""
+    job, path = plan.job, plan.job.out / CHOICES
+    recorded = _with_recorded(plan)
+    if (job.out / MANIFEST).exists() and not _requests_more(recorded):
+        return recorded.budget, recorded.machine
+    target = cost.stage_model(plan.stage, plan.budget, plan.config)
+    load = load_of(target, plan.count_rows(), job.processor, job.data)
+    rate = measured_rate(target, plan.precision.precision, _device())
+    is_default = not path.exists() and _has_open_length(job.finetuning)
+    if path.exists():
+        plan = recorded
+    else:
         on = _fitting_switches(plan, load, rate)
-        machine = replace(options.machine, micro_tokens=on.micro_tokens, activations=on.activations)
-        options = replace(options, machine=machine)
-        finetuning = _default_length(plan, lambda d: estimate(d, load, on, rate).step_seconds)
-    plan = replace(plan, finetuning=finetuning, options=options)
-    result = estimate(plan, load, _switches(plan), rate)
-    budget = plan.budget(finetuning)
-    _report(plan, budget, result, by_default)
+        budget = _default_budget(plan, lambda batch: estimate(load, on, batch, rate).step_seconds)
+        machine = replace(plan.machine, micro_tokens=on.micro_tokens, activations=on.activations)
+        plan = replace(plan, budget=budget, machine=machine)
+    result = estimate(load, _switches(plan), plan.budget.batch_tokens, rate)
+    _report(plan, result, is_default)
     if not result.fits:
         raise ValueError(_too_large(result))
-    write_json(
-        plan.out / CHOICES,
-        {
-            "steps": budget.steps,
-            "batch_tokens": budget.batch_tokens,
-            "micro_tokens": options.machine.micro_tokens,
-            "activations": options.machine.activations,
-        },
-    )
-    return finetuning, options
+    choices = {
+        "steps": plan.budget.steps,
+        "batch_tokens": plan.budget.batch_tokens,
+        "micro_tokens": plan.machine.micro_tokens,
+        "activations": plan.machine.activations,
+    }
+    write_json(path, choices)
+    return plan.budget, plan.machine
 
 
 def _has_open_length(finetuning: FinetuneOptions) -> bool:
     return finetuning.steps is None and finetuning.epochs is None
 
 
-def _default_length(
-    plan: FinetunePlan, seconds_of: Callable[[FinetunePlan], float]
-) -> FinetuneOptions:
-    """The options with the tokens of a step and, where neither steps nor epochs are named, the steps: those of `EPOCHS`
-    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of a plan."""
-    options, stage_tokens = plan.finetuning, plan.stage.batch_tokens
-    run_tokens = math.inf
-    if _has_open_length(options):
-        whole = replace(plan, finetuning=replace(options, batch_tokens=stage_tokens))
-        run_tokens = MAX_SECONDS * stage_tokens / seconds_of(whole)
-    batch = options.batch_tokens or default_batch(plan.rows, stage_tokens, run_tokens)
-    options = replace(options, batch_tokens=batch)
-    if _has_open_length(options):
-        longest = max(1, int(MAX_SECONDS / seconds_of(replace(plan, finetuning=options))))
-        options = replace(options, steps=min(longest, steps_of(EPOCHS, plan.rows, batch)))
-    return options
+def _default_budget(plan: FinetunePlan, seconds_of: Callable[[int], float]) -> Budget:
+    """The budget with the tokens of a step and, where neither steps nor epochs are named, the steps: those of `EPOCHS`
+    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of so many tokens."""
+    finetuning, rows = plan.job.finetuning, plan.count_rows()
+    stage_tokens, run_tokens = plan.stage.batch_tokens, math.inf
+    if _has_open_length(finetuning):
+        run_tokens = MAX_SECONDS * stage_tokens / seconds_of(stage_tokens)
+    batch = finetuning.batch_tokens or default_batch(rows, stage_tokens, run_tokens)
+    finetuning = replace(finetuning, batch_tokens=batch)
+    if _has_open_length(finetuning):
+        longest = max(1, int(MAX_SECONDS / seconds_of(batch)))
+        finetuning = replace(finetuning, steps=min(longest, steps_of(EPOCHS, rows, batch)))
+    return budget_of(plan.stage, finetuning, plan.count_rows)
 
 
 def default_batch(
@@ -257,14 +268,13 @@ def default_batch(
     return min(stage_tokens, max(least, math.ceil(min(EPOCHS * total, run_tokens) / STEPS)))
 
 
-def estimate(plan: FinetunePlan, load: Load, on: Switches, rate: float) -> Estimate:
-    """The estimate of a run with these settings at this rate."""
+def estimate(load: Load, on: Switches, batch_tokens: int, rate: float) -> Estimate:
+    """The estimate of a run of a load with these settings, for steps of `batch_tokens` tokens at this rate."""
     device, world = _device(), distributed.world()
     name, cards = _this_machine(device, rate)
     used, _ = load.fullest(on, world, device.type == "cpu")
     memory = used["peak"] + memory_in_use(device)
-    batch = plan.finetuning.batch_tokens or plan.stage.batch_tokens
-    step = scaled(load.mean, batch / load.mean["tokens"])
+    step = scaled(load.mean, batch_tokens / load.mean["tokens"])
     seconds = replace(load, step=step).time(on, world, cards[name], 1.0).seconds
     fits = memory <= cards[name].memory
     options = [] if fits else advice(load, on, world, name, cards)
@@ -285,8 +295,8 @@ def _this_machine(device: torch.device, rate: float) -> tuple[str, dict[str, Dev
 
 def _switches(plan: FinetunePlan) -> Switches:
     """The settings of the options, as the planner's."""
-    machine, base = plan.options.machine, plan.options.base
-    stored: Literal["bf16", "fp32"] = "bf16" if plan.precision == "bf16" else "fp32"
+    machine, base = plan.machine, plan.job.options.base
+    stored: Literal["bf16", "fp32"] = "bf16" if plan.precision.precision == "bf16" else "fp32"
     activations: Literal["keep", "recompute"] = (
         "keep" if machine.activations == "keep" else "recompute"
     )
@@ -306,19 +316,19 @@ def _fitting_switches(plan: FinetunePlan, load: Load, rate: float) -> Switches:
     return chosen if same else on
 
 
-def _requests_more(plan: FinetunePlan) -> bool:
+def _requests_more(recorded: FinetunePlan) -> bool:
     """Whether the options name more steps than the finished run in the folder has."""
-    if _has_open_length(plan.finetuning):
+    if _has_open_length(recorded.job.finetuning):
         return False
-    before = json.loads((plan.out / MANIFEST).read_text())["budget"]["steps"]
-    return plan.budget(_recorded(plan)[0]).steps > before
+    steps: int = json.loads((recorded.job.out / MANIFEST).read_text())["budget"]["steps"]
+    return recorded.budget.steps > steps
 
 
-def _recorded(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
-    """The options, with what was chosen for the run in the folder where they leave it open."""
-    path, finetuning, options = plan.out / CHOICES, plan.finetuning, plan.options
+def _with_recorded(plan: FinetunePlan) -> FinetunePlan:
+    """The plan, with what was chosen for the run in the folder where the options leave it open."""
+    path, finetuning, machine = plan.job.out / CHOICES, plan.job.finetuning, plan.machine
     if not path.exists():
-        return finetuning, options
+        return plan
     choices = json.loads(path.read_text())
     finetuning = replace(
         finetuning,
@@ -326,27 +336,28 @@ def _recorded(plan: FinetunePlan) -> tuple[FinetuneOptions, TrainOptions]:
         steps=choices["steps"] if _has_open_length(finetuning) else finetuning.steps,
     )
     machine = replace(
-        options.machine,
-        micro_tokens=min(options.machine.micro_tokens, choices["micro_tokens"]),
+        machine,
+        micro_tokens=min(machine.micro_tokens, choices["micro_tokens"]),
         activations=choices["activations"],
     )
-    return finetuning, replace(options, machine=machine)
+    budget = budget_of(plan.stage, finetuning, plan.count_rows)
+    return replace(plan, budget=budget, machine=machine)
 
 
-def _report(plan: FinetunePlan, budget: Budget, result: Estimate, by_default: bool = False) -> None:
-    """Report the length, time and memory of a run. `by_default`: its length was chosen now, and by no option."""
-    epochs = budget.steps / epoch_steps(plan.rows, budget.batch_tokens)
-    on = plan.options.machine
-    is_shorter = by_default and epochs < EPOCHS - 1e-6
+def _report(plan: FinetunePlan, result: Estimate, is_default: bool = False) -> None:
+    """Report the length, time and memory of a run. `is_default`: its length was chosen now, and by no option."""
+    budget, machine, report = plan.budget, plan.machine, plan.job.report
+    epochs = budget.steps / epoch_steps(plan.count_rows(), budget.batch_tokens)
+    is_shorter = is_default and epochs < EPOCHS - 1e-6
     bound = f", the most that {duration(MAX_SECONDS)} hold on this machine" if is_shorter else ""
-    plan.report(
+    report(
         f"{budget.steps:,} steps of {budget.batch_tokens:,} tokens, {epochs:.2g} epochs{bound} "
         f"(--epochs, --steps and --batch-tokens change it)"
     )
-    plan.report(
+    report(
         f"about {duration(result.step_seconds * budget.steps)} by the rate of one layer here, and "
         f"{result.memory / 1e9:.1f} GB of memory, {result.free / 1e9:.1f} GB are free (packs of "
-        f"{on.micro_tokens:,} tokens, activations: {on.activations})"
+        f"{machine.micro_tokens:,} tokens, activations: {machine.activations})"
     )
 
 

@@ -10,11 +10,13 @@ own weights are frozen.
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 from polyphi.model.config import AdapterConfig
 from polyphi.train.loss import NextToken
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix, Schedule, Stage
+from polyphi.types.modality import run_file
 
 ROWS = "rows"
 """The corpus that `--data` fills."""
@@ -90,6 +92,19 @@ def named_stage(name: str) -> Stage:
     if name not in STAGES:
         raise ValueError(f"unknown fine-tune {name!r}; expected one of {', '.join(STAGES)}")
     return STAGES[name]
+
+
+def load_stage(file: Path) -> Stage:
+    """The `stage` of a file. Raises ValueError where there is none, or where running the file fails."""
+    if not file.is_file():
+        raise ValueError(f"{file}: expected a stage file, found no file")
+    stage = getattr(run_file(file), "stage", None)
+    if not isinstance(stage, Stage):
+        raise ValueError(
+            f"{file}: expected `stage = Stage(...)`, found "
+            f"{'no stage' if stage is None else f'a {type(stage).__name__}'}"
+        )
+    return stage
 
 
 def check_model(stage: Stage, adapters: Collection[str], model: str) -> None:

@@ -6,8 +6,9 @@ process, and collectives return their inputs.
 
 import atexit
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -101,6 +102,12 @@ def all_gather(value: T) -> list[T]:
     # Not the checkpoints' group, which another thread may use at the same time.
     distributed.all_gather_object(values, value, group=_gloo("values"))
     return values
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in all of them; only the first one calls it. The value is small and
+    picklable."""
+    return cast(T, all_gather(make() if rank() == 0 else None)[0])
 
 
 def cpu_group() -> ProcessGroup | None:

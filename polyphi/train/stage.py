@@ -163,7 +163,7 @@ class Stage:
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
     differs from `data`, and `auxiliary` the objective's weights of auxiliary losses there, which need annotations that
     only generated samples have [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter,
-    which `finetuning/run.py` replaces by a number (optimizer.py)."""
+    which `finetuning/prepare.py` replaces by a number (optimizer.py)."""
 
     name: str
     start: Mapping[str, str]

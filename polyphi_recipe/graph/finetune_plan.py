@@ -5,7 +5,7 @@ polyphi plan my_stage.py --model runs/nano/model --data rows.json --devices 1xL4
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.data import own
+from polyphi.finetuning.job import corpus_sources, sketch_of
 from polyphi.finetuning.plan import EPOCHS, default_batch, load_of
-from polyphi.finetuning.run import FinetunePlan, corpus_sources, load_stage, sketch_of
-from polyphi.finetuning.stages import MULTIMODAL, for_rows, named_stage
+from polyphi.finetuning.prepare import budget_of
+from polyphi.finetuning.stages import MULTIMODAL, for_rows, load_stage, named_stage
 from polyphi.finetuning.stages import ROWS as TRAIN_ROWS
 from polyphi.hub.location import locate
 from polyphi.planning import cost
@@ -24,9 +25,9 @@ from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.planning.load import Load
 from polyphi.planning.options import Hardware, OwnRows
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.epochs import RowTokens, steps_of
+from polyphi.train.epochs import RowTokens, row_tokens, steps_of
 from polyphi.train.optimizer import with_default_lrs
-from polyphi.train.options import FinetuneOptions, TrainOptions
+from polyphi.train.options import FinetuneOptions
 from polyphi.train.stage import Budget, Stage
 from polyphi_recipe.graph.plan import Plan, plan_of
 from polyphi_recipe.stages import sizes
@@ -75,12 +76,14 @@ def plan(
         config = sketch_of(stage, config).config
         stage = with_default_lrs(stage, config.adapters)
         processor = make_processor(config, Tokenizer.load(folder))
-        options, length = TrainOptions(), _length(rows)
-        draft = FinetunePlan(stage, config, processor, data, data, "bf16", length, options, report)
-        if built_in:
-            draft = replace(draft, finetuning=_default_length(draft))
-        target = cost.stage_model(stage, draft.budget(draft.finetuning), config)
-        result = plan_of(load_of(draft, target), hardware, on, size="on own rows", fit=fit)
+        tokens = row_tokens(stage, processor, data)
+        length = FinetuneOptions(
+            steps=rows.steps, epochs=rows.epochs, batch_tokens=rows.batch_tokens
+        )
+        length = _default_length(length, stage, tokens) if built_in else length
+        target = cost.stage_model(stage, budget_of(stage, length, lambda: tokens), config)
+        load = load_of(target, tokens, processor, data)
+        result = plan_of(load, hardware, on, size="on own rows", fit=fit)
     return replace(result, parents=(rows.model,))
 
 
@@ -110,13 +113,10 @@ def typical_load(stage: Stage, rows: OwnRows) -> Load:
     return Load.of(target, amounts, amounts)
 
 
-def _length(rows: OwnRows) -> FinetuneOptions:
-    return FinetuneOptions(steps=rows.steps, epochs=rows.epochs, batch_tokens=rows.batch_tokens)
-
-
-def _default_length(draft: FinetunePlan) -> FinetuneOptions:
+def _default_length(
+    options: FinetuneOptions, stage: Stage, rows: Mapping[str, RowTokens]
+) -> FinetuneOptions:
     """The length that `polyphi finetune` chooses, without its bound on the time."""
-    options = draft.finetuning
-    batch = options.batch_tokens or default_batch(draft.rows, draft.stage.batch_tokens)
+    batch = options.batch_tokens or default_batch(rows, stage.batch_tokens)
     epochs = options.epochs or (EPOCHS if options.steps is None else None)
     return replace(options, batch_tokens=batch, epochs=epochs)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyphi.data.addresses import is_remote
 from polyphi.data.sources import SourceFile
-from polyphi.finetuning.run import load_stage
+from polyphi.finetuning.stages import load_stage
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.stage import Mix, Stage

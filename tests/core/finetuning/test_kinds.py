@@ -19,8 +19,11 @@ from variants import few
 
 import polyphi
 from polyphi import Message, cli
+from polyphi.engine.greedy import greedy_answers
 from polyphi.finetuning import plan as planning
-from polyphi.finetuning.run import as_requested, finetune
+from polyphi.finetuning.job import check
+from polyphi.finetuning.prepare import FinetunePlan, prepare, run_folder
+from polyphi.finetuning.run import run as run_plan
 from polyphi.finetuning.stages import STAGES, for_rows
 from polyphi.model.config import AdapterConfig
 from polyphi.runtime.progress import read_metrics
@@ -79,19 +82,25 @@ def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
     def run(kind: str | Stage, out: str, data: list[str] | None = None, **options: Any) -> Path:
         name = kind if isinstance(kind, str) else kind.name
         model, files, _ = ROWS.get(name, ("native", [], set()))
-        finetune(
+        revise = options.pop("revise", planning.choose)
+        job = check(
             kind,
             [str(source / "data" / name) for name in data or files],
             tmp_path / out,
             checkpoint=source / options.pop("model", model),
-            choose=options.pop("choose", planning.choose),
             report=options.pop("report", lambda _: None),
             options=TrainOptions(precision="fp32"),
             finetuning=FinetuneOptions(**options),
         )
+        with run_folder(job):
+            run_plan(revise(prepare(job)), greedy_answers)
         return tmp_path / out
 
     return run
+
+
+def as_requested(plan: FinetunePlan) -> FinetunePlan:
+    return plan
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -112,7 +121,7 @@ def test_a_kind_equals_its_stage_in_a_file(
     choices = json.loads((named / planning.CHOICES).read_text())
     length = {name: choices[name] for name in ("steps", "batch_tokens")}
     stage = for_rows(STAGES[kind], modalities, ADAPTERS[model])
-    file = run(stage, "file", choose=planning.report_only, **length)
+    file = run(stage, "file", revise=planning.report_only, **length)
     assert same_bits(weights(named), weights(file))
     manifest = json.loads((named / "manifest.json").read_text())
     assert manifest["budget"]["steps"] == manifest["steps"] == length["steps"] > 1
@@ -143,7 +152,7 @@ def test_the_printed_command_answers_with_the_trained_weights(
 ) -> None:
     kind, files, factor, verb, adapter = USES[use]
     messages: list[str] = []
-    options = {"steps": 60, "batch_tokens": 300, "lr_factor": factor, "choose": as_requested}
+    options = {"steps": 60, "batch_tokens": 300, "lr_factor": factor, "revise": as_requested}
     out = run(kind, "run", files, report=messages.append, **options)
     printed = next(line for line in map(str, messages) if "use it: " in line)
     question, image, audio = "which colour is it", source / "data/1.png", source / "data/1.wav"
@@ -180,8 +189,8 @@ def test_a_thin_picture_is_a_bad_row(
     rows = [json.dumps({**row, "image": f"{i}.png"}) for i in range(3)]
     (source / "data/thin.jsonl").write_text("\n".join([*rows, json.dumps(row)]))
     with pytest.raises(ValueError, match=r"thin\.jsonl, line 4: .*6 x 200"):
-        run("vision", "strict", ["thin.jsonl"], steps=1, choose=as_requested)
-    out = run("vision", "run", ["thin.jsonl"], steps=1, choose=as_requested, skip_bad=True)
+        run("vision", "strict", ["thin.jsonl"], steps=1, revise=as_requested)
+    out = run("vision", "run", ["thin.jsonl"], steps=1, revise=as_requested, skip_bad=True)
     manifest = json.loads((out / "data/rows/train/manifest.json").read_text())
     assert (manifest["rows"], manifest["left_out"]) == (3, 1)
 
@@ -190,7 +199,7 @@ def test_a_run_is_an_adapter_of_its_base(
     source: Path, run: Callable[..., Path], run_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     """Its folder or its model's, as `--lora`, where it trained one adapter and nothing else."""
-    out, base = run("text", "run", steps=2, lr_factor=50, choose=as_requested), str(source / "mini")
+    out, base = run("text", "run", steps=2, lr_factor=50, revise=as_requested), str(source / "mini")
     messages = [Message.user("say red")]
     expected = polyphi.load(out / "model").logits(messages, adapter="text")[1]
     for folder in (out, out / "model", out / "model/text-lora"):

@@ -25,7 +25,8 @@ from polyphi import Image, Message, cli
 from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config, read_layout
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.devices import precision
-from polyphi.finetuning.run import finetune, load_stage
+from polyphi.finetuning.run import finetune
+from polyphi.finetuning.stages import load_stage
 from polyphi.model.config import AdapterConfig
 from polyphi.runtime.files import locked
 from polyphi.train.loss import NextToken
@@ -165,7 +166,7 @@ def test_float32_is_chosen_only_where_the_weights_fit(
 ) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
-    monkeypatch.setattr("polyphi.finetuning.run.free_memory", lambda device: free)
+    monkeypatch.setattr("polyphi.finetuning.prepare.free_memory", lambda device: free)
     messages: list[str] = []
     out = run(TEXT, precision="auto", report=messages.append)
     manifest = json.loads((out / "manifest.json").read_text())
