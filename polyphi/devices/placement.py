@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.devices import precision
 from polyphi.devices.memory import free_memory
 from polyphi.kernels import bf16

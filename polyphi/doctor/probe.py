@@ -136,7 +136,7 @@ def _memory(facts: Facts) -> Facts:
 def _kernels(facts: Facts) -> Facts:
     import torch
 
-    from polyphi import kernels
+    import polyphi.kernels as kernels
     from polyphi.kernels import bf16
     from polyphi.quantization.integer_weights import OneDnn, is_right
 

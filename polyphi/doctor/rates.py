@@ -19,7 +19,7 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.devices import cpu
 from polyphi.devices.memory import free_memory
 from polyphi.model.config import DecoderConfig

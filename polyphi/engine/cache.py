@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import attention
 from polyphi.kernels.attention import BlockLayout, KVLayer
 from polyphi.model.config import DecoderConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.engine.cache import token_bytes
 from polyphi.kernels import bf16
 from polyphi.model.multimodal import PhiModel

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import training_attention
 from polyphi.model import attention
 from polyphi.model.attention import at_least_float32

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import encoder as native
 from polyphi.kernels import training_attention
 from polyphi.model import conformer

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import blocks
 from polyphi.model import decoder, rope
 from polyphi.model.attention import KVCache

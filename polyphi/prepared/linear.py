@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import bf16, blocks
 from polyphi.model import conformer, decoder, lora, projector
 from polyphi.model.lora import Route

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import bf16, training_attention
 from polyphi.kernels import encoder as native
 from polyphi.model import siglip

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import linear as native
 from polyphi.kernels import unpack
 from polyphi.kernels.encoder import QuantizedRows, Raw

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyphi import kernels
+import polyphi.kernels as kernels
 from polyphi.kernels import linear as native
 from polyphi.kernels.linear import GROUP
 from polyphi.model.config import ModelConfig
