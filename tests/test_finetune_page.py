@@ -19,8 +19,8 @@ from PIL import Image as PIL
 from polyphi import cli
 from polyphi.checkpoints.read import read_config, read_layout
 from polyphi.data.shards import Shards
-from polyphi.finetuning.monitor import EVALUATIONS
-from polyphi.finetuning.plan import EPOCHS
+from polyphi.finetuning.monitor import DEFAULT_EVALUATIONS
+from polyphi.finetuning.plan import DEFAULT_EPOCHS
 from polyphi.finetuning.stages import STAGES
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions, TrainOptions
@@ -185,7 +185,7 @@ def test_hyperparameters_of_the_kinds_are_those_of_the_code() -> None:
                 values = values if isinstance(values, tuple) else (values,)
                 assert row[kind] == ", ".join(map(str, values)), (kind, field)
         assert stage.schedule.floor == stage.ema == 0
-    assert all(float(rows["epochs"][kind]) == EPOCHS for kind in STAGES)
+    assert all(float(rows["epochs"][kind]) == DEFAULT_EPOCHS for kind in STAGES)
 
 
 def test_defaults_of_the_options_are_those_of_the_code() -> None:
@@ -196,7 +196,8 @@ def test_defaults_of_the_options_are_those_of_the_code() -> None:
     for row in rows:
         value = values[row["option"].strip("`-").replace("-", "_")]
         if row["option"] == "`--eval-every`":
-            assert row["default"] == "a tenth of the steps" and value is None and EVALUATIONS == 10
+            assert row["default"] == "a tenth of the steps" and value is None
+            assert DEFAULT_EVALUATIONS == 10
         else:
             assert row["default"] == ("none" if value is None else str(value)), row["option"]
 

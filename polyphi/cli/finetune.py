@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from polyphi.cli.options import PublicOption, PushOption
 from polyphi.cli.train import finetune_and_push
-from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
+from polyphi.train.options import FINETUNE_GROUP, FinetuneOptions, TrainOptions
 
 Kind = Literal["vision", "speech", "both", "text", "preferences"]
 
@@ -22,12 +22,14 @@ def finetune(
     ],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint to start from: folder or hub id.", group=OWN)],
+    model: Annotated[
+        str, Parameter(help="Checkpoint to start from: folder or hub id.", group=FINETUNE_GROUP)
+    ],
     data: Annotated[
         tuple[str, ...],
         Parameter(
             help=".json, .jsonl, .parquet, a folder or hf:owner/name; repeatable.",
-            group=OWN,
+            group=FINETUNE_GROUP,
             required=True,
         ),
     ],

@@ -12,7 +12,7 @@ from cyclopts.types import PositiveInt
 from polyphi.cli.options import console
 from polyphi.cli.printable import print_message, printable
 from polyphi.text.quantity import quantity
-from polyphi.train.options import column_pairs
+from polyphi.train.options import parse_columns
 
 if TYPE_CHECKING:
     from polyphi.data.source_report import SourceReport
@@ -35,7 +35,7 @@ def sources(
     columns: Annotated[
         Mapping[str, str] | None,
         Parameter(
-            converter=column_pairs,
+            converter=parse_columns,
             n_tokens=1,
             accepts_keys=False,
             metavar="OURS=YOURS,...",

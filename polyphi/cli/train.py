@@ -17,7 +17,7 @@ from polyphi.cli.options import (
     SizeOption,
     console,
 )
-from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
+from polyphi.train.options import FINETUNE_GROUP, FinetuneOptions, TrainOptions
 
 if TYPE_CHECKING:
     from polyphi.finetuning.prepare import FinetunePlan
@@ -41,12 +41,13 @@ def train(
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     model: Annotated[
         str | None,
-        Parameter(help="Checkpoint to start from: folder or hub id.", group=OWN),
+        Parameter(help="Checkpoint to start from: folder or hub id.", group=FINETUNE_GROUP),
     ] = None,
     data: Annotated[
         tuple[str, ...],
         Parameter(
-            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... for several.", group=OWN
+            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... for several.",
+            group=FINETUNE_GROUP,
         ),
     ] = (),
     finetuning: FinetuneOptions = FinetuneOptions(),  # noqa: B008 - frozen

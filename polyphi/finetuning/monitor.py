@@ -10,11 +10,11 @@ from polyphi.processing.processor import Processor
 from polyphi.train.evaluation import SPLIT, EvalOptions
 from polyphi.types.messages import Message
 
-ANSWERS = 3
+ANSWERED_ROWS = 3
 """Evaluation rows that the model answers at each evaluation."""
-MAX_TOKENS = 64
+MAX_ANSWER_TOKENS = 64
 """Maximum tokens of an answer to an evaluation row."""
-EVALUATIONS = 10
+DEFAULT_EVALUATIONS = 10
 """Evaluations of a run without `eval_every`, before the first step not counted."""
 
 AnswerPrompts = Callable[
@@ -37,23 +37,23 @@ def evaluations(plan: FinetunePlan, answer_prompts: AnswerPrompts | None) -> Eva
 
     def answers(model: PhiModel) -> list[str]:
         assert answer_prompts is not None
-        return answer_prompts(model, processor, prompts, MAX_TOKENS)
+        return answer_prompts(model, processor, prompts, MAX_ANSWER_TOKENS)
 
     return EvalOptions(
         list(plan.job.eval_sources),
-        options.eval_every or max(1, plan.budget.steps // EVALUATIONS),
+        options.eval_every or max(1, plan.budget.steps // DEFAULT_EVALUATIONS),
         answers if answer_prompts else None,
         options.patience,
     )
 
 
 def fixed_samples(plan: FinetunePlan) -> Iterator[tuple[str, Sample]]:
-    """The evaluation rows whose answers are recorded, with their corpora: ANSWERS of them, spread evenly over the rows
-    that have a prompt within the stage's context."""
+    """The evaluation rows whose answers are recorded, with their corpora: `ANSWERED_ROWS` of them, spread evenly over
+    the rows that have a prompt within the stage's context."""
     shards = {corpus: Shards(plan.job.data / corpus / SPLIT) for corpus in plan.job.eval_sources}
     rows = [(corpus, i) for corpus, content in shards.items() for i in range(len(content))]
-    for number in range(min(ANSWERS, len(rows))):
-        corpus, i = rows[number * len(rows) // ANSWERS if len(rows) > ANSWERS else number]
+    number = min(ANSWERED_ROWS, len(rows))
+    for corpus, i in (rows[n * len(rows) // number] for n in range(number)):
         sample = shards[corpus].sample(i)
         if sample.prompt and plan.job.processor.count(sample.prompt).total <= plan.stage.context:
             yield corpus, sample

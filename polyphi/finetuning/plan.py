@@ -42,14 +42,14 @@ from polyphi.train.stage import Budget
 from polyphi.train.state import MANIFEST
 from polyphi.types.batch import Batch, pack, row
 
-CHOICES = "choices.json"
-EPOCHS = 3.0
+CHOICES_FILE = "choices.json"
+DEFAULT_EPOCHS = 3.0
 """[ours] Times that rows are used where a command names neither steps nor epochs; TRL's default, too."""
-MAX_SECONDS = 8 * 3600
+MAX_DEFAULT_SECONDS = 8 * 3600
 """[ours] Longest run by default: a night. Rows that take longer are used less often, or not all of them."""
-STEPS = 100
+SHORT_RUN_STEPS = 100
 """[ours] Steps of a run over few rows or in little time, whose steps are smaller than the stage's."""
-MIN_ROWS = 8
+MIN_STEP_ROWS = 8
 """[ours] Fewest mean rows of a step that is smaller than the stage's."""
 SAMPLED_ROWS = 16
 """Rows of a corpus that are made for the amounts of a mean one."""
@@ -208,7 +208,7 @@ def choose(plan: FinetunePlan) -> FinetunePlan:
 
 def _chosen(plan: FinetunePlan) -> tuple[Budget, MachineOptions]:
     """The budget and the use of the machine that `choose` chooses."""
-    job, path = plan.job, plan.job.out / CHOICES
+    job, path = plan.job, plan.job.out / CHOICES_FILE
     recorded = _with_recorded(plan)
     if (job.out / MANIFEST).exists() and not _requests_more(recorded):
         return recorded.budget, recorded.machine
@@ -242,30 +242,33 @@ def _has_open_length(finetuning: FinetuneOptions) -> bool:
 
 
 def _default_budget(plan: FinetunePlan, seconds_of: Callable[[int], float]) -> Budget:
-    """The budget with the tokens of a step and, where neither steps nor epochs are named, the steps: those of `EPOCHS`
-    epochs, or as many as take `MAX_SECONDS`. `seconds_of` returns the seconds of a step of so many tokens."""
+    """The budget with the tokens of a step and, where neither steps nor epochs are named, the steps: those of
+    `DEFAULT_EPOCHS` epochs, or as many as take `MAX_DEFAULT_SECONDS`. `seconds_of` returns the seconds of a step of so
+    many tokens."""
     finetuning, rows = plan.job.finetuning, plan.count_rows()
     stage_tokens, run_tokens = plan.stage.batch_tokens, math.inf
     if _has_open_length(finetuning):
-        run_tokens = MAX_SECONDS * stage_tokens / seconds_of(stage_tokens)
+        run_tokens = MAX_DEFAULT_SECONDS * stage_tokens / seconds_of(stage_tokens)
     batch = finetuning.batch_tokens or default_batch(rows, stage_tokens, run_tokens)
     finetuning = replace(finetuning, batch_tokens=batch)
     if _has_open_length(finetuning):
-        longest = max(1, int(MAX_SECONDS / seconds_of(batch)))
-        finetuning = replace(finetuning, steps=min(longest, steps_of(EPOCHS, rows, batch)))
+        longest = max(1, int(MAX_DEFAULT_SECONDS / seconds_of(batch)))
+        finetuning = replace(finetuning, steps=min(longest, steps_of(DEFAULT_EPOCHS, rows, batch)))
     return budget_of(plan.stage, finetuning, plan.count_rows)
 
 
 def default_batch(
     rows: Mapping[str, RowTokens], stage_tokens: int, run_tokens: float = math.inf
 ) -> int:
-    """Tokens of a step: the stage's, or fewer for few rows or little time, so that a run of `EPOCHS`, or of at most
-    `run_tokens` tokens, has about `STEPS` steps, though at least `MIN_ROWS` mean rows and the longest one."""
+    """Tokens of a step: the stage's, or fewer for few rows or little time, so that a run of `DEFAULT_EPOCHS`, or of at
+    most `run_tokens` tokens, has about `SHORT_RUN_STEPS` steps. They hold at least `MIN_STEP_ROWS` mean rows and the
+    longest row."""
     total = sum(tokens.total for tokens in rows.values())
     count = sum(tokens.rows for tokens in rows.values())
     longest = max(max(tokens.counted) for tokens in rows.values())
-    least = max(longest, math.ceil(MIN_ROWS * total / count))
-    return min(stage_tokens, max(least, math.ceil(min(EPOCHS * total, run_tokens) / STEPS)))
+    least = max(longest, math.ceil(MIN_STEP_ROWS * total / count))
+    short = math.ceil(min(DEFAULT_EPOCHS * total, run_tokens) / SHORT_RUN_STEPS)
+    return min(stage_tokens, max(least, short))
 
 
 def estimate(load: Load, on: Switches, batch_tokens: int, rate: float) -> Estimate:
@@ -326,7 +329,7 @@ def _requests_more(recorded: FinetunePlan) -> bool:
 
 def _with_recorded(plan: FinetunePlan) -> FinetunePlan:
     """The plan, with what was chosen for the run in the folder where the options leave it open."""
-    path, finetuning, machine = plan.job.out / CHOICES, plan.job.finetuning, plan.machine
+    path, finetuning, machine = plan.job.out / CHOICES_FILE, plan.job.finetuning, plan.machine
     if not path.exists():
         return plan
     choices = json.loads(path.read_text())
@@ -348,8 +351,9 @@ def _report(plan: FinetunePlan, result: Estimate, is_default: bool = False) -> N
     """Report the length, time and memory of a run. `is_default`: its length was chosen now, and by no option."""
     budget, machine, report = plan.budget, plan.machine, plan.job.report
     epochs = budget.steps / epoch_steps(plan.count_rows(), budget.batch_tokens)
-    is_shorter = is_default and epochs < EPOCHS - 1e-6
-    bound = f", the most that {duration(MAX_SECONDS)} hold on this machine" if is_shorter else ""
+    bound = ""
+    if is_default and epochs < DEFAULT_EPOCHS - 1e-6:
+        bound = f", the most that {duration(MAX_DEFAULT_SECONDS)} hold on this machine"
     report(
         f"{budget.steps:,} steps of {budget.batch_tokens:,} tokens, {epochs:.2g} epochs{bound} "
         f"(--epochs, --steps and --batch-tokens change it)"

@@ -18,11 +18,11 @@ from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix, Schedule, Stage
 from polyphi.types.modality import run_file
 
-ROWS = "rows"
+CORPUS = "rows"
 """The corpus that `--data` fills."""
-TEXT = "text"
+TEXT_ADAPTER = "text"
 """Name of the adapter that is added for rows of text alone, which use none otherwise."""
-TEXT_ADAPTER = AdapterConfig(rank=64, alpha=128.0)
+TEXT_ADAPTER_CONFIG = AdapterConfig(rank=64, alpha=128.0)
 """[ours] A rank that suits instructions; its rate is the default for the rank (optimizer.py)."""
 
 VISION = Stage(
@@ -30,7 +30,7 @@ VISION = Stage(
     start={},
     # half the rates of the report's last vision stage [ours]
     trainable={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 1e-5},
-    data=Mix({ROWS: 1}),
+    data=Mix({CORPUS: 1}),
     objective=NextToken(max_crops=16),  # a crop is 448 pixels square and about 256 tokens
     schedule=Schedule(warmup=0.05, decay="linear"),
     context=8192,
@@ -43,7 +43,7 @@ SPEECH = Stage(
     start={},
     # as in the report's speech post-training (2.2.2)
     trainable={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
-    data=Mix({ROWS: 1}),
+    data=Mix({CORPUS: 1}),
     objective=NextToken(),
     schedule=Schedule(warmup=0.05, decay="linear"),
     context=4096,  # tokens; a second of speech has 12.5, longer rows are left out and counted
@@ -59,12 +59,12 @@ BOTH = replace(
     steps=1000,
 )
 
-TEXT_STAGE = replace(
+TEXT = replace(
     SPEECH,
     name="text",
-    adapters={TEXT: TEXT_ADAPTER},
-    trainable={f"decoder.*.lora.{TEXT}.*": "auto"},  # type: ignore[dict-item]
-    data=Mix({ROWS: 1}, adapter={ROWS: TEXT}),
+    adapters={TEXT_ADAPTER: TEXT_ADAPTER_CONFIG},
+    trainable={f"decoder.*.lora.{TEXT_ADAPTER}.*": "auto"},  # type: ignore[dict-item]
+    data=Mix({CORPUS: 1}, adapter={CORPUS: TEXT_ADAPTER}),
 )
 
 PREFERENCES = Stage(
@@ -72,7 +72,7 @@ PREFERENCES = Stage(
     start={},
     # a tenth of the rate of VISION [ours]: DPO compares whole answers and needs smaller steps
     trainable={"decoder.*.lora.vision.*": 5e-6},
-    data=Mix({ROWS: 1}),
+    data=Mix({CORPUS: 1}),
     objective=DPO(beta=0.1, nll=0.2, max_crops=16),
     schedule=Schedule(warmup=0.1, decay="linear"),
     context=8192,  # of each of the two rows of a pair
@@ -80,7 +80,7 @@ PREFERENCES = Stage(
     steps=200,
 )
 
-STAGES = {stage.name: stage for stage in (VISION, SPEECH, BOTH, TEXT_STAGE, PREFERENCES)}
+STAGES = {stage.name: stage for stage in (VISION, SPEECH, BOTH, TEXT, PREFERENCES)}
 MODALITIES = {"vision": ("image",), "speech": ("audio",), "both": ("audio", "image"), "text": ()}
 """Modalities that the rows of a stage have; preference pairs may have any."""
 ADAPTERS = {"image": "vision", "audio": "speech"}
@@ -127,14 +127,14 @@ def for_rows(stage: Stage, parts: Collection[str], adapters: Collection[str]) ->
         elif not parts:
             stage = replace(
                 stage,
-                adapters=TEXT_STAGE.adapters,
-                trainable={f"decoder.*.lora.{TEXT}.*": 2e-5},
-                data=TEXT_STAGE.data,
+                adapters=TEXT.adapters,
+                trainable={f"decoder.*.lora.{TEXT_ADAPTER}.*": 2e-5},
+                data=TEXT.data,
             )
     else:
         _check_rows(stage, parts)
-    if TEXT in stage.adapters and TEXT in adapters:  # a fine-tuned model: its adapter trains on
-        stage = replace(stage, adapters={})
+    if TEXT_ADAPTER in stage.adapters and TEXT_ADAPTER in adapters:
+        stage = replace(stage, adapters={})  # a fine-tuned model: its adapter is trained further
     return stage
 
 

@@ -6,7 +6,7 @@
     FinetuneOptions   a user's stage: its rows, its length, its evaluations
 
 The text under a field is its help. This module doesn't import torch, so that a command line is made from these classes
-before torch is imported. What only a program can give to a run is in `trainer.Caller`.
+before torch is imported. What only a program can give to a run is in `RunContext` (context.py).
 """
 
 import math
@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter, Token
 from cyclopts.types import PositiveFloat, PositiveInt
 
-MACHINE = Group("Machine (no effect on the result)", sort_key=1)
-OWN = Group("Fine-tuning (with `train`: of a stage file)", sort_key=2)
+MACHINE_GROUP = Group("Machine (no effect on the result)", sort_key=1)
+FINETUNE_GROUP = Group("Fine-tuning (with `train`: of a stage file)", sort_key=2)
 
 SeedOption = Annotated[
     int, Parameter(help="Seed of the draws of samples, the initial weights and dropout.")
@@ -38,21 +38,21 @@ MIN_NORMS = 10
 """Fewest earlier gradient norms that a spike is measured against."""
 
 
-def column_pairs(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+def parse_columns(_: type, tokens: Sequence[Token]) -> dict[str, str]:
     """The mapping in a text like `answer=text,audio=clip`."""
-    return _pairs(tokens[0].value, "OURS=YOURS,..., such as answer=text")
+    return _parse_pairs(tokens[0].value, "OURS=YOURS,..., such as answer=text")
 
 
-def sizes(_: type, tokens: Sequence[Token]) -> dict[str, int]:
+def parse_sizes(_: type, tokens: Sequence[Token]) -> dict[str, int]:
     """The mapping in a text like `image=16,audio=3000`."""
     expected = "MODALITY=SIZE,..., such as image=16"
-    pairs = _pairs(tokens[0].value, expected)
+    pairs = _parse_pairs(tokens[0].value, expected)
     if wrong := [size for size in pairs.values() if not size.isdecimal()]:
         raise ValueError(f"expected {expected}; found {wrong[0]!r}")
     return {name: int(size) for name, size in pairs.items()}
 
 
-def _pairs(text: str, expected: str) -> dict[str, str]:
+def _parse_pairs(text: str, expected: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
         raise ValueError(f"expected {expected}; found {wrong[0]!r}")
@@ -78,7 +78,7 @@ class StepGuard:
         return norm > self.spike * statistics.median(norms)
 
 
-@Parameter(name="*", group=MACHINE)
+@Parameter(name="*", group=MACHINE_GROUP)
 @dataclass(frozen=True)
 class MachineOptions:
     """Options of a run's use of the machine. None of them changes what is trained."""
@@ -87,7 +87,9 @@ class MachineOptions:
     """Maximum tokens of a pack (micro-batch)."""
     micro_inputs: Annotated[
         Mapping[str, int],
-        Parameter(converter=sizes, n_tokens=1, accepts_keys=False, metavar="MODALITY=SIZE,..."),
+        Parameter(
+            converter=parse_sizes, n_tokens=1, accepts_keys=False, metavar="MODALITY=SIZE,..."
+        ),
     ] = field(default_factory=dict)
     """Maximum number of image crops (image=N) and of 10 ms audio frames (audio=N) in a pack."""
     workers: int | None = None
@@ -116,21 +118,23 @@ class TrainOptions:
     base: Base | None = None
     """Quantize the frozen weights (QLoRA), which saves memory."""
     guard: StepGuard = field(default_factory=StepGuard)
-    watch_every: Annotated[int, Parameter(group=MACHINE)] = 0
+    watch_every: Annotated[int, Parameter(group=MACHINE_GROUP)] = 0
     """Steps between evaluations of the stage's held-out tasks; 0: none."""
-    track: Annotated[Sequence[str], Parameter(group=MACHINE)] = ()
+    track: Annotated[Sequence[str], Parameter(group=MACHINE_GROUP)] = ()
     """Log metrics to tensorboard, trackio or wandb; repeatable."""
     machine: MachineOptions = field(default_factory=MachineOptions)
 
 
-@Parameter(name="*", group=OWN)
+@Parameter(name="*", group=FINETUNE_GROUP)
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Options of a stage that is trained on a user's own rows (finetune.py)."""
+    """Options of a stage that is trained on a user's rows (polyphi/finetuning)."""
 
     columns: Annotated[
         Mapping[str, str],
-        Parameter(converter=column_pairs, n_tokens=1, accepts_keys=False, metavar="OURS=YOURS,..."),
+        Parameter(
+            converter=parse_columns, n_tokens=1, accepts_keys=False, metavar="OURS=YOURS,..."
+        ),
     ] = field(default_factory=dict)
     """Column names of the data, such as answer=text,audio=clip; CORPUS.answer=... for several."""
     skip_bad: bool = False

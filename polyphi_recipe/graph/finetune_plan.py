@@ -14,10 +14,9 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.data import own
 from polyphi.finetuning.job import corpus_sources, sketch_of
-from polyphi.finetuning.plan import EPOCHS, default_batch, load_of
+from polyphi.finetuning.plan import DEFAULT_EPOCHS, default_batch, load_of
 from polyphi.finetuning.prepare import budget_of
-from polyphi.finetuning.stages import MULTIMODAL, for_rows, load_stage, named_stage
-from polyphi.finetuning.stages import ROWS as TRAIN_ROWS
+from polyphi.finetuning.stages import CORPUS, MULTIMODAL, for_rows, load_stage, named_stage
 from polyphi.hub.location import locate
 from polyphi.planning import cost
 from polyphi.planning.cost import Switches, work
@@ -105,10 +104,10 @@ def typical_load(stage: Stage, rows: OwnRows) -> Load:
     config = sketch_of(stage, published).config
     stage = with_default_lrs(stage, config.adapters)
     target = cost.stage_model(stage, Budget(stage.steps, stage.batch_tokens, stage.context), config)
-    amounts = {TRAIN_ROWS: work(example_rows(target, TRAIN_ROWS, TYPICAL[stage.name]), config)}
-    tokens = {TRAIN_ROWS: RowTokens([amounts[TRAIN_ROWS]["tokens"]], TYPICAL_ROWS)}
+    amounts = {CORPUS: work(example_rows(target, CORPUS, TYPICAL[stage.name]), config)}
+    tokens = {CORPUS: RowTokens([amounts[CORPUS]["tokens"]], TYPICAL_ROWS)}
     batch = rows.batch_tokens or default_batch(tokens, stage.batch_tokens)
-    steps = rows.steps or steps_of(rows.epochs or EPOCHS, tokens, batch)
+    steps = rows.steps or steps_of(rows.epochs or DEFAULT_EPOCHS, tokens, batch)
     target = replace(target, budget=Budget(steps, batch, stage.context))
     return Load.of(target, amounts, amounts)
 
@@ -118,5 +117,5 @@ def _default_length(
 ) -> FinetuneOptions:
     """The length that `polyphi finetune` chooses, without its bound on the time."""
     batch = options.batch_tokens or default_batch(rows, stage.batch_tokens)
-    epochs = options.epochs or (EPOCHS if options.steps is None else None)
+    epochs = options.epochs or (DEFAULT_EPOCHS if options.steps is None else None)
     return replace(options, batch_tokens=batch, epochs=epochs)

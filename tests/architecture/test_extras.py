@@ -52,7 +52,10 @@ PARTS = {
         ),
     ),
     "serve": ("polyphi.serve.app", "polyphi.serve.run"),
-    "train": ("polyphi.finetuning.run", "polyphi.finetuning.monitor", "polyphi.planning.dry_run"),
+    "train": (
+        *("polyphi.finetuning.run", "polyphi.finetuning.plan", "polyphi.engine.greedy"),
+        "polyphi.planning.dry_run",
+    ),
     "curate": (
         "polyphi_recipe.pipeline.pipeline",
         "polyphi_recipe.corpora.sums",

@@ -54,6 +54,10 @@ ONLY = {
     "polyphi.media": LEVEL_0,
     "polyphi.processing": LEVEL_0 | {"media"},
     "polyphi.data": LEVEL_0 | {"media", "processing"},
+    "polyphi.finetuning": LEVEL_0  # no engine: its callers pass a function that answers prompts
+    | LEVELS[1]
+    | LEVELS[2]
+    | {"train", "planning"},
     "polyphi.serve": LEVEL_0 | {"engine", "decoding", "transcription", "media", "processing"},
     "polyphi_eval": LEVEL_0 | {"data.sample", "data.shards"},
     "polyphi_eval.cli": LEVEL_0 | {"cli.options"},

@@ -118,7 +118,7 @@ def test_a_kind_equals_its_stage_in_a_file(
     """Byte-equal weights; and the default length by the rows."""
     named = run(kind, "named")
     model, _, modalities = ROWS[kind]
-    choices = json.loads((named / planning.CHOICES).read_text())
+    choices = json.loads((named / planning.CHOICES_FILE).read_text())
     length = {name: choices[name] for name in ("steps", "batch_tokens")}
     stage = for_rows(STAGES[kind], modalities, ADAPTERS[model])
     file = run(stage, "file", revise=planning.report_only, **length)
@@ -357,18 +357,18 @@ def test_packs_are_smaller_where_memory_is_short(
     monkeypatch.setattr(planning.Estimate, "fits", True)
     monkeypatch.setattr(planning, "fitting", lambda load, on, *_: replace(on, micro_tokens=512))
     out = run("text", "run", steps=1)
-    assert json.loads((out / planning.CHOICES).read_text())["micro_tokens"] == 512
+    assert json.loads((out / planning.CHOICES_FILE).read_text())["micro_tokens"] == 512
 
 
 def test_a_run_is_no_longer_than_the_time_by_default(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its steps are smaller, and the reason is printed before the first one; a named length isn't changed."""
-    monkeypatch.setattr(planning, "MAX_SECONDS", 1e-9)
+    monkeypatch.setattr(planning, "MAX_DEFAULT_SECONDS", 1e-9)
     messages: list[str] = []
     out = run("vision", "run", report=lambda message: messages.append(str(message)))
-    choices = json.loads((out / planning.CHOICES).read_text())
-    longer = json.loads((run("vision", "named", epochs=3) / planning.CHOICES).read_text())
+    choices = json.loads((out / planning.CHOICES_FILE).read_text())
+    longer = json.loads((run("vision", "named", epochs=3) / planning.CHOICES_FILE).read_text())
     assert choices["steps"] == 1 < longer["steps"]
     assert any("epochs, the most that" in message for message in messages)
 
