@@ -1,16 +1,21 @@
-"""Follows a training stage and a chat request through the code, and counts how often a reader changes files.
+"""Follows requests and a fine-tune through the code, and counts how often a reader changes files.
 
-python benchmarks/walk.py                        # both, of the polyphi that this Python imports
-python benchmarks/walk.py --parts train --list   # the files in order
+python benchmarks/walk.py                           # all parts, of the polyphi that this Python imports
+python benchmarks/walk.py --parts finetune --list   # the files in order
 PYTHONPATH=OTHER_CHECKOUT python benchmarks/walk.py --json
 
-Both run with a random model of the micro size, as a user runs them:
+All parts run with a random model of the micro size, as a user runs them:
 
-- `train`: `polyphi finetune vision` on a dozen images, interrupted after two steps and resumed, so
-  that a checkpoint is written and read: stage file, data, row, batch, step, checkpoint, manifest, export. `one step` of
-  it lies between the ends of the optimizer's first and second step.
-- `chat`: `polyphi serve`, and one streamed request of `/v1/chat/completions`, from the socket to its last event; the
-  server has answered another one before. Functions that the idle server calls as often are left out.
+- `chat`: `polyphi serve`, and one streamed request of `/v1/chat/completions`, from the socket to its last event.
+- `image`: the same with a photo in the request, as a data URL.
+- `transcription`: the same server, and an audio file that is sent to `/v1/audio/transcriptions`.
+- `generate`: `phi.generate` of a photo in this process; `polyphi.load` isn't counted.
+- `finetune`: the whole of `polyphi finetune vision` on a dozen images: stage file, data, row, batch, step, checkpoint,
+  manifest, export. `one training step` of it lies between the ends of the optimizer's first and second step.
+- `resume`: the whole of the same fine-tune, interrupted after two steps and resumed, so that a checkpoint is also read.
+
+The server, or `phi`, has answered another request of the same form before. Functions that the idle server calls as
+often are left out.
 
 All threads are followed (`sys.setprofile`), child processes are not. Counted are functions of polyphi, polyphi_eval and
 polyphi_recipe, without comprehensions and without what runs while a module is imported:
@@ -26,8 +31,10 @@ Each repeat is a separate process; the table has medians, and `--list` the visit
 """
 
 import argparse
+import base64
 import http.client
 import inspect
+import io
 import json
 import os
 import re
@@ -39,10 +46,13 @@ import tempfile
 import threading
 import time
 import traceback
+import wave
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dis import opmap
+from functools import partial
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -63,8 +73,11 @@ STEPS = 4
 ROWS = 12
 TOP = 12
 """Files in the tables of re-entries."""
-WINDOW = 1.5
-"""Seconds in which a request and its clean-up end; as long, the idle server is recorded."""
+CLEAN_UP = 2.5
+"""Seconds in which the server ends what it still does after a response. The idle server is recorded as long as a
+request with its clean-up: at least two of what it does every second."""
+PROMPTS = ("one two three", "what is this ?")
+"""Of the request before, and of the recorded one."""
 
 
 class Call(NamedTuple):
@@ -182,33 +195,52 @@ def command(*arguments: str) -> None:
         main(list(arguments))
 
 
-def record_train(folder: Path, model: Path) -> None:
+def save(folder: Path, recorded: dict[str, list[Call]]) -> None:
+    (folder / CALLS).write_text(json.dumps(recorded))
+
+
+def record_finetune(folder: Path, model: Path, *, resume: bool) -> None:
+    """Record a fine-tune; with `resume` its first run is interrupted after two steps, and a second one resumes it."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     ends: list[int] = []
 
     def end_of_step(*_: Any) -> None:
         ends.append(len(calls))
-        if len(ends) == 2:
+        if resume and len(ends) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     register_optimizer_step_post_hook(end_of_step)
-    out = folder / "train"
-    train = (
+    out = folder / "finetune"
+    finetune = (
         *("finetune", "vision"),
         *("--model", str(model), "--data", str(write_rows(folder)), "--out", str(out)),
         *("--steps", str(STEPS), "--batch-tokens", "400", "--precision", "fp32"),
     )
     with recording() as calls:
-        for _ in range(2):
-            command(*train)
+        for _ in range(2 if resume else 1):
+            command(*finetune)
     if len(ends) != STEPS or not (out / "manifest.json").exists():
         raise RuntimeError(f"expected {STEPS} steps and a manifest, found {len(ends)} steps")
-    recorded = {"train": calls, "train, one step": calls[ends[0] : ends[1]]}
-    (folder / CALLS).write_text(json.dumps(recorded))
+    if resume:
+        save(folder, {"whole fine-tune, resumed": calls})
+    else:
+        save(folder, {"whole fine-tune": calls, "one training step": calls[ends[0] : ends[1]]})
 
 
-def record_chat(folder: Path, model: Path) -> None:
+def record_generate(folder: Path, model: Path) -> None:
+    with recording() as calls:  # from the start, for the threads of the engine
+        phi = polyphi.load(model, device="cpu")
+        phi.generate(PROMPTS[0], images=[photo(0)], max_tokens=6)
+        start = len(calls)
+        phi.generate(PROMPTS[1], images=[photo(1)], max_tokens=6)
+    save(folder, {"phi.generate of an image": calls[start:]})
+
+
+def record_request(
+    folder: Path, model: Path, *, name: str, request: Callable[[int, int], None]
+) -> None:
+    """Record a request to a server in this process. `request` has a port and the number of the request as arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -216,15 +248,14 @@ def record_chat(folder: Path, model: Path) -> None:
     def client() -> None:
         try:
             wait_until_ready(port)
-            chat(port, "one two three")
-            time.sleep(WINDOW)
-            idle = len(calls)
-            time.sleep(WINDOW)
-            start, end = len(calls), time.monotonic() + WINDOW
-            chat(port, "what is this ?")
-            time.sleep(max(0.0, end - time.monotonic()))
-            recorded = {"chat": without_periodic(calls[start:], calls[idle:start])}
-            (folder / CALLS).write_text(json.dumps(recorded))
+            request(port, 0)
+            time.sleep(CLEAN_UP)
+            start, started_at = len(calls), time.monotonic()
+            request(port, 1)
+            time.sleep(CLEAN_UP)
+            end, seconds = len(calls), time.monotonic() - started_at
+            time.sleep(seconds)
+            save(folder, {name: without_periodic(calls[start:end], calls[end:])})
         except BaseException:
             traceback.print_exc()
         finally:
@@ -253,24 +284,45 @@ def wait_until_ready(port: int) -> None:
     raise TimeoutError("the server didn't load within 300 s")
 
 
-def chat(port: int, prompt: str) -> None:
+def chat(port: int, number: int, *, image: bool = False) -> None:
     """One streamed chat request, read to its end."""
+    content: Any = PROMPTS[number]
+    if image:
+        url = f"data:image/jpeg;base64,{base64.b64encode(photo(number)).decode()}"
+        text = {"type": "text", "text": content}
+        content = [{"type": "image_url", "image_url": {"url": url}}, text]
     body = {
         "model": "model",
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [{"role": "user", "content": content}],
         "max_tokens": 6,
         "temperature": 0,
         "stream": True,
     }
-    status, text = send(port, "POST", "/v1/chat/completions", json.dumps(body))
-    if status != 200 or "[DONE]" not in text:
-        raise RuntimeError(f"expected a stream that ends with [DONE], found {text[-500:]!r}")
+    status, events = send(port, "POST", "/v1/chat/completions", json.dumps(body).encode())
+    if status != 200 or "[DONE]" not in events:
+        raise RuntimeError(f"expected a stream that ends with [DONE], found {events[-500:]!r}")
 
 
-def send(port: int, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+def transcribe(port: int, number: int) -> None:
+    """One upload of an audio file, and its transcript."""
+    field = 'Content-Disposition: form-data; name="file"; filename="audio.wav"'
+    body = b"--end\r\n%b\r\n\r\n%b\r\n--end--\r\n" % (field.encode(), audio(number))
+    form = "multipart/form-data; boundary=end"
+    status, text = send(port, "POST", "/v1/audio/transcriptions", body, form)
+    if status != 200 or "text" not in json.loads(text):
+        raise RuntimeError(f"expected a transcript, found {text[-500:]!r}")
+
+
+def send(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    content_type: str = "application/json",
+) -> tuple[int, str]:
     """Send a request to the server; return the status and the body of the response."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
+        connection.request(method, path, body, {"Content-Type": content_type})
         response = connection.getresponse()
         return response.status, response.read().decode()
 
@@ -283,8 +335,12 @@ def write_model(folder: Path) -> None:
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi_recipe.stages import sizes
     from polyphi_recipe.stages.lineage import BUILT_IN
+
+    try:
+        from polyphi_recipe.stages import sizes
+    except ImportError:  # older checkouts; no other module has the micro size in all of them
+        from polyphi.planning import sizes
 
     tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)
     tokenizer.save(folder.parent / "tokenizer")
@@ -292,6 +348,27 @@ def write_model(folder: Path) -> None:
     model = PhiModel(BUILT_IN.configuration(stages, sizes.MICRO.model, tokenizer))
     model.initialise(0)
     save_checkpoint(model, folder, files=sorted((folder.parent / "tokenizer").iterdir()))
+
+
+def photo(number: int) -> bytes:
+    """A JPEG file; each number has another color."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (320, 240), (100 * number, 100, 50)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def audio(number: int) -> bytes:
+    """A WAV file of two seconds at 16 kHz; each number has another pitch. A sawtooth has the harmonics of a vowel: the
+    server decodes only what sounds like speech."""
+    pitch = 120 + 30 * number
+    samples = array("h", (i * pitch % 16_000 - 8_000 for i in range(2 * 16_000)))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
+        wav.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
+        wav.writeframes(samples.tobytes())
+    return file.getvalue()
 
 
 def write_rows(folder: Path) -> Path:
@@ -309,7 +386,18 @@ def write_rows(folder: Path) -> Path:
 
 # ------------------------------------------------------------------------------ report
 
-RECORD = {"train": record_train, "chat": record_chat}
+RECORD: dict[str, Callable[[Path, Path], None]] = {
+    "chat": partial(record_request, name="text chat over HTTP", request=chat),
+    "image": partial(
+        record_request, name="image chat over HTTP", request=partial(chat, image=True)
+    ),
+    "transcription": partial(
+        record_request, name="audio transcription over HTTP", request=transcribe
+    ),
+    "generate": record_generate,
+    "finetune": partial(record_finetune, resume=False),
+    "resume": partial(record_finetune, resume=True),
+}
 
 
 def run(part: str, model: Path) -> dict[str, list[Call]]:

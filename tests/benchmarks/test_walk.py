@@ -1,4 +1,4 @@
-"""The benchmark that follows a stage and a chat: what it counts, and both at the smallest size."""
+"""The benchmark that follows requests and a fine-tune: what it counts, and each part at the smallest size."""
 
 import importlib
 import os
@@ -109,11 +109,43 @@ def test_functions_are_entered_once_however_often_they_continue(
     ("part", "works", "files"),
     [
         (
-            "train",
-            ["train", "train, one step"],
+            "chat",
+            ["text chat over HTTP"],
+            ["polyphi/serve/openai/chat.py", "polyphi/types/batch.py"],
+        ),
+        (
+            "image",
+            ["image chat over HTTP"],
+            [
+                "polyphi/serve/openai/chat.py",
+                "polyphi/processing/image.py",
+                "polyphi/prepared/decoder.py",
+            ],
+        ),
+        (
+            "transcription",
+            ["audio transcription over HTTP"],
+            [
+                "polyphi/serve/audio/transcriptions.py",
+                "polyphi/transcription/vad.py",
+                "polyphi/prepared/decoder.py",
+            ],
+        ),
+        (
+            "generate",
+            ["phi.generate of an image"],
+            ["polyphi/api.py", "polyphi/processing/image.py", "polyphi/prepared/decoder.py"],
+        ),
+        (
+            "finetune",
+            ["whole fine-tune", "one training step"],
             ["polyphi/cli/train.py", "polyphi/processing/processor.py", "polyphi/types/batch.py"],
         ),
-        ("chat", ["chat"], ["polyphi/serve/openai/chat.py", "polyphi/types/batch.py"]),
+        (
+            "resume",
+            ["whole fine-tune, resumed"],
+            ["polyphi/cli/train.py", "polyphi/types/batch.py"],
+        ),
     ],
 )
 def test_a_walk(
@@ -135,4 +167,4 @@ def test_a_walk(
         assert walk["calls"] >= walk["functions"] > walk["files"] > 10 and walk["reentries"] > 0
     script.show(walks, visited, listed=True)
     printed = capsys.readouterr().out
-    assert f"{walks[part]['calls']:,}" in printed and files[-1] in printed
+    assert f"{walks[works[0]]['calls']:,}" in printed and files[-1] in printed
