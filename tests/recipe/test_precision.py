@@ -12,6 +12,7 @@ from polyphi.devices.precision import Choice
 from polyphi.train import state
 from polyphi.train.options import TrainOptions
 from polyphi_recipe.graph import processes
+from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.report import page
 
@@ -38,7 +39,7 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"in fp32, .* in bf16 .*choose another --out"):
         Run("micro", tmp_path, options=TrainOptions(precision="bf16"))
 
-    page.write(tmp_path)
+    page.write(tmp_path, stages_of_run(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["precision"] == {"precision": "fp32", "reason": "this CPU is <old>"}
     assert "fp32: this CPU is &lt;old&gt;" in (tmp_path / "report.html").read_text()

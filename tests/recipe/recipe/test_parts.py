@@ -193,7 +193,7 @@ def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path
         run.finish()
     finish_stage(run, "vision_1_align")
     run.finish()
-    tensors = load_checkpoint(run.out).state_dict()
+    tensors = load_checkpoint(run.out / "model").state_dict()
     stored = load_checkpoint(decoder).state_dict()
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert all(torch.equal(t, tensors[n]) for n, t in stored.items())
@@ -204,7 +204,7 @@ def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path
     cli.main(["reproduce", str(tmp_path / "lab.toml"), "--out", str(run.out), "--finish"])
     summary = json.loads((run.out / "report.json").read_text())["summary"]
     assert summary["stages_done"] == 2 < summary["stages"]
-    tensors = load_checkpoint(run.out).state_dict()
+    tensors = load_checkpoint(run.out / "model").state_dict()
     assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in trained.items())
 
 
