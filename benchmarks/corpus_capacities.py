@@ -23,6 +23,7 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import audio_size, image_size
 from polyphi.processing import image
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.files import cache_folder
 from polyphi.train.options import TrainOptions
 from polyphi.types.messages import media
 from polyphi.types.parts import Audio, Image
@@ -70,7 +71,7 @@ def spread(values: Sequence[float]) -> str:
 
 def measured(rows: Iterable[Sample], run: Run, tokenizer: Tokenizer) -> Measurement:
     """Measure rows as the stages of a size read them."""
-    result, vision = Measurement(), run.size.model.vision
+    result, vision = Measurement(), run.recipe.size.model.vision
     assert vision is not None
     for row in rows:
         plans = [
@@ -92,8 +93,8 @@ def packed_documents(run: Run) -> Shards:
     for name in ("summaries", "documents", "long_documents"):
         corpus = find_corpus(name)
         rows = {"test": TEST_ROWS, **({"train": ROWS} if name == "long_documents" else {})}
-        build(corpus, replace(run.work(corpus), rows=rows))
-    return Shards(run.data / "long_documents/train")
+        build(corpus, replace(run.corpora.work(corpus), rows=rows))
+    return Shards(run.folder.data / "long_documents/train")
 
 
 def main(folder: Path, names: Sequence[str]) -> None:
@@ -102,14 +103,17 @@ def main(folder: Path, names: Sequence[str]) -> None:
     result = json.loads(path.read_text())
     for size in names:
         run = Run(size, folder / size, options=TrainOptions(seed=0))
-        tokenizer = Tokenizer.from_ranks(o200k_base(run.cache))
+        tokenizer = Tokenizer.from_ranks(o200k_base(cache_folder()))
         result[size] = {}
         print(f"{size}\n| corpus | rows | images | crops | >= 16 / 36 | seconds | tokens |")
         print("|---|---|---|---|---|---|---|")
         for name in sizes.CORPORA:
             corpus, rows = find_corpus(name), None
             work = replace(
-                run.work(corpus), rows={"train": SAMPLES}, models={}, report=lambda line: None
+                run.corpora.work(corpus),
+                rows={"train": SAMPLES},
+                models={},
+                report=lambda line: None,
             )
             if name == "long_documents" and work.document_tokens is not None:
                 samples: Sequence[Sample] = packed_documents(run)
@@ -121,8 +125,8 @@ def main(folder: Path, names: Sequence[str]) -> None:
                 samples = [s for _, s in corpus.build(work)]
             measurement = measured(samples, run, tokenizer)
             if name in ("image_qa", "multi_image"):  # corpora of spoken questions read them
-                shutil.rmtree(run.data / name, ignore_errors=True)
-                shards.write(run.data / name / "train", samples, pipeline="capacities")
+                shutil.rmtree(run.folder.data / name, ignore_errors=True)
+                shards.write(run.folder.data / name / "train", samples, pipeline="capacities")
             mean = sum(measurement.tokens) / len(measurement.tokens)
             result[size][name] = {"rows": rows, "tokens": round(mean, 1)}
             print(measurement.line(name), flush=True)

@@ -102,8 +102,8 @@ def _task_and_language(one: Sample) -> tuple[str, str]:
 def similarity(out: Path) -> None:
     """Precision and recall of `ClipScoreFilter` on planted captions of the test split, by task and threshold."""
     run = Run("nano", out)
-    similarity_of = run.stage_model("vision_0_encoder")
-    pairs = planted(list(Shards(run.data / "captions" / "test")))
+    similarity_of = run.models.for_corpora("vision_0_encoder")
+    pairs = planted(list(Shards(run.folder.data / "captions" / "test")))
     scored = [(similarity_of(decode_image(data), caption), wrong, one.meta["task"])
               for one, wrong in pairs for data, caption in captions(one)]  # fmt: skip
     for task in sorted({task for *_, task in scored}):

@@ -106,7 +106,7 @@ def ablate(
     Raises ValueError for a stage with another objective than the next token, an unknown corpus or task, and folders of
     other runs.
     """
-    stage, evaluated_tasks = stages.at_size(name, run.size), find(*tasks) if tasks else []
+    stage, evaluated_tasks = stages.at_size(name, run.recipe.size), find(*tasks) if tasks else []
     if not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"mixes are compared by the loss of the next token; {name} has the objective "
@@ -117,9 +117,9 @@ def ablate(
     corpora = list(dict.fromkeys(corpus for arm in arms for corpus in arm.mix.weights))
     for corpus in (*corpora, *(task.corpus for task in evaluated_tasks)):
         _make(run, corpus)
-    budget = run.size.budget(stage)
+    budget = run.recipe.size.budget(stage)
     stage, budget = scaling.shorter(stage, budget, steps or budget.steps)
-    folder = run.out / "ablation" / f"{name}_{budget.steps}"
+    folder = run.folder.path / "ablation" / f"{name}_{budget.steps}"
     results: list[dict[str, dict[str, float]]] = []
     for seed in range(run.seed, run.seed + seeds):
         by_arm = {}
@@ -131,7 +131,7 @@ def ablate(
         results.append(by_arm)
         table = {
             "stage": name,
-            "size": run.size.name,
+            "size": run.recipe.size.name,
             "steps": budget.steps,
             "date": time.strftime("%Y-%m-%d"),
             "code": code_revision(),
@@ -148,10 +148,10 @@ def _make(run: Run, corpus: str) -> None:
     """Build a corpus of the recipe. Raises ValueError for another corpus that isn't in the run's folder."""
     if corpus in sizes.CORPORA:
         run.build(corpus)
-    elif not (run.data / corpus / "train" / MANIFEST).exists():
+    elif not (run.folder.data / corpus / "train" / MANIFEST).exists():
         raise ValueError(
-            f"{run.out} has no corpus {corpus!r}; build it first (polyphi curate FILE.py --out {run.out}), or choose "
-            f"one of {', '.join(sizes.CORPORA)}"
+            f"{run.folder.path} has no corpus {corpus!r}; build it first (polyphi curate FILE.py --out "
+            f"{run.folder.path}), or choose one of {', '.join(sizes.CORPORA)}"
         )
 
 
@@ -165,15 +165,16 @@ def _run(
     tasks: Sequence[Benchmark],
 ) -> dict[str, float]:
     """Train and measure one arm with one seed, where that isn't done; returns all its measurements."""
-    start = {p: sha256(run.runs / p / MANIFEST) for p in stage.parents}
+    start = {p: sha256(run.folder.stages / p / MANIFEST) for p in stage.parents}
     path = out / "measured.json"
     measured: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"start": start}
     if measured["start"] != start:
         raise ValueError(
-            f"{out} started from another {', '.join(stage.parents)} than {run.out} has now; remove it to run it again"
+            f"{out} started from another {', '.join(stage.parents)} than {run.folder.path} has now; remove it to run "
+            "it again"
         )
     manifests = {
-        c: run.data / c / "test" / MANIFEST for c in (*corpora, *(t.corpus for t in tasks))
+        c: run.folder.data / c / "test" / MANIFEST for c in (*corpora, *(t.corpus for t in tasks))
     }
     row_hashes = {f"loss {c}": sha256(manifests[c]) for c in corpora if manifests[c].exists()}
     row_hashes |= {f"score {t.name}": sha256(manifests[t.corpus]) for t in tasks}
@@ -192,14 +193,16 @@ def _run(
                 value = score(run, phi, task, out / "eval", fingerprint=fingerprint).score
             measured[name] = [row_hashes[name], value]
             write_json(path, measured)
-    run.console.print(f"{stage.name}, {out.parent.name}, seed {seed}: measured", highlight=False)
+    run.folder.console.print(
+        f"{stage.name}, {out.parent.name}, seed {seed}: measured", highlight=False
+    )
     return {name: measured[name][1] for name in row_hashes}
 
 
 def _held_out(stage: Stage, budget: Budget, model: PhiModel, run: Run, corpus: str) -> list[Pack]:
     """Packs of the corpus's first held-out rows, made as in the stage, of about `scaling.HELD_OUT_TOKENS` tokens."""
     rows, tokens, samples_rows = row_maker(stage, budget, model, run.processor), 0, []
-    for sample in Shards(run.data / corpus / "test"):
+    for sample in Shards(run.folder.data / corpus / "test"):
         try:
             samples_rows.append(rows(corpus, sample))
         except (TooLong, Unfit):  # as in training

@@ -75,20 +75,23 @@ def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:
     changes = (CONTROL, NO_ALIGNMENT) if alignment else (CONTROL,)
     tasks = [task for task in TASKS if task.modality in ("vision", "speech", "joint")]
     for run in runs:
-        if not (run.runs / LAST / MANIFEST).exists() or not (run.out / "eval").exists():
+        if (
+            not (run.folder.stages / LAST / MANIFEST).exists()
+            or not (run.folder.path / "eval").exists()
+        ):
             raise ValueError(
-                f"expected a finished run, found no evaluation of {LAST} in {run.out}; "
-                f"`polyphi reproduce {run.size.name} --out {run.out}` completes it"
+                f"expected a finished run, found no evaluation of {LAST} in {run.folder.path}; "
+                f"`polyphi reproduce {run.recipe.size.name} --out {run.folder.path}` completes it"
             )
-    answers: dict[str, list[Path]] = {"with": [run.out / "eval" for run in runs]}
+    answers: dict[str, list[Path]] = {"with": [run.folder.path / "eval" for run in runs]}
     for change in changes:
         answers[change.name] = [_answers(run, change, tasks) for run in runs]
     table = {
-        "runs": [str(run.out) for run in runs],
+        "runs": [str(run.folder.path) for run in runs],
         "code": code_revision(),
         **compare(tasks, answers),
     }
-    folder = runs[0].out
+    folder = runs[0].folder.path
     write_json(folder / "adapters.json", table)
     (folder / "adapters.md").write_text(markdown(table), encoding="utf-8")
     draw(table, folder / "adapters.png")
@@ -98,32 +101,36 @@ def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:
 def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
     """The folder with the answers of a run's changed model to all tasks. Raises ValueError where its stages were
     trained beside other weights of the run."""
-    folder = run.out / "changed" / change.name
+    folder = run.folder.path / "changed" / change.name
     runs, start = folder / "stages", folder / "run.json"
-    weights = sha256(run.runs / LAST / MANIFEST)
+    weights = sha256(run.folder.stages / LAST / MANIFEST)
     if start.exists() and json.loads(start.read_text()) != weights:
-        raise ValueError(f"{run.out} was trained again after {folder}; remove {folder}")
-    link_stages(run.runs, runs, [name for name in stages.ORDER if name not in change.stages])
+        raise ValueError(f"{run.folder.path} was trained again after {folder}; remove {folder}")
+    link_stages(
+        run.folder.stages, runs, [name for name in stages.ORDER if name not in change.stages]
+    )
     write_json(start, weights)
     for name in change.stages:
-        stage = change.changed(stages.at_size(name, run.size))
+        stage = change.changed(stages.at_size(name, run.recipe.size))
         finished = (runs / name / MANIFEST).exists()
-        with run.exclusive(f"{change.name} {name}"):
-            budget = run.size.budget(stage)
+        with run.folder.exclusive(f"{change.name} {name}"):
+            budget = run.recipe.size.budget(stage)
             options: dict[str, Any] = {"runs": runs, "untrained": change.untrained}
             trial(run, stage, budget, runs / name, seed=run.seed, **options)
         if not finished:
-            run.report(f"{run.out}, {change.name}: {name} is trained")
-    stage = run.lineage.after(LAST)
-    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, _ = run.lineage.assemble(stage, config, runs, run.seed, untrained=change.untrained)
+            run.folder.report(f"{run.folder.path}, {change.name}: {name} is trained")
+    stage = run.recipe.lineage.after(LAST)
+    config = run.recipe.lineage.configuration(stage, run.recipe.size.model, run.processor.tokenizer)
+    model, _ = run.recipe.lineage.assemble(
+        stage, config, runs, run.seed, untrained=change.untrained
+    )
     if (dtype := placement.dtype_for(model, None)) is not None:  # as the run's evaluation
         model = model.to(dtype)
     phi, fingerprint = Phi(model.eval(), run.processor), sha256(runs / LAST / MANIFEST)
     for task in tasks:
-        if (run.data / task.corpus / "test").exists():
+        if (run.folder.data / task.corpus / "test").exists():
             score(run, phi, task, folder / "answers", fingerprint=fingerprint)
-    run.report(f"{run.out}, {change.name}: answers to {len(tasks)} tasks")
+    run.folder.report(f"{run.folder.path}, {change.name}: answers to {len(tasks)} tasks")
     return folder / "answers"
 
 

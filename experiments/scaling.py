@@ -420,25 +420,27 @@ def write(fit: Mapping[str, Any], command: str, folder: Path) -> str:
 def measure(run: Run, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
     """Measure the law of text 1's peak learning rate on runs of the size's lengths, or of `tokens`; returns
     `scaling/fit.json` (report 2.1)."""
-    stage = stages.at_size("text_1_pretrain", run.size)
-    budget, folder = run.size.budget(stage), run.out / "scaling"
+    stage = stages.at_size("text_1_pretrain", run.recipe.size)
+    budget, folder = run.recipe.size.budget(stage), run.folder.path / "scaling"
     for corpus in stage.data.weights:
         run.build(corpus)
-    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
+    config = run.recipe.lineage.configuration(stage, run.recipe.size.model, run.processor.tokenizer)
     points = sweep(
         stage,
         budget,
-        lambda seed: run.lineage.assemble(stage, config, run.runs, seed)[0],
+        lambda seed: run.recipe.lineage.assemble(stage, config, run.folder.stages, seed)[0],
         run.processor,
-        run.data,
+        run.folder.data,
         folder,
-        fresh=lambda seed: run.fresh(stage, seed),
-        tokens=tokens or run.size.sweep,
+        fresh=lambda seed: run.corpora.fresh(stage, seed),
+        tokens=tokens or run.recipe.size.sweep,
         seeds=seeds,
         precision=run.choice,
-        report=run.report,
+        report=run.folder.report,
     )
-    command = f"python -m experiments scaling --size {run.size.name} --out DIR --seeds {seeds}"
+    command = (
+        f"python -m experiments scaling --size {run.recipe.size.name} --out DIR --seeds {seeds}"
+    )
     law = fit(points, budget.steps * budget.batch_tokens)
-    run.report(write(law, command, folder))
+    run.folder.report(write(law, command, folder))
     return folder / "fit.json"

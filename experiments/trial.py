@@ -34,9 +34,9 @@ def trial(
     """(the trained model, the manifest in `out`); a finished trial is loaded. `runs` holds its parent stages and `data`
     its corpora; None: those of the run, and only then fresh samples are used. `build(model, seed)` wraps the start
     model in another one. Tensors that match `untrained` are initial ones. Raises ValueError as `train` does."""
-    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, origins = run.lineage.assemble(
-        stage, config, runs or run.runs, seed, untrained=untrained
+    config = run.recipe.lineage.configuration(stage, run.recipe.size.model, run.processor.tokenizer)
+    model, origins = run.recipe.lineage.assemble(
+        stage, config, runs or run.folder.stages, seed, untrained=untrained
     )
     if build is not None:
         model = build(model, seed)
@@ -45,14 +45,14 @@ def trial(
         budget,
         model,
         processor or run.processor,
-        data or run.data,
+        data or run.folder.data,
         out,
         options=TrainOptions(seed=seed, guard=run.options.guard, machine=run.options.machine),
         context=RunContext(
             precision=run.choice,
-            fresh={} if data else run.fresh(stage, seed),
+            fresh={} if data else run.corpora.fresh(stage, seed),
             origins=origins,
-            checkpoint_seconds=run.size.seconds_between_checkpoints,
+            checkpoint_seconds=run.recipe.size.seconds_between_checkpoints,
             report=lambda _: None,  # the caller reports a trial in one line
         ),
     )
@@ -81,9 +81,9 @@ def score(
     return evaluate(
         phi,
         task,
-        task.load(Data(run.data)),
+        task.load(Data(run.folder.data)),
         folder,
-        limit=limit or run.size.test_rows,
+        limit=limit or run.recipe.size.test_rows,
         seed=run.seed,
         conditions=("with",),
         fingerprint=fingerprint,

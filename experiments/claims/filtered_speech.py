@@ -26,7 +26,7 @@ ROWS = 2000
 
 def clips(runner: ClaimRunner) -> dict[str, list[SpokenQuestion]]:
     """Audio clips of each question in several voices, each with the recognizer's word error rate."""
-    work = runner.run.work(vision_speech.corpus)
+    work = runner.run.corpora.work(vision_speech.corpus)
     tts, rng = TTSSampler(work), Random(f"{work.seed} C9")
     if not tts.languages:
         raise ValueError("C9 needs a speech engine: `apt install espeak-ng`")
@@ -46,7 +46,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
     folders = {name: runner.folder / "data" / f"C9-{name}" for name in ("filtered", "unfiltered")}
     if all((f / "vision_speech" / "train" / "manifest.json").exists() for f in folders.values()):
         return folders
-    work = runner.run.work(vision_speech.corpus)
+    work = runner.run.corpora.work(vision_speech.corpus)
     by_question, rng = clips(runner), Random(f"{work.seed} C9 halves")
     halves: dict[str, dict[str, list[SpokenQuestion]]] = {
         "filtered": {
@@ -68,7 +68,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for corpus in runner.stage(STAGE).data.weights:
             if corpus != "vision_speech" and not (folder / corpus).exists():
-                (folder / corpus).symlink_to((runner.run.data / corpus).resolve())
+                (folder / corpus).symlink_to((runner.run.folder.data / corpus).resolve())
         rows = (
             vision_speech.sample(row.sample(), halves[name][row.text][i], TASK, name)
             for row, i in zip(pictures, voice, strict=True)

@@ -15,7 +15,7 @@ MARGIN = 1.0  # points
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Hashes of the text logits before and after every stage that adds a modality; text tasks before and after all."""
-    checks = json.loads((runner.run.out / "freeze.json").read_text())
+    checks = json.loads((runner.run.folder.path / "freeze.json").read_text())
     same = [c["logits_sha256_before"] == c["logits_sha256_after"] for c in checks]
     share = sum(same) / len(same)
     yield Effect(

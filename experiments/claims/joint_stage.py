@@ -21,9 +21,13 @@ def before(runner: ClaimRunner) -> Arm:
     """The model before the joint stage."""
     stage = replace(runner.stage(STAGE), trainable={})
     run = runner.run
-    config = run.lineage.configuration(runner.stage(STAGE), run.size.model, run.tokenizer)
-    model, _ = run.lineage.assemble(stage, config, run.runs, run.seed)
-    return Arm(f"before_{STAGE}", model.eval(), runner.run.runs / "vision_4_multiframe" / MANIFEST)
+    config = run.recipe.lineage.configuration(
+        runner.stage(STAGE), run.recipe.size.model, run.processor.tokenizer
+    )
+    model, _ = run.recipe.lineage.assemble(stage, config, run.folder.stages, run.seed)
+    return Arm(
+        f"before_{STAGE}", model.eval(), runner.run.folder.stages / "vision_4_multiframe" / MANIFEST
+    )
 
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:

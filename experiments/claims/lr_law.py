@@ -16,7 +16,7 @@ EXPONENT_TOLERANCE = 0.16  # half of the report's exponent
 def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Text 1 with several rates and lengths, without the longest; the exponent that fits their best rates."""
     lengths, seeds = (
-        runner.run.size.sweep[:4],
+        runner.run.recipe.size.sweep[:4],
         max(1, runner.seeds - 1),
     )  # by far the most expensive of the ten claims
     free = json.loads(measure(runner.run, seeds, lengths).read_text())["free"]

@@ -97,7 +97,7 @@ def strips(runner: ClaimRunner) -> Path:
     data = runner.folder / "data" / "C3"
     for split, rows in ROWS.items():
         if not (data / "strips" / split / "manifest.json").exists():
-            rows = min(rows, 20 * runner.run.size.test_rows)
+            rows = min(rows, 20 * runner.run.recipe.size.test_rows)
             shards.write(
                 data / "strips" / split,
                 (_strip(split, i, runner.run.seed) for i in range(rows)),

@@ -64,22 +64,24 @@ class ClaimRunner:
     """Trains and evaluates the arms of experiments on a finished run, each arm with `seeds` seeds."""
 
     def __init__(self, run: Run, seeds: int = SEEDS) -> None:
-        if missing := [s for s in stages.ORDER if not (run.runs / s / MANIFEST).exists()]:
+        if missing := [s for s in stages.ORDER if not (run.folder.stages / s / MANIFEST).exists()]:
             raise ValueError(
-                f"claims need a finished run, but {run.out} lacks {', '.join(missing)}; "
-                f"`polyphi reproduce {run.size.name} --out {run.out}` completes it"
+                f"claims need a finished run, but {run.folder.path} lacks {', '.join(missing)}; "
+                f"`polyphi reproduce {run.recipe.size.name} --out {run.folder.path}` completes it"
             )
         self.run, self.seeds = run, seeds
-        self.folder = run.out / "claims"
+        self.folder = run.folder.path / "claims"
 
     # ------------------------------------------------------------------ arms
 
     def after(self, name: str, runs: Path | None = None) -> Arm:
         """The model after a stage of the run (or of `runs`)."""
-        runs = runs or self.run.runs
-        stage = self.run.lineage.after(name)
-        config = self.run.lineage.configuration(stage, self.run.size.model, self.run.tokenizer)
-        model = self.run.lineage.assemble(stage, config, runs, self.run.seed)[0].eval()
+        runs = runs or self.run.folder.stages
+        stage = self.run.recipe.lineage.after(name)
+        config = self.run.recipe.lineage.configuration(
+            stage, self.run.recipe.size.model, self.run.processor.tokenizer
+        )
+        model = self.run.recipe.lineage.assemble(stage, config, runs, self.run.seed)[0].eval()
         return Arm(name, model, runs / name / MANIFEST)
 
     def retrained(self, *chain: str) -> list[Arm]:
@@ -89,7 +91,7 @@ class ClaimRunner:
         arms = [self.after(name)]
         for number in range(1, self.seeds):
             runs = self.folder / "again" / f"{first}-{number}"
-            link_stages(self.run.runs, runs, stages.ORDER[: stages.ORDER.index(first)])
+            link_stages(self.run.folder.stages, runs, stages.ORDER[: stages.ORDER.index(first)])
             for stage_name in chain:
                 stage = self.stage(stage_name)
                 self._train(stage, self.budget(stage), runs / stage_name, number, runs=runs)
@@ -108,11 +110,11 @@ class ClaimRunner:
 
     def stage(self, name: str) -> Stage:
         """A stage with the mix of the run's size."""
-        return stages.at_size(name, self.run.size)
+        return stages.at_size(name, self.run.recipe.size)
 
     def budget(self, stage: Stage, share: float = 1.0) -> Budget:
         """The size's budget with a `share` of its steps."""
-        budget = self.run.size.budget(stage)
+        budget = self.run.recipe.size.budget(stage)
         return replace(budget, steps=max(1, round(share * budget.steps)))
 
     def _train(
@@ -121,7 +123,7 @@ class ClaimRunner:
         for corpus in () if "data" in changed else stage.data.weights:
             self.run.build(corpus)
         seed, fresh = self.run.seed + number, not (out / MANIFEST).exists()
-        with self.run.exclusive(f"claims {out.parent.name} {out.name}"):
+        with self.run.folder.exclusive(f"claims {out.parent.name} {out.name}"):
             model, manifest = trial(self.run, stage, budget, out, seed=seed, **changed)
         if fresh:
             seconds, loss = manifest["seconds"], manifest["loss"]["last"]
@@ -172,11 +174,11 @@ class ClaimRunner:
     def held_out(self, corpus: str, limit: int, **only: Any) -> list[Sample]:
         """The first held-out samples of a corpus whose `meta` has the values of `only`."""
         self.run.build(corpus)
-        rows = Shards(self.run.data / corpus / "test")
+        rows = Shards(self.run.folder.data / corpus / "test")
         return [s for s in rows if all(s.meta.get(k) == v for k, v in only.items())][:limit]
 
     def report(self, text: str) -> None:
-        self.run.report(text)
+        self.run.folder.report(text)
 
 
 def _exact_and_loss(model: PhiModel, batch: Batch) -> list[tuple[float, float, float]]:
@@ -200,25 +202,25 @@ def run_claims(run: Run, names: Sequence[str] = (), seeds: int = SEEDS) -> None:
     then rewrite the run's page."""
     runner = ClaimRunner(run, seeds)
     for claim in sorted(claims.find(*names), key=lambda c: ORDER.index(c.name)):
-        with locked(run.out / ".locks" / f"claim {claim.name}", wait=False) as acquired:
+        with locked(run.folder.path / ".locks" / f"claim {claim.name}", wait=False) as acquired:
             if not acquired or is_done(run, claim, seeds):
                 continue
             try:
                 _test(runner, claim)
             except ValueError as error:  # a requirement is missing, which other claims may not need
-                run.report(f"  {claim.name} can't be tested: {error}")
-    with run.exclusive("page"):
-        run.page()
+                run.folder.report(f"  {claim.name} can't be tested: {error}")
+    with run.folder.exclusive("page"):
+        run.write_page()
 
 
 def run_all_claims(run: Run, seeds: int = SEEDS) -> None:
     """Test every claim, in two processes where there are cores for them."""
     ClaimRunner(run, seeds)  # raises for an unfinished run
     remaining = [c.name for c in claims.find() if not is_done(run, c, seeds)]
-    command = ["claims", *remaining, "--out", str(run.out), "--precision", run.precision]
-    command += ["--size", run.size.name, "--seed", str(run.seed), "--seeds", str(seeds)]
+    command = ["claims", *remaining, "--out", str(run.folder.path), "--precision", run.precision]
+    command += ["--size", run.recipe.size.name, "--seed", str(run.seed), "--seeds", str(seeds)]
     commands = {f"claims {part}": command for part in (1, 2)} if len(remaining) > 1 else {}
-    if not run_parallel(commands, run.report, "experiments"):
+    if not run_parallel(commands, run.folder.report, "experiments"):
         run_claims(run, seeds=seeds)
 
 
@@ -228,21 +230,21 @@ ORDER = ("C7", "C2", "C10", "C9", "C4", "C8", "C3", "C6", "C1", "C5")
 
 def is_done(run: Run, claim: Claim, seeds: int) -> bool:
     """Whether a claim has results for the weights of this run and this number of seeds."""
-    path = run.out / "claims" / f"{claim.name}.json"
+    path = run.folder.path / "claims" / f"{claim.name}.json"
     return path.exists() and json.loads(path.read_text())["identity"] == _identity(run, seeds)
 
 
 def _identity(run: Run, seeds: int) -> dict[str, Any]:
     ends = ("joint_1_vision_speech", "reasoning_3_dpo")
-    weights = "".join(sha256(run.runs / end / MANIFEST) for end in ends)
+    weights = "".join(sha256(run.folder.stages / end / MANIFEST) for end in ends)
     return {"seeds": seeds, "weights": weights}
 
 
 def _test(runner: ClaimRunner, claim: Claim) -> None:
     run = runner.run
-    run.report(f"[bold]{claim.name}[/bold] {claim.title}")
+    run.folder.report(f"[bold]{claim.name}[/bold] {claim.title}")
     start = time.monotonic()
-    with run.clock(f"claim {claim.name}"):
+    with run.folder.timings.clock(f"claim {claim.name}"):
         effects = list(claim.run(runner))
     result = claims.finding(
         claim,
@@ -253,7 +255,7 @@ def _test(runner: ClaimRunner, claim: Claim) -> None:
     )
     runner.folder.mkdir(exist_ok=True)
     write_json(runner.folder / f"{claim.name}.json", result)
-    run.report(
+    run.folder.report(
         f"  {claim.name} {result['verdict']}: " + "; ".join(map(effect_text, result["effects"]))
     )
 

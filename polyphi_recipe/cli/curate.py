@@ -41,6 +41,7 @@ def curate(
         polyphi curate show sqa
     """
     from polyphi_recipe.corpora.lookup import report_kept, show
+    from polyphi_recipe.graph.corpora import check
     from polyphi_recipe.graph.graph import Run
     from polyphi_recipe.graph.teacher_rows import corpora_of
 
@@ -67,7 +68,7 @@ def curate(
     }
     every = corpora or (*run.recipe.imported_names, *corpora_of(run.recipe))
     chosen = [part for name in every for part in run.recipe.shares.get(name, (name,))]
-    run.check_corpora(name for name in chosen if not name.endswith(".py"))
+    check(run.recipe, [name for name in chosen if not name.endswith(".py")])
     for name in chosen:
         if not run.build(name, replace(machines, slurm=options)):
-            report_kept(run.data / run.corpus(name).name, run.report_plain)
+            report_kept(run.folder.data / run.corpora.find(name).name, run.folder.report_plain)

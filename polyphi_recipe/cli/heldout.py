@@ -24,7 +24,7 @@ def heldout(
         polyphi eval heldout runs/nano
         polyphi eval heldout runs/nano arithmetic --quant int8
     """
-    from polyphi_recipe.graph import from_file
+    from polyphi_recipe.graph import evaluation, from_file
     from polyphi_recipe.graph.graph import Run
     from polyphi_recipe.recipe.recipe import with_modalities
 
@@ -35,4 +35,4 @@ def heldout(
     seed = json.loads((run / "run.json").read_text())["seed"]
     recipe = with_modalities(from_file.of_run(run), modality)
     of_run = Run(recipe, run, options=TrainOptions(seed=seed), console=console)
-    of_run.evaluate(*tasks, quant=quant)
+    evaluation.evaluate(of_run.recipe, of_run.folder, of_run.models, tasks, quant)

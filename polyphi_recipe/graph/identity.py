@@ -1,7 +1,9 @@
-"""`run.json`: the size, seed and precision of a run, which can't change within a run."""
+"""What can't change within a run: its size, seed and precision (`run.json`), and the hashes of its parts
+(`parts.json`)."""
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.train.state import REASON, recorded
 from polyphi_recipe.graph import processes
-from polyphi_recipe.recipe.recipe import RECORD, Recipe
+from polyphi_recipe.recipe.recipe import PARTS, RECORD, Recipe
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,23 @@ class Identity:
         choice = recorded(json.loads((self.out / "run.json").read_text()))
         assert choice is not None
         return choice
+
+
+@cache  # it hashes all weights, and each stage calls it
+def check_parts(out: Path, recipe: Recipe) -> None:
+    """Record the hashes of all parts in the run's folder. Raises ValueError for a part that has changed since."""
+    if not recipe.parts or distributed.rank() > 0:
+        return
+    path = out / PARTS
+    before = json.loads(path.read_text()) if path.exists() else {}
+    records = {name: part.record() for name, part in recipe.parts.items()}
+    for name, record in before.items():
+        if records.get(name, {}).get("files") != record["files"]:
+            raise ValueError(
+                f"{out} began with another {name} than {record['source']} has now; restore that checkpoint, or choose "
+                "another --out"
+            )
+    write_json(path, records)
 
 
 def _in_words(identity: dict[str, Any]) -> str:

@@ -153,7 +153,7 @@ def test_an_arm_from_another_start_is_refused(out: Path) -> None:
     )
     arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
     ablation.ablate(run, stage.name, [arm], seeds=1)
-    manifest = run.runs / "reasoning_1_pretrain" / "manifest.json"
+    manifest = run.folder.stages / "reasoning_1_pretrain" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(ValueError, match="started from another reasoning_1_pretrain"):
         ablation.ablate(run, stage.name, [arm], seeds=1)

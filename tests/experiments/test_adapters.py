@@ -99,23 +99,23 @@ def test_a_control_of_a_micro_run(tmp_path: Path) -> None:
     run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
     run.reproduce()
     table = adapters.measure([run], alignment=True)
-    assert json.loads((run.out / "adapters.json").read_text()) == table
+    assert json.loads((run.folder.path / "adapters.json").read_text()) == table
     assert {"no_adapter", "control", "no_alignment"} == set(table["means"]["vision"])
-    folder = run.out / "changed" / "control" / "stages"
-    after = run.lineage.after(adapters.LAST)
-    config = run.lineage.configuration(after, run.size.model, run.tokenizer)
+    folder = run.folder.path / "changed" / "control" / "stages"
+    after = run.recipe.lineage.after(adapters.LAST)
+    config = run.recipe.lineage.configuration(after, run.recipe.size.model, run.processor.tokenizer)
     options = {"untrained": adapters.CONTROL.untrained}
-    model, origins = run.lineage.assemble(after, config, folder, run.seed, **options)
+    model, origins = run.recipe.lineage.assemble(after, config, folder, run.seed, **options)
     for name, tensor in model.named_parameters():
         if name.endswith(".b") and ".lora." in name:
             assert not tensor.any() and origins[name] == "fresh"
-    own, _ = run.lineage.assemble(after, config, run.runs, run.seed)
+    own, _ = run.recipe.lineage.assemble(after, config, run.folder.stages, run.seed)
     name = next(n for n, _ in model.named_parameters() if n.startswith("vision.projector."))
     mine, theirs = (dict(m.named_parameters())[name] for m in (model, own))
     assert not torch.equal(mine, theirs), "the projector was trained again"
-    before = {p: p.stat().st_mtime_ns for p in run.out.rglob("manifest.json")}
+    before = {p: p.stat().st_mtime_ns for p in run.folder.path.rglob("manifest.json")}
     assert adapters.measure([run], alignment=True)["tasks"] == table["tasks"]
-    assert {p: p.stat().st_mtime_ns for p in run.out.rglob("manifest.json")} == before
-    (run.out / "changed" / "control" / "run.json").write_text('"other weights"')
+    assert {p: p.stat().st_mtime_ns for p in run.folder.path.rglob("manifest.json")} == before
+    (run.folder.path / "changed" / "control" / "run.json").write_text('"other weights"')
     with pytest.raises(ValueError, match="was trained again after"):
         adapters.measure([run])

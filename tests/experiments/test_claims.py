@@ -230,7 +230,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
     run.reproduce()
     runner.run_all_claims(run, seeds=2)
-    folder = run.out / "claims"
+    folder = run.folder.path / "claims"
     results = {p.stem: json.loads(p.read_text()) for p in folder.glob("C*.json")}
     assert set(results) == {c.name for c in find()}
     assert results["C1"]["effects"][0]["value"] == 1.0
@@ -244,7 +244,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")} == before
     again = json.loads((folder / "C2.json").read_text())
     assert again["effects"] == results["C2"]["effects"]
-    shutil.rmtree(run.out)
+    shutil.rmtree(run.folder.path)
 
 
 def test_every_stage_of_a_chain_comes_before_what_it_needs() -> None:

@@ -83,7 +83,7 @@ def test_a_package_filled_from_a_micro_run(tmp_path: Path, monkeypatch: pytest.M
     (package / "__init__.py").write_text((ROOT / "polyphi_nano" / "__init__.py").read_text())
     monkeypatch.syspath_prepend(ROOT)
     fill = importlib.import_module("fill")
-    fill.fill(run.out, "0" * 8, package)
+    fill.fill(run.folder.path, "0" * 8, package)
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "polyphi_nano", raising=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from polyphi.cli import main
-from polyphi.train.options import TrainOptions
 from polyphi_eval import evaluation
+from polyphi_recipe.graph.folder import RunFolder
+from polyphi_recipe.graph.models import Models
 from polyphi_recipe.recipe.recipe import Recipe
 
 
@@ -22,14 +23,10 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """What commands evaluate, instead of evaluating it."""
     calls: list[tuple[object, ...]] = []
 
-    class Run:
-        def __init__(
-            self, recipe: Recipe, out: Path, options: TrainOptions, console: object
-        ) -> None:
-            self.identity = (recipe.name, out, options.seed)
-
-        def evaluate(self, *tasks: str, quant: str | None) -> None:
-            calls.append((*self.identity, tasks, quant))
+    def evaluate(
+        recipe: Recipe, folder: RunFolder, models: Models, tasks: tuple[str, ...], quant: str | None
+    ) -> None:
+        calls.append((recipe.name, folder.path, models.seed, tasks, quant))
 
     def model(name: str, **options: object) -> evaluation.EvaluatedModel:
         return evaluation.EvaluatedModel(None, name, name)  # type: ignore[arg-type]
@@ -40,7 +37,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append((own.name, list(suites)))
         return []
 
-    monkeypatch.setattr("polyphi_recipe.graph.graph.Run", Run)
+    monkeypatch.setattr("polyphi_recipe.graph.evaluation.evaluate", evaluate)
     monkeypatch.setattr(evaluation, "evaluated_model", model)
     monkeypatch.setattr(evaluation, "measure", measure)
     return calls

@@ -14,7 +14,7 @@ import polyphi
 from polyphi.cli.train import train
 from polyphi.train.options import FinetuneOptions
 from polyphi.types.messages import Message
-from polyphi_recipe.graph import find, plan
+from polyphi_recipe.graph import evaluation, export, find, plan
 from polyphi_recipe.graph.graph import Run
 
 STAGE = """
@@ -75,14 +75,15 @@ def test_a_stage_of_the_recipe_takes_other_batch_tokens(lab: Path, tmp_path: Pat
 def test_from_sources_to_answers(lab: Path, tmp_path: Path) -> None:
     run = Run(lab, tmp_path / "run", modalities=[str(FILE)], console=Console(quiet=True))
     run.train("walks")
-    manifest = json.loads((run.runs / "walks" / "manifest.json").read_text())
+    manifest = json.loads((run.folder.stages / "walks" / "manifest.json").read_text())
     trained = {row["module"]: row["from"] for row in manifest["trainable"]}
     assert trained["motion.*"] == trained["decoder.*.lora.motion.*"] == ["fresh"]
     assert trained["(frozen)"] == ["model"] and manifest["counters"]["motion values"] > 0
-    run.export()
-    run.evaluate()
+    export.export(run.recipe, run.folder, run.models)
+    evaluation.evaluate(run.recipe, run.folder, run.models)
     lines = [
-        json.loads(line) for line in (run.out / "eval/own_walks.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (run.folder.path / "eval/own_walks.jsonl").read_text().splitlines()
     ]
     assert {line.get("condition") for line in lines} >= {
         "with",
@@ -90,7 +91,7 @@ def test_from_sources_to_answers(lab: Path, tmp_path: Path) -> None:
         "shuffled",
         "no_adapter",
     }
-    phi = polyphi.load(run.out, device="cpu", modalities=[FILE])
+    phi = polyphi.load(run.folder.path, device="cpu", modalities=[FILE])
     assert phi.generate([Message.user(series(), "what is it")]).adapter == "motion"
     before = polyphi.load(tmp_path / "model", device="cpu").logits([Message.user("red")])[1]
     assert torch.equal(phi.logits([Message.user("red")])[1], before)

@@ -11,7 +11,7 @@ from polyphi.devices import precision
 from polyphi.devices.precision import Choice
 from polyphi.train import state
 from polyphi.train.options import TrainOptions
-from polyphi_recipe.graph import processes
+from polyphi_recipe.graph import parallel, processes
 from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.report import page
@@ -52,7 +52,8 @@ def test_branches_get_the_precision_of_the_run(
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     commands: dict[str, list[str]] = {}
     monkeypatch.setattr(processes, "run_parallel", lambda new, report: commands.update(new))
-    Run("micro", tmp_path)._train_branches()
+    run = Run("micro", tmp_path)
+    parallel.train_branches(run.recipe, run.folder, run.seed, run.precision)
     assert len(commands) == 2
     for command in commands.values():
         assert command[command.index("--precision") + 1] == "fp32"

@@ -11,7 +11,7 @@ from threading import Thread
 from rich.console import Console
 
 from polyphi.runtime.files import locked
-from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.graph.folder import RunFolder
 
 HOLDS = """
 import os, sys, time
@@ -41,15 +41,15 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_run_that_waits_for_another_one_names_it(tmp_path: Path) -> None:
     messages: Queue[str] = Queue()
-    run = Run("micro", tmp_path, console=Console(quiet=True))
-    run.report_plain = messages.put  # type: ignore[method-assign]
+    folder = RunFolder(tmp_path, Console(quiet=True))
+    folder.report_plain = messages.put  # type: ignore[method-assign]
 
     def second() -> None:
-        with run.exclusive("vision_1_align"):
+        with folder.exclusive("vision_1_align"):
             messages.put("has it")
 
     thread = Thread(target=second)
-    with run.exclusive("vision_1_align"):
+    with folder.exclusive("vision_1_align"):
         thread.start()
         message = messages.get(timeout=60)
         assert "vision_1_align" in message and f"process {os.getpid()} on" in message

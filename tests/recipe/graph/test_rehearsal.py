@@ -160,7 +160,7 @@ def test_interrupted_in_every_stage(
                 patch.setattr(Interruptible, "__enter__", with_signal)
                 with pytest.raises(KeyboardInterrupt):
                     new_run(lab, second).train(name)
-            assert not new_run(lab, second).is_trained(name)
+            assert not new_run(lab, second).folder.is_trained(name)
             assert len(read_metrics(second / "stages" / name / "metrics.jsonl")) == 1
             new_run(lab, second).train(name)
     finally:

@@ -35,7 +35,7 @@ def recipe_file(folder: Path, address: str, *keys: str) -> Path:
 def build(folder: Path, address: str, *keys: str) -> str:
     """Build the corpus in `folder/run`; returns what the run reports."""
     run, lines = Run(recipe_file(folder, address, *keys), folder / "run"), list[str]()
-    run.report = run.report_plain = lines.append  # type: ignore[method-assign]
+    run.folder.report = run.folder.report_plain = lines.append  # type: ignore[method-assign]
     run.build(NAME)
     return "\n".join(lines)
 

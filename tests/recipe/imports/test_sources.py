@@ -25,7 +25,9 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import whole_folder
 from polyphi.train import aed
 from polyphi_recipe.corpora import cards
-from polyphi_recipe.graph import plan
+from polyphi_recipe.graph import evaluation, export, parallel, plan
+from polyphi_recipe.graph.corpora import check, check_stages
+from polyphi_recipe.graph.folder import RunFolder
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.imports import recognizers
 from polyphi_recipe.imports import sources as imports
@@ -59,7 +61,7 @@ def dialogue(number: int) -> dict[str, str]:
 
 
 def answers(run: Run, corpus: str, split: str = "train") -> list[str]:
-    return [sample.answer for sample in Shards(run.data / corpus / split)]
+    return [sample.answer for sample in Shards(run.folder.data / corpus / split)]
 
 
 def test_rows_are_held_out_by_their_content(tmp_path: Path) -> None:
@@ -201,9 +203,9 @@ def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
     own = run(tmp_path, corpora)
     own.build("x")
     assert len(answers(own, "x")) == 299
-    assert "Readable rows" in cards.card(own.data / "x")
-    assert "a.jsonl, line 8: unreadable: expected `messages`" in cards.card(own.data / "x")
-    assert "a.jsonl, line 8" in cards.explain(own.data / "x", f"{tmp_path}/a.jsonl, line 8")
+    assert "Readable rows" in cards.card(own.folder.data / "x")
+    assert "a.jsonl, line 8: unreadable: expected `messages`" in cards.card(own.folder.data / "x")
+    assert "a.jsonl, line 8" in cards.explain(own.folder.data / "x", f"{tmp_path}/a.jsonl, line 8")
     write(
         tmp_path / "a.jsonl",
         [{"question": "no answer"} if n % 4 == 3 else r for n, r in enumerate(rows)],
@@ -212,7 +214,7 @@ def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
         own.build("x")
     with pytest.raises(ValueError, match=r"corpora\.x\.sources\[0\]: .*line 1"):
         write(tmp_path / "a.jsonl", [{"question": "no answer"}] * 5)
-        run(tmp_path, corpora).check_corpora(["x"])
+        check(run(tmp_path, corpora).recipe, ["x"])
 
 
 def test_a_source_whose_rows_all_vanish_is_a_warning(tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_a_source_whose_rows_all_vanish_is_a_warning(tmp_path: Path) -> None:
     own.build("x")
     [line] = [line for line in out.getvalue().splitlines() if line.startswith("warning: x/train")]
     assert "has 0 rows of b: of 30 samples 30 were dropped" in line
-    card = cards.card(own.data / "x")
+    card = cards.card(own.folder.data / "x")
     assert line in card and card.count("a red square 0") == 2  # below its step, too
 
 
@@ -248,7 +250,7 @@ def test_missing_sources_and_one_without_rows(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"sources\[0\]: empty\.jsonl has no rows\n.*\[1\]: .*nowhere"
     ):
-        own.check_corpora(["x"])
+        check(own.recipe, ["x"])
 
 
 def test_files_of_rows_outside_their_folder(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_files_of_rows_outside_their_folder(tmp_path: Path) -> None:
     write(tmp_path / "rows/a.jsonl", [{"image": "../images/a.jpg", "answer": "noise"}])
     source = '[corpora.x]\nsources = [{{ path = "rows"{} }}]\nheld_out = 0\n'
     with pytest.raises(ValueError, match=r"sources\[0\]: .*allowed_media_path"):
-        run(tmp_path, source.format("")).check_corpora(["x"])
+        check(run(tmp_path, source.format("")).recipe, ["x"])
     own = run(tmp_path, source.format(', allowed_media_path = ["images"]'))
     assert own.build("x") and answers(own, "x") == ["noise"]
 
@@ -267,7 +269,7 @@ def test_a_source_without_images_for_a_stage_that_compares_them(tmp_path: Path) 
     write(tmp_path / "a.jsonl", map(dialogue, range(30)))
     own = run(tmp_path, '[corpora.captions]\nsources = ["a.jsonl"]\n')
     with pytest.raises(ValueError, match=r"corpora\.captions: .* found text in a\.jsonl"):
-        own.check(["vision_0_encoder"])
+        check_stages(own.recipe, ["vision_0_encoder"])
     with pytest.raises(ValueError, match=r"corpora\.captions: .* found text in a\.jsonl"):
         plan.plan("vision_0_encoder", own.recipe, Hardware("8xH100"))
 
@@ -307,11 +309,11 @@ def test_default_filters_of_images_and_their_card(tmp_path: Path) -> None:
 
     sizes = {
         decode_image(i.source).size
-        for s in Shards(own.data / "x/train")
+        for s in Shards(own.folder.data / "x/train")
         for i in media(s.messages, Image)
     }
     assert max(map(max, sizes)) == 1344
-    card = cards.card(own.data / "x")
+    card = cards.card(own.folder.data / "x")
     for step in ("ImageSizeFilter", "DownscaleImages", "Personal", "Duplicates"):
         assert step in card, step
 
@@ -368,7 +370,7 @@ def test_word_errors_of_a_recognizer(
     )
     own.build("calls", Machines(workers=workers))
     assert len(answers(own, "calls")) == count and "no" in answers(own, "calls")
-    record = cards.explain(own.data / "calls", "new.jsonl, line 5")
+    record = cards.explain(own.folder.data / "calls", "new.jsonl, line 5")
     assert "word errors" in record and ("dropped by WordErrors" in record) == (count == 1)
 
 
@@ -430,7 +432,7 @@ def test_default_filters_of_documents(tmp_path: Path) -> None:
         strict, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\nfilters = { language = false }\n'
     )
     own.build("x")
-    assert "Rules" in cards.card(own.data / "x")
+    assert "Rules" in cards.card(own.folder.data / "x")
 
 
 def test_held_out_rows_and_benchmarks_stay_out_of_all_corpora(tmp_path: Path) -> None:
@@ -458,16 +460,18 @@ def test_data_that_a_run_did_not_build_is_never_replaced(tmp_path: Path) -> None
     """As own shards in the folder of a built-in corpus, and of one with sources."""
     micro = Run("micro", tmp_path / "micro", console=Console(quiet=True))
     mine = [shards.document(f"{n}", f"page {n} of mine", "mine", "CC0") for n in range(50)]
-    shards.write(micro.data / "documents/train", mine, pipeline="mine")
+    shards.write(micro.folder.data / "documents/train", mine, pipeline="mine")
     with pytest.raises(
         ValueError, match=r"50 rows that this run didn't build.*corpora\.documents\.sources"
     ):
         micro.build("documents")
-    assert len(Shards(micro.data / "documents/train")) == 50
-    sources = f'[corpora.documents]\nsources = ["{micro.data / "documents/train"}"]\nfilters = {{ {ALL_OFF} }}\n'
+    assert len(Shards(micro.folder.data / "documents/train")) == 50
+    sources = f'[corpora.documents]\nsources = ["{micro.folder.data / "documents/train"}"]\nfilters = {{ {ALL_OFF} }}\n'
     own = run(tmp_path, f"{sources}held_out = 0\n")
     own.build("documents")
-    assert [s.answer for s in Shards(own.data / "documents/train")] == [s.answer for s in mine]
+    assert [s.answer for s in Shards(own.folder.data / "documents/train")] == [
+        s.answer for s in mine
+    ]
 
 
 def test_a_copy_of_another_run_is_never_replaced(tmp_path: Path) -> None:
@@ -476,10 +480,10 @@ def test_a_copy_of_another_run_is_never_replaced(tmp_path: Path) -> None:
     own = run(tmp_path, table)
     own.build("tools")
     micro = Run("micro", tmp_path / "micro", console=Console(quiet=True))
-    shutil.copytree(own.data / "tools", micro.data / "tools")
+    shutil.copytree(own.folder.data / "tools", micro.folder.data / "tools")
     with pytest.raises(ValueError, match="rows that this run didn't build"):
         micro.build("tools")
-    shutil.copytree(own.out, tmp_path / "copy")  # a copy of the whole run goes on
+    shutil.copytree(own.folder.path, tmp_path / "copy")  # a copy of the whole run goes on
     write(tmp_path / "a.jsonl", map(dialogue, range(60)))
     again = Run(tmp_path / "lab.toml", tmp_path / "copy", console=Console(quiet=True))
     assert again.build("tools")
@@ -500,13 +504,19 @@ def test_a_changed_source_of_a_finished_run_is_imported_again(
     table = f'targets = ["text_1_pretrain"]\n[corpora.x]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\n'
     first = run(tmp_path, table)
     first.build("x")
-    (first.runs / "text_1_pretrain").mkdir(parents=True)
-    manifest = first.runs / "text_1_pretrain/manifest.json"
+    (first.folder.stages / "text_1_pretrain").mkdir(parents=True)
+    manifest = first.folder.stages / "text_1_pretrain/manifest.json"
     manifest.write_text(json.dumps({"budget": {"batch_tokens": 512}}))
-    for name in ("export", "_evaluate_in_parallel", "evaluate", "benchmarks", "page"):
-        monkeypatch.setattr(Run, name, lambda self: None)
+    for module, name in (
+        (export, "export"),
+        (parallel, "evaluate"),
+        (evaluation, "evaluate"),
+        (evaluation, "run_benchmarks"),
+        (Run, "write_page"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: None)
     out = io.StringIO()
-    monkeypatch.setattr(Run, "report", lambda self, text: out.write(text))
+    monkeypatch.setattr(RunFolder, "report", lambda self, text: out.write(text))
     first.reproduce()
     assert "text_1_pretrain" not in out.getvalue()
     write(tmp_path / "a.jsonl", map(dialogue, range(60)))

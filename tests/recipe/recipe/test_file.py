@@ -15,7 +15,7 @@ from polyphi.data.shards import Shards
 from polyphi.data.sources import FORMATS
 from polyphi.train.options import TrainOptions
 from polyphi_recipe import stages
-from polyphi_recipe.graph import find, from_file
+from polyphi_recipe.graph import corpora, find, from_file
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.recipe import file as recipe_file
 from polyphi_recipe.recipe import new
@@ -121,7 +121,7 @@ def test_a_built_in_corpus_is_not_made_from_one_with_shares(tmp_path: Path) -> N
         find.of(file)
     file.write_text('size = "full"\n[corpora.vision_speech]\nbuiltin = true\n')
     with pytest.raises(ValueError, match=r"image_qa .*rows.*\n.*multi_image"):
-        Run(file, tmp_path / "run").check_corpora(["vision_speech"])
+        corpora.check(find.of(file), ["vision_speech"])
 
 
 def test_own_rows_have_no_order_from_easy_to_difficult(tmp_path: Path) -> None:
@@ -337,13 +337,13 @@ def test_no_corpus_needs_a_stage_that_a_part_replaces(with_audio_part: Run) -> N
     """vision_speech did, and failed after all other stages."""
     order = with_audio_part.recipe.order
     for name in with_audio_part.recipe.tokens_needed():
-        assert set(with_audio_part.corpus(name).stages) <= set(order), name
+        assert set(with_audio_part.corpora.find(name).stages) <= set(order), name
 
 
 @pytest.mark.long
 def test_spoken_questions_are_unfiltered_without_a_recognizer(with_audio_part: Run) -> None:
     with_audio_part.build("vision_speech")
-    rows = Shards(with_audio_part.data / "vision_speech/train")
+    rows = Shards(with_audio_part.folder.data / "vision_speech/train")
     assert {row.meta["filter"] for row in rows} == {"none"}
 
 

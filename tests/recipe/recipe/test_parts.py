@@ -22,6 +22,7 @@ from polyphi.runtime.files import sha256
 from polyphi.train.state import MANIFEST
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.graph.identity import check_parts
 from polyphi_recipe.recipe.parts import interpolated_positions, open_part
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.stages.lineage import TRAINED
@@ -173,15 +174,15 @@ def with_parts(decoder: Path, folder: Path) -> Run:
 
 def finish_stage(run: Run, name: str) -> dict[str, torch.Tensor]:
     """A stage's folder as training leaves it; returns its trained tensors, in float32."""
-    stage = run.lineage.stage(name)
-    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, _ = run.lineage.assemble(stage, config, run.runs, 0)
+    stage = run.recipe.lineage.stage(name)
+    config = run.recipe.lineage.configuration(stage, run.recipe.size.model, run.processor.tokenizer)
+    model, _ = run.recipe.lineage.assemble(stage, config, run.folder.stages, 0)
     parameters = dict(model.named_parameters())
     trained = {n: parameters[n].detach().float() + 1 for n in stage.trained(parameters)}
-    (run.runs / name).mkdir(parents=True)
-    save_file(trained, run.runs / name / TRAINED)
-    (run.runs / name / MANIFEST).write_text('{"steps": 1}')
-    run._check_parts()
+    (run.folder.stages / name).mkdir(parents=True)
+    save_file(trained, run.folder.stages / name / TRAINED)
+    (run.folder.stages / name / MANIFEST).write_text('{"steps": 1}')
+    check_parts(run.folder.path, run.recipe)
     return trained
 
 
@@ -193,18 +194,18 @@ def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path
         run.finish()
     finish_stage(run, "vision_1_align")
     run.finish()
-    tensors = load_checkpoint(run.out / "model").state_dict()
+    tensors = load_checkpoint(run.folder.path / "model").state_dict()
     stored = load_checkpoint(decoder).state_dict()
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert all(torch.equal(t, tensors[n]) for n, t in stored.items())
     image = Image.new("RGB", (64, 64))
-    for phi in (load(run.out), run._phi("vision_1_align")):
+    for phi in (load(run.folder.path), run.models.phi("vision_1_align")):
         phi.generate("one", images=[image], max_tokens=1)
     trained = finish_stage(run, "vision_2_joint")
-    cli.main(["reproduce", str(tmp_path / "lab.toml"), "--out", str(run.out), "--finish"])
-    summary = json.loads((run.out / "report.json").read_text())["summary"]
+    cli.main(["reproduce", str(tmp_path / "lab.toml"), "--out", str(run.folder.path), "--finish"])
+    summary = json.loads((run.folder.path / "report.json").read_text())["summary"]
     assert summary["stages_done"] == 2 < summary["stages"]
-    tensors = load_checkpoint(run.out / "model").state_dict()
+    tensors = load_checkpoint(run.folder.path / "model").state_dict()
     assert all(torch.equal(t.bfloat16(), tensors[n]) for n, t in trained.items())
 
 
@@ -241,9 +242,11 @@ def test_a_stage_of_another_run_is_a_part(tmp_path: Path) -> None:
     )
     lab = find.of(file)
     assert {"text_4_align", "speech_0_aed"}.isdisjoint(lab.order)
-    trained = load_file(run.runs / "speech_1_pretrain/trained.safetensors")
+    trained = load_file(run.folder.stages / "speech_1_pretrain/trained.safetensors")
     for name in (n for n in trained if n.startswith("audio.encoder.")):
         assert torch.equal(lab.parts["audio"][name], trained[name])
     assert not [name for name in lab.parts["decoder"] if ".lora." in name]
     assert "speech_1_pretrain/trained.safetensors" in lab.parts["audio"].record()["files"]
-    assert lab.parts["decoder"].new_tokenizer().encode("one") == run.tokenizer.encode("one")
+    assert lab.parts["decoder"].new_tokenizer().encode("one") == run.processor.tokenizer.encode(
+        "one"
+    )
