@@ -129,7 +129,7 @@ def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     (result,) = json.loads(capsys.readouterr().out)
     assert result["devices"] == "8xH200"
     assert result["cost"] == pytest.approx(2 * result["device_hours"])
-    assert result["learn"][1][1] == 461_373_440  # LoRA_A
+    assert result["trainable"][1][1] == 461_373_440  # LoRA_A
 
 
 @pytest.mark.parametrize("names", [["vision_1_align"], ["speech_0_aed", "speech_1_pretrain"]])
@@ -171,7 +171,7 @@ def test_a_fine_tune_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     (one,) = json.loads(capsys.readouterr().out)
     assert one["devices"] == "1xRTX4090" and one["fits"] and one["steps"] == 100
     assert one["tokens"] == pytest.approx(3 * 1000 * 258, rel=0.01)
-    assert {glob for glob, *_ in one["learn"]} == {
+    assert {glob for glob, *_ in one["trainable"]} == {
         "audio.projector.speech.*",
         "decoder.*.lora.speech.*",
     }
