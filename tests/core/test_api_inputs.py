@@ -20,6 +20,7 @@ from polyphi.checkpoints.write import save_checkpoint
 from polyphi.quantization import quantize
 from polyphi.types.completion import Delta
 from polyphi.types.messages import with_tools
+from polyphi.types.sampling import Grammar
 from polyphi.types.tools import FunctionCall
 
 FIVE = {"max_tokens": 5}
@@ -209,9 +210,7 @@ def test_an_answer_has_the_requested_form(phi: polyphi.Phi) -> None:
         with pytest.raises(ValueError, match="response_format"):
             phi.generate("low", response_format=wrong)
     with pytest.raises(ValueError, match="found both"):
-        phi.generate(
-            "low", response_format=schema, grammar=polyphi.types.messages.Grammar("regex", "a")
-        )
+        phi.generate("low", response_format=schema, grammar=Grammar("regex", "a"))
 
 
 def test_a_saved_model_is_the_model(phi: polyphi.Phi, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from polyphi.train.loss import owners
 from polyphi.train.options import TrainOptions
 from polyphi.types.batch import pack
 from polyphi_recipe import stages
+from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report import page
 
 
@@ -214,7 +215,7 @@ def test_the_page_shows_results(tmp_path: Path) -> None:
     for name in ("C10", "C2"):
         result = finding(find(name)[0], effects, identity={"seeds": 3}, seconds=61.0)
         (tmp_path / "claims" / f"{name}.json").write_text(json.dumps(result))
-    page.write(tmp_path)
+    page.write(tmp_path, stages_of_run(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     assert [c["name"] for c in report["claims"]] == ["C2", "C10"]
     html, markdown = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))

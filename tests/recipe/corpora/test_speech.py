@@ -51,7 +51,7 @@ SENSITIVE = re.compile(
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages are unavailable, so that these tests run anywhere in seconds."""
-    for module in (speech, packages, stamps.sources):
+    for module in (speech, packages, stamps.packages):
         monkeypatch.setattr(module, "unpack", lambda name, cache, report=print: None)
 
 

@@ -17,13 +17,14 @@ from polyphi_eval.heldout import CORE, GOALS
 from polyphi_eval.heldout import task as held_out_task
 from polyphi_eval.report import heldout
 from polyphi_eval.score import Measured
+from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report import page, sections
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = make_run(tmp_path_factory.mktemp("run"), n=24, steps=30)
-    assert page.write(out) == out / "report.html"
+    assert page.write(out, stages_of_run(out)) == out / "report.html"
     return out
 
 
@@ -136,7 +137,10 @@ def test_the_page_says_what_each_step_dropped(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "00000.jsonl").write_text(json.dumps(dropped) + "\n")
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
-    page_html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    page_html, text = (
+        page.write(tmp_path, stages_of_run(tmp_path)).read_text(),
+        (tmp_path / "report.md").read_text(),
+    )
     for content in (html.unescape(page_html), text):
         assert "dropped: 1,200 Rules, 33 Duplicates; of 1,234" in content
         assert content.count("b: short <: Ruf an: [PHONE].") == 2  # below its step, and the warning
@@ -161,7 +165,10 @@ def test_the_page_of_a_recipe_file_is_about_its_run(tmp_path: Path) -> None:
     (run / "recipe.json").write_text(json.dumps(record))
     part = {"source": "models/mine", "repository": "", "revision": ""}
     (run / "parts.json").write_text(json.dumps({"decoder": part}))
-    page_html, text = page.write(run).read_text(), (run / "report.md").read_text()
+    page_html, text = (
+        page.write(run, stages_of_run(run)).read_text(),
+        (run / "report.md").read_text(),
+    )
     report = json.loads((run / "report.json").read_text())
     assert {entry["source"] for entry in report["examples"]} == {"photos.jsonl"}
     assert all(entry["media"] for entry in report["examples"])
@@ -181,7 +188,10 @@ def test_a_recipe_file_without_sources_has_the_tasks_of_generated_rows(run: Path
 
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
-    for text in (page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()):
+    for text in (
+        page.write(tmp_path, stages_of_run(tmp_path)).read_text(),
+        (tmp_path / "report.md").read_text(),
+    ):
         assert "0 of 16" in text
 
 
@@ -192,7 +202,10 @@ def test_the_reports_benchmarks_are_shown_with_their_explanation(tmp_path: Path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "results.json").write_text(json.dumps({"rows": [row.as_dict()]}))
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
-    page_html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
+    page_html, text = (
+        page.write(tmp_path, stages_of_run(tmp_path)).read_text(),
+        (tmp_path / "report.md").read_text(),
+    )
     for content in (html.unescape(page_html), text):
         assert "ChartQA (test)" in content and sections.SYNTHETIC in content
     assert 'href="benchmarks/report.html"' in page_html
