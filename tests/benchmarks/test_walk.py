@@ -160,7 +160,7 @@ def test_a_walk(
     recorded = script.run(part, tmp_path / "model")
     assert list(recorded) == works
     visited = {work: script.visits(recorded[work]) for work in works}
-    order = [visit.file for visit in visited[works[0]]]
+    order = [call.file for call in recorded[works[0]]]  # in time, of all threads
     assert [order.index(file) for file in files] == sorted(order.index(file) for file in files)
     walks = {work: script.measure(recorded[work]) for work in works}
     for walk in walks.values():
