@@ -182,11 +182,14 @@ class Estimate:
 
 
 def report_only(plan: FinetunePlan) -> FinetunePlan:
-    """Report memory and time of a run for a stage of the user's file; returns the plan as it is."""
-    if (
-        distributed.rank() > 0 or plan.config.further
-    ):  # their modules' FLOPs and memory are the user's
-        return plan
+    """Report memory and time of a run for a stage of the user's file; returns the plan as it is. All processes call
+    this together; the first one measures, before the others load weights into the memory that it reports."""
+    if not plan.config.further:  # their modules' FLOPs and memory are the user's
+        distributed.from_first(lambda: _report_requested(plan))
+    return plan
+
+
+def _report_requested(plan: FinetunePlan) -> None:
     target = cost.stage_model(plan.stage, plan.budget, plan.config)
     load = load_of(target, plan.count_rows(), plan.job.processor, plan.job.data)
     rate = measured_rate(target, plan.precision.precision, _device())
@@ -194,7 +197,6 @@ def report_only(plan: FinetunePlan) -> FinetunePlan:
     _report(plan, result)
     if not result.fits:
         plan.job.report(f"  {_too_large(result)}")
-    return plan
 
 
 def choose(plan: FinetunePlan) -> FinetunePlan:
