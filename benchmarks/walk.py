@@ -74,8 +74,7 @@ ROWS = 12
 TOP = 12
 """Files in the tables of re-entries."""
 CLEAN_UP = 2.5
-"""Seconds in which the server ends what it still does after a response. The idle server is recorded as long as a
-request with its clean-up: at least two of what it does every second."""
+"""Seconds in which the server ends what it still does after a response."""
 PROMPTS = ("one two three", "what is this ?")
 """Of the request before, and of the recorded one."""
 
@@ -254,7 +253,7 @@ def record_request(
             request(port, 1)
             time.sleep(CLEAN_UP)
             end, seconds = len(calls), time.monotonic() - started_at
-            time.sleep(seconds)
+            time.sleep(seconds + 1)  # so that what the server does every second isn't rarer here
             save(folder, {name: without_periodic(calls[start:end], calls[end:])})
         except BaseException:
             traceback.print_exc()
@@ -267,7 +266,7 @@ def record_request(
 
 
 def without_periodic(request: Sequence[Call], idle: Sequence[Call]) -> list[Call]:
-    """The calls of a request, without functions that the idle server calls as often, or once less, in the same time."""
+    """The calls of a request, without functions that the idle server calls as often, or once less, in a second more."""
     function = attrgetter("file", "function")
     counts, idle_counts = Counter(map(function, request)), Counter(map(function, idle))
     periodic = {f for f, count in idle_counts.items() if counts[f] <= count + 1}
