@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,12 @@ def test_no_rhythm_of_the_mix_gives_one_process_all_of_a_corpus(folder: Path) ->
 
 
 def pids() -> set[int]:
-    return {p.pid for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())}
+    result = set()
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # or a zombie of an earlier test
+            if "spawn_main" in " ".join(child.cmdline()):
+                result.add(child.pid)
+    return result
 
 
 @pytest.fixture
