@@ -106,7 +106,7 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where rows come from, and what holds for those that don't say it. Paths in them are relative to `root`, a folder
+    """Where rows come from, and the values of rows that lack their own. Paths in them are relative to `root`, a folder
     or an address; None forbids them. They may not lead out of it, except into `allowed_media_path`, folders and
     addresses. `licence` and `language` are those of a row that has none, `question` that of one about an image or
     audio."""
@@ -119,13 +119,13 @@ class RowOrigin:
     question: str | None = None
 
 
-NOWHERE = RowOrigin()
+NO_ORIGIN = RowOrigin()
 
 
 def sample(
     row: Any,
     location: str,
-    origin: RowOrigin = NOWHERE,
+    origin: RowOrigin = NO_ORIGIN,
     *,
     columns: Mapping[str, str] | None = None,
     readers: Mapping[str, "Reader"] = {},
@@ -146,7 +146,7 @@ def sample(
             check_values(str(row["meta"]))
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, NOWHERE, readers, decode)
+                _with_media(message, NO_ORIGIN, readers, decode)
             _check(parsed.messages)
             language = {} if origin.language is None else {"language": origin.language}
             meta = {**language, **parsed.meta}
