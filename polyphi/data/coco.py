@@ -25,7 +25,7 @@ from polyphi.data.confinement import check_listed
 LISTS = re.compile(r'"(images|annotations|questions|data)"\s*:\s*\[')
 SPLIT = re.compile(r"(trainval|train|minival|val|test)[-_]?(\d{4})?")
 FORMATS = ("coco", "vqa")
-MAX_TEXTS, ENTRY = 1 << 30, 128
+MAX_TEXT_BYTES, ENTRY_BYTES = 1 << 30, 128
 """[ours] Bytes of the names or questions of a file, which are in memory, and about those of each beside its texts."""
 LocatedRow = tuple[str, Any]
 
@@ -88,7 +88,7 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[LocatedRow]:
                     '{"image": "1.jpg", "question": "Which objects are there?", "answer": "a cat"}'
                 )
             yield location, ValueError(f"expected a caption, found {columns}")
-        elif (name := names.get(_number(value.get("image_id")))) is None:
+        elif (name := names.get(_key(value.get("image_id")))) is None:
             yield location, ValueError(f"expected an image {value.get('image_id')}, found none")
         else:
             yield location, {"image": folder + name, "answer": value["caption"]}
@@ -129,7 +129,7 @@ def questions(
     for number, value in enumerate(itertools.chain([first], rows), 1):
         yield (
             f"{answer_file}, annotation {number}",
-            _question(value, image, lambda row: texts[_number(row["question_id"])]),
+            _question(value, image, lambda row: texts[_key(row["question_id"])]),
         )
 
 
@@ -156,26 +156,26 @@ def _question(
 
 
 def _texts(path: str, encoding: str, key: str, id: str, text: str) -> dict[Any, str]:
-    """The texts of the objects in the list `key`, by their numbers. Raises ValueError if they take too much memory."""
+    """The texts of the objects in the list `key`, by their keys. Raises ValueError if they take too much memory."""
     texts: dict[Any, str] = {}
     size = 0
     for name, value in files.lists(path, encoding):
         if name != key or not isinstance(value, Mapping):
             continue
-        number, content = _number(value.get(id)), value.get(text)
-        if number is None or not isinstance(content, str):
+        identifier, content = _key(value.get(id)), value.get(text)
+        if identifier is None or not isinstance(content, str):
             continue
-        texts[number] = content
-        size += ENTRY + sys.getsizeof(number) + sys.getsizeof(content)
-        if size > MAX_TEXTS:
+        texts[identifier] = content
+        size += ENTRY_BYTES + sys.getsizeof(identifier) + sys.getsizeof(content)
+        if size > MAX_TEXT_BYTES:
             raise ValueError(
-                f"{path}: expected at most {MAX_TEXTS:,} bytes of {key}, found more; cut the file in parts"
+                f"{path}: expected at most {MAX_TEXT_BYTES:,} bytes of {key}, found more; cut the file in parts"
             )
     return texts
 
 
-def _number(value: Any) -> Any:
-    """The number or name of an object; None for another value."""
+def _key(value: Any) -> Any:
+    """The key of an object, a number or a name; None for another value."""
     return value if isinstance(value, int | float | str) else None
 
 

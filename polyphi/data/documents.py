@@ -84,7 +84,7 @@ def warc(file: BinaryIO) -> Rows:
 
     source = _Watched(file)
     try:
-        for record in ArchiveIterator(source):
+        for record in _with_addresses(ArchiveIterator(source)):
             if (page := _page(record, source)) is not None:
                 url = record.rec_headers.get_header("WARC-Target-URI")
                 if extracted := html_text(page, url):
@@ -93,10 +93,20 @@ def warc(file: BinaryIO) -> Rows:
                     yield {"title": title, "text": body, "url": url, "date": date}
             for _ in _pieces(record.raw_stream, source):
                 pass  # of what isn't read
-    except (ArchiveLoadFailed, AttributeError) as error:  # of a response without an address, too
+    except ArchiveLoadFailed as error:
         raise ValueError(f"expected a WARC archive ({error})") from None
     if source.error is not None:
         raise ValueError(f"expected a whole WARC archive ({source.error})")
+
+
+def _with_addresses(archive: Iterator[Any]) -> Iterator[Any]:
+    """The records of an archive. Raises ValueError for a response without an address, which warcio needs."""
+    try:
+        yield from archive
+    except AttributeError as error:
+        raise ValueError(
+            f"expected WARC-Target-URI in the headers of each response, found none ({error})"
+        ) from None
 
 
 def _page(record: Any, source: "_Watched") -> bytes | None:

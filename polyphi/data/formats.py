@@ -112,13 +112,13 @@ class RowOrigin:
     question: str | None = None
 
 
-NOWHERE = RowOrigin()
+NO_ORIGIN = RowOrigin()
 
 
 def sample(
     row: Any,
     location: str,
-    origin: RowOrigin = NOWHERE,
+    origin: RowOrigin = NO_ORIGIN,
     *,
     columns: Mapping[str, str] | None = None,
     readers: Mapping[str, "Reader"] = {},
@@ -139,7 +139,7 @@ def sample(
             check_values(str(row["meta"]))
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, NOWHERE, readers, decode)
+                _with_media(message, NO_ORIGIN, readers, decode)
             _check(parsed.messages)
             language = {} if origin.language is None else {"language": origin.language}
             meta = {**language, **parsed.meta}

@@ -39,6 +39,7 @@ ANSWERS = (
 QUESTIONS = ("question", "prompt", "query", "instruction", "input", "problem")
 """Names of columns in the data sets of others, the more certain ones first."""
 SourceRow = tuple[Any, str, RowOrigin]
+"""A row, its location and its origin."""
 TURNS = {"messages": "role", "conversations": "from"}
 """Column of a conversation -> the key of a turn that says who speaks."""
 

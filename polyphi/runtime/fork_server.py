@@ -37,8 +37,7 @@ MAX_DESCRIPTORS = 4
 
 
 def package_folders() -> list[str]:
-    """The folders that this process imports from, for the `sys.path` of a first process that starts without it (-I
-    -S)."""
+    """The folders that this process imports from, for the `sys.path` of a process that starts isolated (-I -S)."""
     own = str(Path(__file__).parents[2])
     return [own, *(path for path in sys.path if Path(path).is_absolute())]
 

@@ -430,8 +430,8 @@ class Server:
     async def in_steps(
         self, large: bool, caller: Client, steps: Steps[T], threads: Threads | None = None
     ) -> T:
-        """The result of work in steps for a client, run in a thread: between two steps of `large` work other clients
-        take their turns, and the work stops when cancelled. `threads`: dedicated ones for the large work."""
+        """Run work in steps, which stops when cancelled. Between two steps of `large` work other clients take their
+        turns; it runs in `threads`, or in those of all large work."""
         if not large:
             return await self.in_turn(False, caller, result_of, steps)
         try:

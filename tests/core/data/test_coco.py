@@ -96,7 +96,7 @@ def test_images_and_captions_without_numbers_of_coco(tmp_path: Path) -> None:
 
 
 def test_the_names_of_a_file_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyphi.data.coco.MAX_TEXTS", 300)
+    monkeypatch.setattr("polyphi.data.coco.MAX_TEXT_BYTES", 300)
     with pytest.raises(ValueError, match=r"captions_train2017\.json: .* images"):
         read(captions(tmp_path, "train2017"))
 
