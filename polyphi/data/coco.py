@@ -21,13 +21,13 @@ from typing import Any
 from polyphi.data import files
 from polyphi.data.addresses import exists, join
 from polyphi.data.confinement import check_listed
+from polyphi.data.files import LocatedRow
 
 LISTS = re.compile(r'"(images|annotations|questions|data)"\s*:\s*\[')
 SPLIT = re.compile(r"(trainval|train|minival|val|test)[-_]?(\d{4})?")
 FORMATS = ("coco", "vqa")
 MAX_TEXT_BYTES, ENTRY_BYTES = 1 << 30, 128
 """[ours] Bytes of the names or questions of a file, which are in memory, and about those of each beside its texts."""
-LocatedRow = tuple[str, Any]
 
 
 def annotation_format(head: str) -> str | None:

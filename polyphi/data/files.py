@@ -30,6 +30,8 @@ TRAIN = re.compile(r"(^|[/._-])train(20\d\d)?([/._-]|$)")
 ENDINGS = (".jsonl", ".parquet", ".json")
 """Endings of the files of a folder that are read. Its .json files are read where it has no others: they often describe
 these."""
+LocatedRow = tuple[str, Any]
+"""A row's location for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
 
 
 def find(source: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from polyphi.data import files
 from polyphi.data.addresses import is_remote, join, read_bytes
 from polyphi.data.confinement import medium
+from polyphi.data.files import LocatedRow
 from polyphi.data.limits import MAX_TEXT, encoding_error, parse_json
 from polyphi.data.webdataset import MEMBERS, SOUNDS
 from polyphi.media.file_types import IMAGE_SUFFIXES
@@ -40,7 +41,6 @@ NO_CLASSES = ("image", "images", "img", "imgs", "jpegimages", "picture", "pictur
 """Names of folders that say nothing about the images in them."""
 CLASS_QUESTION = "What does the picture show?"
 """[ours] The question of class folders."""
-LocatedRow = tuple[str, Any]
 
 
 def is_medium(name: str) -> bool:

@@ -41,7 +41,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path, PurePath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,12 +58,11 @@ from polyphi.data.addresses import (
 )
 from polyphi.data.arrow_files import stream_rows
 from polyphi.data.confinement import check_listed
+from polyphi.data.files import LocatedRow
 from polyphi.data.limits import BoundedReader, RowLines, encoding_error, parse_json
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
-LocatedRow = tuple[str, Any]
-"""A row's location for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
 ENDINGS = {
     ".jsonl": "rows",
     ".json": "rows",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
+from polyphi.data.files import LocatedRow
 from polyphi.data.limits import MAX_ROW, parse_json
 from polyphi.media.file_types import IMAGE_SUFFIXES
 
@@ -36,7 +37,6 @@ MEDIA = frozenset({"image", "images", "audio", "audios"})
 WHOLE = frozenset({"messages", "conversations", "instruction"})
 """Columns of a row that may be about text alone."""
 META = ".nv-meta"
-LocatedRow = tuple[str, Any]
 
 
 def field_map(folder: str) -> dict[str, str] | None:
