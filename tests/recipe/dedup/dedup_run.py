@@ -103,7 +103,7 @@ def start(*arguments: object) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         process = forked.start(
-            "from recipe.curate import dedup_run; dedup_run.main()", *map(str, arguments), out=out
+            "from recipe.dedup import dedup_run; dedup_run.main()", *map(str, arguments), out=out
         )
         process.join(120)
         assert process.pid is not None

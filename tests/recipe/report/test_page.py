@@ -180,7 +180,7 @@ def test_the_page_of_a_recipe_file_is_about_its_run(tmp_path: Path) -> None:
 
 
 def test_a_recipe_file_without_sources_has_the_tasks_of_generated_rows(run: Path) -> None:
-    report = page.collect(run)[0] | {"recipe": "lab"}
+    report = page.collect(run, stages_of_run(run))[0] | {"recipe": "lab"}
     summary = report["summary"]
     beats = f"{summary['beats']} of {summary['tasks']}"
     assert summary["tasks"] and (beats, "tasks beat their baselines") in sections.headline(report)
