@@ -36,7 +36,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from server_process import server
 
-from polyphi.checkpoints.read import read_config
+from polyphi.checkpoints.headers import read_config
 from polyphi.model.config import DecoderConfig
 
 NAMES = ("first", "second", "third")

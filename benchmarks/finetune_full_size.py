@@ -33,8 +33,8 @@ import torch
 from PIL import Image as Picture
 from random_checkpoint import make
 
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import read_config
 from polyphi.engine.request import GREEDY
 from polyphi.finetuning.stages import load_stage
 from polyphi.model.config import (

@@ -28,8 +28,9 @@ from rich.console import Console
 from sidebyside import peak_bytes
 
 import polyphi
+from polyphi.checkpoints.headers import files_beside
 from polyphi.checkpoints.names import QUANTIZED, tensor_names
-from polyphi.checkpoints.read import files_beside, load_checkpoint
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint, write_checkpoint
 from polyphi.engine.cache import token_bytes
 from polyphi.model.config import ModelConfig

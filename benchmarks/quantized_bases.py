@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import polyphi
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import load_checkpoint, read_config
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.data.shards import Shards
 from polyphi.model.adapters import add_adapter, put_adapter
 from polyphi.model.config import AdapterConfig

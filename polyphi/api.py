@@ -19,18 +19,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.checkpoints.modalities import load as load_weights
-from polyphi.checkpoints.parts import parts
-from polyphi.checkpoints.peft import adapter_folder, read_peft
-from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import (
+from polyphi.checkpoints.headers import (
     files_beside,
-    load_checkpoint,
     read_config,
     read_quantization,
     stored_bytes,
     stored_types,
 )
+from polyphi.checkpoints.modalities import load as load_weights
+from polyphi.checkpoints.parts import parts
+from polyphi.checkpoints.peft import adapter_folder, read_peft
+from polyphi.checkpoints.processor import make_processor
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.decoding.forms import CallRules, response_grammar, with_rules
 from polyphi.decoding.output import Output

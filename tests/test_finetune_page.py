@@ -17,7 +17,7 @@ import soundfile
 from PIL import Image as PIL
 
 from polyphi import cli
-from polyphi.checkpoints.read import read_config, read_layout
+from polyphi.checkpoints.headers import read_config, read_layout
 from polyphi.data.shards import Shards
 from polyphi.finetuning.monitor import DEFAULT_EVALUATIONS
 from polyphi.finetuning.plan import DEFAULT_EPOCHS

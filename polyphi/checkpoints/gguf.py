@@ -23,8 +23,8 @@ from torch import Tensor
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints.adapters import describe
 from polyphi.checkpoints.files import inside
+from polyphi.checkpoints.headers import TOKENIZER_FILES
 from polyphi.checkpoints.names import tensor_names
-from polyphi.checkpoints.read import TOKENIZER_FILES
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig

@@ -87,7 +87,7 @@ def write_gguf(
         )
     tokenizer_folder = Path(tokenizer_folder)
     tokenizer = Tokenizer.load(tokenizer_folder).within(config.vocab_size)
-    if not tokenizer.known_split:
+    if not tokenizer.slices.known_split:
         raise ValueError(
             f"{tokenizer_folder / 'tokenizer.json'} splits text in another way than Phi-4's tokenizer (o200k_base), "
             "which llama.cpp would use for it; expected the tokenizer of a Phi-4 model, or one that polyphi trained"

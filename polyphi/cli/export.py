@@ -70,8 +70,9 @@ def export(
 
     from polyphi.api import as_dtype
     from polyphi.checkpoints import gguf, modalities
+    from polyphi.checkpoints.headers import files_beside, read_config
     from polyphi.checkpoints.processor import make_processor
-    from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
+    from polyphi.checkpoints.read import load_checkpoint
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.data import calibration
     from polyphi.data.shards import Shards

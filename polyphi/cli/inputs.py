@@ -176,9 +176,9 @@ def check_model(
     """Raise ValueError if a model lacks the adapter or an encoder for the parts, or if one of `adapters` (name ->
     folder) isn't for it. Reads configurations and headers, and of `adapters` the weights; a hub id that isn't
     downloaded yet isn't checked."""
+    from polyphi.checkpoints.headers import read_config
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.peft import adapter_folder, read_peft
-    from polyphi.checkpoints.read import read_config
     from polyphi.engine.rows import choose_adapter
     from polyphi.hub import pull
     from polyphi.model.lora import is_adapter_name

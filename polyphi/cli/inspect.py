@@ -38,9 +38,9 @@ def inspect(
         polyphi inspect nano --logits request.json --out logits.safetensors
     """
     import polyphi
+    from polyphi.checkpoints.headers import read_config
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.parts import parts
-    from polyphi.checkpoints.read import read_config
     from polyphi.hub.location import locate
 
     if (logits is None) != (out is None):

@@ -129,7 +129,7 @@ def finetune_and_push(
 ) -> None:
     """Fine-tune on own rows and upload the model, if a repository is named. `revise` returns the plan that is run in
     place of the requested one. `settings` are further arguments of `polyphi.finetuning.job.check`."""
-    from polyphi.checkpoints.read import read_layout
+    from polyphi.checkpoints.headers import read_layout
     from polyphi.engine.greedy import greedy_answers
     from polyphi.finetuning.job import check
     from polyphi.finetuning.prepare import prepare, run_folder

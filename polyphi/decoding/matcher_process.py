@@ -31,7 +31,8 @@ from polyphi.decoding.grammars import (
     PROCESS_MEMORY,
     TOKEN_SECONDS,
 )
-from polyphi.processing.tokenizer import SLICE_CHARACTERS, Tokenizer
+from polyphi.processing.text_slices import SLICE_CHARACTERS
+from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import fork_server, syscall_filter
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.types.sampling import Grammar

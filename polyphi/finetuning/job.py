@@ -8,10 +8,10 @@ from pathlib import Path
 import rich
 import torch
 
+from polyphi.checkpoints.headers import files_beside, read_config, read_layout, read_quantization
 from polyphi.checkpoints.modalities import folders, with_modalities
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import files_beside, read_config, read_layout, read_quantization
 from polyphi.finetuning.stages import check_model, load_stage, named_stage
 from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter

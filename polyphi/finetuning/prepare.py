@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from polyphi.checkpoints.read import read_config, stored_types
+from polyphi.checkpoints.headers import read_config, stored_types
 from polyphi.data import own
 from polyphi.devices import placement
 from polyphi.devices.memory import free_memory

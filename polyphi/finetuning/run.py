@@ -25,9 +25,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from polyphi.checkpoints.headers import files_beside, read_layout
 from polyphi.checkpoints.modalities import create, folders, load
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
-from polyphi.checkpoints.read import files_beside, load_checkpoint, read_layout
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS
 from polyphi.checkpoints.parts import part_of, parts
-from polyphi.checkpoints.read import read_config
 from polyphi.hub.fingerprint import fingerprint as checkpoint_fingerprint
 from polyphi.model.config import VisionConfig
 from polyphi.runtime.files import write_whole

@@ -11,15 +11,15 @@ from pathlib import Path
 from torch import Tensor
 
 from polyphi.checkpoints import files
-from polyphi.checkpoints.names import FORMAT
-from polyphi.checkpoints.read import (
+from polyphi.checkpoints.headers import (
     files_beside,
-    load_checkpoint,
     read_config,
     read_layout,
     read_quantization,
     stored_bytes,
 )
+from polyphi.checkpoints.names import FORMAT
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.hub import cache, download, hashes
 from polyphi.hub.download import Progress, silent

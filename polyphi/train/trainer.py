@@ -232,6 +232,7 @@ class Trainer:
             early_stopping,
         )
         self.stage, self.budget, self.model, self.head = stage, budget, model, head
+        self.units = tuple(model.units.values())
         self.out, self.options, self.context, self.device = out, options, context, device
 
     def start(self) -> None:
@@ -491,7 +492,7 @@ class Trainer:
         seconds, self._clock = now - self._clock, now
         number = self.state.step
         self.state.advance(data)
-        self.state.count(data, record, seconds, self.model.units.values())
+        self.state.count(data, record, seconds, self.units)
         record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
         record |= {"skipped": len(data.skipped), "cut": data.cut}
         watch, every = self.context.watch, self.options.watch_every
@@ -507,7 +508,7 @@ class Trainer:
         self, data: StepRows, record: Mapping[str, Any], seconds: float
     ) -> dict[str, float]:
         """A step's throughput per second, and its utilisation."""
-        counted = ("tokens", *self.model.units.values())
+        counted = ("tokens", *self.units)
         amounts = {what: record[what] for what in counted} | {"samples": len(data.ids)}
         amounts["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import read_config
 from polyphi.data import own
 from polyphi.finetuning.job import corpus_sources, sketch_of
 from polyphi.finetuning.plan import DEFAULT_EPOCHS, default_batch, load_of

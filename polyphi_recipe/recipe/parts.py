@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from polyphi.checkpoints.files import SIGLIP_TYPES, check_headers, read_json, weight_files
-from polyphi.checkpoints.read import load_checkpoint, read_config, read_quantization
+from polyphi.checkpoints.headers import read_config, read_quantization
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.hub import cache
 from polyphi.hub.location import locate
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.parts import parts
-from polyphi.checkpoints.read import read_config
 from polyphi.devices import cpu
 from polyphi.hub import model_card
 from polyphi.runtime.files import sha256, write_whole

@@ -18,8 +18,8 @@ from tones import say
 
 import polyphi
 from polyphi import api
+from polyphi.checkpoints.headers import stored_types
 from polyphi.checkpoints.parts import parts
-from polyphi.checkpoints.read import stored_types
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import write_logits
 from polyphi.devices import memory, placement, precision

@@ -14,7 +14,8 @@ from wrong_json import WRONG, replaced
 
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.files import INDEX, LONGEST_HEADER, fault
-from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
+from polyphi.checkpoints.headers import files_beside, read_config
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.lora import is_adapter_name
@@ -201,7 +202,9 @@ def test_more_tensors_than_any_model_has_are_refused_unread(
 ) -> None:
     """600,000 names, in one file or in several."""
     folder = saved(tiny_config, tmp_path / "model", "native", None)
-    monkeypatch.setattr("polyphi.checkpoints.read.safe_open", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        "polyphi.checkpoints.headers.safe_open", lambda *_, **__: pytest.fail("read")
+    )
     for number in range(files):
         empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
         names = range(number, 100_000, files)

@@ -11,10 +11,10 @@ from items import FILE, add_motion, csv, motion, series
 from safetensors.torch import load_file, save_file
 
 import polyphi
+from polyphi.checkpoints.headers import files_beside
 from polyphi.checkpoints.modalities import SUFFIX, folders
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.processor import make_processor
-from polyphi.checkpoints.read import files_beside
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

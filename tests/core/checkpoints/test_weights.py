@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from polyphi import cli
 from polyphi.checkpoints import config as public_config
 from polyphi.checkpoints import write
+from polyphi.checkpoints.headers import files_beside, read_config
 from polyphi.checkpoints.names import _PATTERNS, RENAMES
-from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter

@@ -22,7 +22,8 @@ from variants import few
 
 import polyphi
 from polyphi import Image, Message, cli
-from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config, read_layout
+from polyphi.checkpoints.headers import files_beside, read_config, read_layout
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.devices import precision
 from polyphi.finetuning.run import finetune

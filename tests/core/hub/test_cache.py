@@ -24,7 +24,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from polyphi.checkpoints import write
-from polyphi.checkpoints.read import load_checkpoint, read_quantization
+from polyphi.checkpoints.headers import read_quantization
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.hub import cache, download, pull
 from polyphi.hub.location import locate

@@ -10,13 +10,9 @@ from safetensors.torch import load_file, save_file
 from variants import few
 
 from polyphi import kernels
+from polyphi.checkpoints.headers import read_layout, read_quantization, stored_bytes
 from polyphi.checkpoints.names import QUANTIZED
-from polyphi.checkpoints.read import (
-    load_checkpoint,
-    read_layout,
-    read_quantization,
-    stored_bytes,
-)
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig

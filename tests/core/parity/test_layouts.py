@@ -12,8 +12,9 @@ import pytest
 import torch
 from engine.conftest import fitted
 
+from polyphi.checkpoints.headers import read_config, read_layout
 from polyphi.checkpoints.names import LAYOUTS
-from polyphi.checkpoints.read import _open, load_checkpoint, read_config
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -229,7 +230,7 @@ def test_layout_is_recognized_without_a_model_type(
         settings = json.loads(path.read_text())
         del settings["model_type"]
         path.write_text(json.dumps(settings))
-        assert _open(tmp_path / layout)[0] == layout
+        assert read_layout(tmp_path / layout) == layout
 
 
 def test_two_models_in_one_pack_are_unaffected_by_the_layout(

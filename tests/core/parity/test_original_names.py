@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from polyphi.checkpoints import config as public_config
+from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.names import public_name, tensor_names
 from polyphi.checkpoints.parts import parts
-from polyphi.checkpoints.read import load_checkpoint, read_config
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 

@@ -18,7 +18,7 @@ from tokenizers import decoders
 from variants import few
 from wrong_json import WRONG, replaced
 
-from polyphi.processing import tokenizer as module
+from polyphi.processing import text_slices as module
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WORD_SPLIT
 from polyphi.runtime.rust import panics_are_errors
@@ -92,7 +92,7 @@ def test_slices_encode_to_what_the_whole_encodes_to(tokenizer: Tokenizer, split:
         nonlocal cuts
         module.SLICE_CHARACTERS, before = size, module.SLICE_CHARACTERS
         try:
-            slices = list(one._slices(text))
+            slices = list(one.slices.of(text))
             ids = [list(some) for some in one.encode_slices(text)]
         finally:
             module.SLICE_CHARACTERS = before
@@ -146,7 +146,7 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
 
 def test_a_flood_of_emoji_is_cut(tokenizer: Tokenizer) -> None:
     text = "😀" * 5 * module.SLICE_CHARACTERS
-    slices = list(tokenizer._slices(text))
+    slices = list(tokenizer.slices.of(text))
     assert 3 < len(slices) < 7 and max(map(len, slices)) < 2 * module.SLICE_CHARACTERS
     assert len(tokenizer.encode(text, 1000)) < 5 * module.SLICE_CHARACTERS
     assert tokenizer.count(text) == len(tokenizer._plain.encode(text, add_special_tokens=False))
@@ -154,7 +154,7 @@ def test_a_flood_of_emoji_is_cut(tokenizer: Tokenizer) -> None:
 
 def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
     text = "a b " * module.SLICE_CHARACTERS
-    assert len(list(tokenizer._slices(text))) > 1
+    assert len(list(tokenizer.slices.of(text))) > 1
     for changes in (
         {"pre_tokenizer": splitting(r"\w+|\W+")},
         {"pre_tokenizer": splitting(O200K_SPLIT, "Removed")},
@@ -162,7 +162,7 @@ def test_a_text_of_an_unknown_split_is_one_slice(tokenizer: Tokenizer) -> None:
         {"normalizer": {"type": "Lowercase"}},
     ):
         other = respelt(tokenizer, **changes)
-        assert list(other._slices(text)) == [text] and other.min_tokens(text) == 0
+        assert list(other.slices.of(text)) == [text] and other.min_tokens(text) == 0
 
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000}

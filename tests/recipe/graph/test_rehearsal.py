@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from polyphi import load
-from polyphi.checkpoints.read import stored_types
+from polyphi.checkpoints.headers import stored_types
 from polyphi.data.shards import Shards
 from polyphi.hub.model_card import card
 from polyphi.media.media import decode_image
