@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from polyphi.finetuning.stages import STAGES
+from polyphi.planning.assumptions import UTILISATION, OwnRows
 from polyphi.planning.cost import Switches
 from polyphi.planning.devices import DEVICES
 from polyphi.planning.fit import fitting, flags
 from polyphi.planning.load import Load
-from polyphi.planning.options import UTILISATION, OwnRows
 from polyphi.runtime.progress import duration
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi_recipe.graph.finetune_plan import typical_load

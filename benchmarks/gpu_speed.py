@@ -16,8 +16,8 @@ from polyphi.data.packing import Pack
 from polyphi.engine.engine import Engine
 from polyphi.model.decoder import DecoderLayer, ForwardContext
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning.assumptions import UTILISATION
 from polyphi.planning.devices import peak_flops
-from polyphi.planning.options import UTILISATION
 from polyphi.prepared.prepare import prepare
 from polyphi.quantization.integer_weights import Quantized
 from polyphi.quantization.quantize import head_of

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.data.shards import Sample
 from polyphi_recipe.dedup.decontaminate import Decontaminate, Index
 from polyphi_recipe.dedup.dedup import AUDIO, EXACT, IMAGES, deduplicate
@@ -32,14 +32,14 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     """A twentieth of the rows is for testing."""
     (split,) = work.rows
     with Path(BAD).open("w") as bad:
-        for sample in own.read(*ROWS, bad=lambda line: print(line, file=bad)):
+        for sample in user_data.read(*ROWS, bad=lambda line: print(line, file=bad)):
             if held_out(sample.id, percent=5) == (split == "test"):
                 yield split, replace(sample, meta={"language": "en", **sample.meta})
 
 
 def steps(work: Work) -> list[PipelineStep]:
     folder = work.data / "desk"
-    Index.of({"mine": own.read(*MEASURED)}).save(folder / "known")
+    Index.of({"mine": user_data.read(*MEASURED)}).save(folder / "known")
     return [
         Decontaminate(folder / "known", ledger=folder / "ledger"),
         PiiFilter(fake=Fakes(seed=work.seed)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.data.shards import Sample
 from polyphi_eval.services.speech_synthesis import Voice
 from polyphi_recipe.filters.transcripts import WordErrorRateFilter, pocketsphinx
@@ -31,7 +31,7 @@ VOICES = split_voices(
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     """Rows in OpenAI's, ShareGPT's, LLaVA's or Alpaca's format; one query in ten is for testing."""
     (split,) = work.rows
-    for sample in own.read(QUERIES, licence="CC-BY-4.0"):
+    for sample in user_data.read(QUERIES, licence="CC-BY-4.0"):
         if in_split(split, "query", sample.prompt[-1].text):
             yield split, replace(sample, meta={"language": "en"})
 

@@ -23,7 +23,7 @@ import rich
 import torch
 from jaxtyping import Float
 
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.data.loader import Loader
 from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.devices.precision import Choice, Requested, products
@@ -91,7 +91,7 @@ def sweep(
     data: Path,
     out: Path,
     *,
-    fresh: Callable[[int], Mapping[str, Fresh]] = lambda seed: {},
+    fresh: Callable[[int], Mapping[str, GeneratedSamples]] = lambda seed: {},
     tokens: Sequence[int],
     seeds: int = 2,
     precision: Requested | Choice = "auto",
@@ -100,8 +100,8 @@ def sweep(
     """Run `stage` for each number of `tokens`, rate and seed, each in a folder of `out`; returns all runs.
 
     All runs have one `precision`, as in `train`. `make_model(seed)` returns initial weights, `fresh(seed)` generators
-    of fresh samples (data/fresh.py). `budget` is that of the size: the search begins at its rate, and corpora with a
-    late start join after the same share of a shorter run. The search for each D begins at the best rate of the D (or
+    of fresh samples (data/generated.py). `budget` is that of the size: the search begins at its rate, and corpora with
+    a late start join after the same share of a shorter run. The search for each D begins at the best rate of the D (or
     seed) before and ends when the best rate has `REACH` neighbours on both sides. Raises ValueError as `train` does.
     """
     stage_peak = max(stage.trainable.values())
@@ -127,7 +127,7 @@ def sweep(
                 options=TrainOptions(seed=seed, watch_every=short.steps),
                 context=RunContext(
                     precision=choice,
-                    fresh=fresh(seed),
+                    generated=fresh(seed),
                     watch=measure,
                     report=lambda _: None,
                 ),
@@ -432,7 +432,7 @@ def measure(run: Run, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
         run.processor,
         run.folder.data,
         folder,
-        fresh=lambda seed: run.corpora.fresh(stage, seed),
+        fresh=lambda seed: run.corpora.generated(stage, seed),
         tokens=tokens or run.recipe.size.sweep,
         seeds=seeds,
         precision=run.choice,

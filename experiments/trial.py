@@ -50,7 +50,7 @@ def trial(
         options=TrainOptions(seed=seed, guard=run.options.guard, machine=run.options.machine),
         context=RunContext(
             precision=run.choice,
-            fresh={} if data else run.corpora.fresh(stage, seed),
+            generated={} if data else run.corpora.generated(stage, seed),
             origins=origins,
             checkpoint_seconds=run.recipe.size.seconds_between_checkpoints,
             report=lambda _: None,  # the caller reports a trial in one line

@@ -55,7 +55,7 @@ from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.runtime.arguments import checked
 from polyphi.transcription import longform
-from polyphi.transcription.options import LONGEST_RECORDING
+from polyphi.transcription.transcript_options import LONGEST_RECORDING
 from polyphi.types.batch import Batch
 from polyphi.types.completion import Completion, Delta, Tokens
 from polyphi.types.dialects import as_media

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat
 
 from polyphi.cli.options import ModalityOption, QuantOption, application, console
-from polyphi_eval.options import MACHINE, OTHER_MODELS, EvalOptions
+from polyphi_eval.eval_options import MACHINE, OTHER_MODELS, EvalOptions
 
 
 def is_run(model: str) -> bool:

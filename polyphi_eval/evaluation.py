@@ -25,7 +25,7 @@ from polyphi.types.completion import Answers
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded
-from polyphi_eval.options import EvalOptions
+from polyphi_eval.eval_options import EvalOptions
 from polyphi_eval.report import card, figures, paper, tables
 from polyphi_eval.run import SavedLine
 from polyphi_eval.score import (

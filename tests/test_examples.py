@@ -19,7 +19,7 @@ from train.small import trajectory
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.finetuning.run import finetune
 from polyphi.finetuning.stages import load_stage
 from polyphi.runtime.progress import read_metrics
@@ -75,7 +75,7 @@ def test_the_rows_of_the_readme_are_rows(tmp_path: Path, monkeypatch: pytest.Mon
     silence = np.zeros(800, np.float32)
     monkeypatch.setattr(example, "speak", lambda *_: (silence, 8000))
     example.main(tmp_path)
-    counts = {file.stem: len(list(own.read(file))) for file in tmp_path.glob("*.jsonl")}
+    counts = {file.stem: len(list(user_data.read(file))) for file in tmp_path.glob("*.jsonl")}
     assert counts == {
         **{"receipts": 49, "calls": 48, "scans": 48, "pairs": 48},
         **{"queries": 64, "desk_test": 1},

@@ -14,7 +14,7 @@ from polyphi.types.messages import Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.cache import as_text
-from polyphi_eval.options import EvalOptions
+from polyphi_eval.eval_options import EvalOptions
 
 
 class Says:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
-from polyphi.checkpoints.adapters import describe, object_at, whole_number
+from polyphi.checkpoints.adapter_config import describe, object_at, whole_number
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from polyphi.checkpoints.adapters import describe
+from polyphi.checkpoints.adapter_config import describe
 from polyphi.runtime.files import read_object
 from polyphi.text.quantity import quantity
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints.adapters import describe
+from polyphi.checkpoints.adapter_config import describe
 from polyphi.checkpoints.files import inside
 from polyphi.checkpoints.headers import TOKENIZER_FILES
 from polyphi.checkpoints.names import tensor_names

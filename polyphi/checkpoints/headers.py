@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from polyphi.checkpoints import adapters as peft
+from polyphi.checkpoints import adapter_config as peft
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import variants
-from polyphi.checkpoints.adapters import describe, object_at
+from polyphi.checkpoints.adapter_config import describe, object_at
 from polyphi.checkpoints.files import MODEL_TYPES, check_headers, inside, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,

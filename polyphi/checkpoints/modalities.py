@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from polyphi.checkpoints.adapters import describe, object_at, parse_peft, write_peft
+from polyphi.checkpoints.adapter_config import describe, object_at, parse_peft, write_peft
 from polyphi.checkpoints.files import check_headers
 from polyphi.checkpoints.names import PEFT_PREFIX, public_name
 from polyphi.checkpoints.peft import CONFIG as ADAPTER_CONFIG

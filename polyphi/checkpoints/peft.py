@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, describe, is_alpha
+from polyphi.checkpoints.adapter_config import MAX_ALPHA, check_lora, describe, is_alpha
 from polyphi.checkpoints.files import check_headers
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors, is_adapter_name

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from polyphi.checkpoints.adapters import describe, object_at, parse_nested_adapters
+from polyphi.checkpoints.adapter_config import describe, object_at, parse_nested_adapters
 from polyphi.checkpoints.names import AUDIO, IMAGE
 from polyphi.text.quantity import quantity
 

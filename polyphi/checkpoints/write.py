@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyphi.checkpoints import adapters as peft
+from polyphi.checkpoints import adapter_config as peft
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import modalities
 from polyphi.checkpoints.names import (

@@ -22,7 +22,7 @@ from polyphi.cli.options import (
     show_placement,
 )
 from polyphi.cli.printable import write_data
-from polyphi.transcription.options import TranscriptOptions
+from polyphi.transcription.transcript_options import TranscriptOptions
 from polyphi.types.parts import Audio
 
 
@@ -147,7 +147,7 @@ def _transcribe_files(
     todo, failed = select(recordings, options, force=force, console=error_console)
     if todo:
         import polyphi
-        from polyphi.transcription.files import transcribe_files
+        from polyphi.transcription.transcript_files import transcribe_files
 
         check_model(model, quant, adapter=options.adapter, parts=[Audio(todo[0].path)])
         with load_progress() as progress:

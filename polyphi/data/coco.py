@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.data import files
+from polyphi.data import row_files
 from polyphi.data.addresses import exists, join
 from polyphi.data.confinement import check_listed
-from polyphi.data.files import LocatedRow
+from polyphi.data.row_files import LocatedRow
 
 LISTS = re.compile(r'"(images|annotations|questions|data)"\s*:\s*\[')
 SPLIT = re.compile(r"(trainval|train|minival|val|test)[-_]?(\d{4})?")
@@ -75,7 +75,7 @@ def captions(path: str, root: str, encoding: str = "") -> Iterator[LocatedRow]:
     names = _texts(path, encoding, "images", "id", "file_name")
     folder = _image_folder(path, root, itertools.islice(names.values(), 1))
     number = 0
-    for key, value in files.lists(path, encoding):
+    for key, value in row_files.lists(path, encoding):
         if key != "annotations":
             continue
         number += 1
@@ -100,7 +100,7 @@ def questions(
     """The rows of a file of answers or questions of VQA, joined with the questions or answers in the file beside it,
     which may be a link into `allowed`; the images are below `root`. Raises ValueError where the file beside it, or the
     images, aren't there."""
-    lists = (key for key, _ in files.lists(path, encoding))
+    lists = (key for key, _ in row_files.lists(path, encoding))
     ours = next((key for key in lists if key in ("questions", "annotations", "data")), "data")
     if ours == "data":
         yield from _of_data(path, root, encoding)
@@ -121,7 +121,7 @@ def questions(
     question_file, answer_file = (path, other) if ours == "questions" else (other, path)
     texts = _texts(question_file, encoding, "questions", "question_id", "question")
     split = SPLIT.search(Path(path).name)
-    rows = (value for key, value in files.lists(answer_file, encoding) if key == "annotations")
+    rows = (value for key, value in row_files.lists(answer_file, encoding) if key == "annotations")
     first = next(rows, None)
     if first is None:
         return
@@ -134,7 +134,7 @@ def questions(
 
 
 def _of_data(path: str, root: str, encoding: str) -> Iterator[LocatedRow]:
-    rows = (value for key, value in files.lists(path, encoding) if key == "data")
+    rows = (value for key, value in row_files.lists(path, encoding) if key == "data")
     first = next(rows, None)
     if first is None:
         return
@@ -159,7 +159,7 @@ def _texts(path: str, encoding: str, key: str, id: str, text: str) -> dict[Any, 
     """The texts of the objects in the list `key`, by their keys. Raises ValueError if they take too much memory."""
     texts: dict[Any, str] = {}
     size = 0
-    for name, value in files.lists(path, encoding):
+    for name, value in row_files.lists(path, encoding):
         if name != key or not isinstance(value, Mapping):
             continue
         identifier, content = _key(value.get(id)), value.get(text)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polyphi.data import files
+from polyphi.data import row_files
 from polyphi.data.addresses import is_remote, join, read_bytes
 from polyphi.data.confinement import medium
-from polyphi.data.files import LocatedRow
 from polyphi.data.limits import MAX_TEXT, encoding_error, parse_json
+from polyphi.data.row_files import LocatedRow
 from polyphi.data.webdataset import MEMBERS, SOUNDS
 from polyphi.media.file_types import IMAGE_SUFFIXES
 from polyphi.runtime import inputs
@@ -66,7 +66,7 @@ def tables(names: Sequence[str]) -> list[str]:
 def is_held_out(name: str, names: Sequence[str]) -> bool:
     """Whether a file of a table lies in a split that isn't for training, of a folder that has one for training."""
     first = name.split("/", maxsplit=1)[0].lower()
-    return first in HELD_OUT and any(files.TRAIN.search(n.split("/")[0]) for n in names)
+    return first in HELD_OUT and any(row_files.TRAIN.search(n.split("/")[0]) for n in names)
 
 
 # ------------------------------------------------------------------------------ pairs
@@ -153,7 +153,7 @@ def training_classes(folders: list[str]) -> list[str]:
     """The class folders of the training split, where the folders above them are splits."""
     if not _are_splits(folders):
         return folders
-    return [f for f in folders if files.TRAIN.search(f.rpartition("/")[0])] or folders
+    return [f for f in folders if row_files.TRAIN.search(f.rpartition("/")[0])] or folders
 
 
 def _are_splits(folders: Sequence[str]) -> bool:

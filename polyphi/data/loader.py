@@ -24,7 +24,7 @@ from typing import Any
 
 from polyphi.data import workers as processes
 from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.data.mix import Order
 from polyphi.data.packing import RowSize
 from polyphi.runtime import distributed
@@ -116,7 +116,7 @@ class ReaderGroup:
 
 class Loader:
     """Steps of at most `batch_tokens` tokens over all processes. `folder`, a path or an address (shards.py), holds a
-    corpus folder per name in `weights`; corpora in `fresh` are drawn from generators instead (fresh.py).
+    corpus folder per name in `weights`; corpora in `generated` are drawn from generators instead (generated.py).
 
     `workers` processes make the rows (0: this process). In a `group` each process makes the rows of its part.
     """
@@ -132,15 +132,15 @@ class Loader:
         split: str = "train",
         curriculum: Collection[str] = (),
         late: Mapping[str, int] | None = None,
-        fresh: Mapping[str, Fresh] = {},
+        generated: Mapping[str, GeneratedSamples] = {},
         workers: int = 0,
         group: ReaderGroup = ReaderGroup(),
     ) -> None:
         # needs pyarrow, which a stage file does without
         from polyphi.data.shards import Shards, join_path
 
-        shards = {n: Shards(join_path(folder, n, split)) for n in weights if n not in fresh}
-        sources = {name: fresh.get(name) or shards[name] for name in weights}
+        shards = {n: Shards(join_path(folder, n, split)) for n in weights if n not in generated}
+        sources = {name: generated.get(name) or shards[name] for name in weights}
         self._sizes = {n: len(shards[n]) if n in shards else None for n in weights}
         windows = {name: s.window for name, s in shards.items()}
         order = Order(weights, self._sizes, seed, curriculum, late, windows)

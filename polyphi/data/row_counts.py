@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from polyphi.data import arrow_files, coco, documents, files, webdataset
+from polyphi.data import arrow_files, coco, documents, row_files, webdataset
 from polyphi.data.addresses import PACKED, ending, file_system, is_remote, open_file, unpacked
 from polyphi.data.sources import ERRORS, SourceFile, delimiter_of, rows, shard_files
 
@@ -59,7 +59,7 @@ def _estimated_rows(file: SourceFile, budget: int) -> int:
     if file.format == "shards":
         return sum(count for _, count in shard_files(file.path))
     if file.path.endswith(".parquet"):
-        return files.count(file.path)
+        return row_files.count(file.path)
     if file.format == "datasets":
         return _arrow(file.path, budget)
     if file.format == "webdataset":
@@ -83,7 +83,7 @@ def _text(file: SourceFile, budget: int) -> int:
     is_list = file.format in ("rows", "imagefolder") and ending(file.path) == ".json"
     is_packed, size = file.path.endswith(PACKED), _size(file.path)
     if is_list and (file.encoding or (not is_packed and size <= budget)):
-        return files.count(file.path, file.encoding)
+        return row_files.count(file.path, file.encoding)
     with _unpacked(file.path) as (stream, position):
         piece = _read(stream, HEAD)
         count = _list_counter(piece) if is_list else _counter(file, piece)
@@ -144,12 +144,12 @@ def _list_counter(head: bytes) -> Count | None:
     these. None for a head without an item."""
     text, decoder = head.decode("utf-8-sig", "ignore"), json.JSONDecoder()
     ends: list[int] = []
-    at = files.skip(text, 0) + 1
+    at = row_files.skip(text, 0) + 1
     with suppress(ValueError, IndexError, RecursionError):  # at the end of the head
         while text[at - 1] == ("," if ends else "["):
-            _, at = decoder.raw_decode(text, files.skip(text, at))
+            _, at = decoder.raw_decode(text, row_files.skip(text, at))
             ends.append(at)
-            at = files.skip(text, at) + 1
+            at = row_files.skip(text, at) + 1
     if not ends:
         return None
     mark = re.match(r'\s*,\s*\{\s*"(?:[^"\\]|\\.)*"', text[ends[0] : ends[0] + MAX_MARK])

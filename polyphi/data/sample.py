@@ -34,7 +34,7 @@ class Sample:
 
 
 class SampleSource(Protocol):
-    """The source of a corpus's samples: a split of shards (shards.py), or a generator (fresh.py)."""
+    """The source of a corpus's samples: a split of shards (shards.py), or a generator (generated.py)."""
 
     def id(self, index: int) -> str:
         """The id of a sample, also if it can't be read."""

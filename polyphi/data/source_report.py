@@ -17,9 +17,9 @@ from typing import Any
 
 from polyphi.data.formats import COLUMNS, FORMS, MEDIA, RowOrigin, modality, sample
 from polyphi.data.limits import parse_json
-from polyphi.data.own import origin
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, rows
+from polyphi.data.user_data import origin
 from polyphi.media.media import audio_size, image_size
 from polyphi.types.parts import Audio, Image, Part, Text
 from polyphi.types.routing import modalities_of

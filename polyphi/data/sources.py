@@ -45,7 +45,7 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyphi.data import coco, documents, files, folders, manifests, webdataset
+from polyphi.data import coco, documents, folders, manifests, row_files, webdataset
 from polyphi.data.addresses import (
     BRACES,
     ending,
@@ -58,8 +58,8 @@ from polyphi.data.addresses import (
 )
 from polyphi.data.arrow_files import stream_rows
 from polyphi.data.confinement import check_listed
-from polyphi.data.files import LocatedRow
 from polyphi.data.limits import BoundedReader, RowLines, encoding_error, parse_json
+from polyphi.data.row_files import LocatedRow
 from polyphi.runtime import inputs
 from polyphi.text.quantity import quantity
 
@@ -133,7 +133,7 @@ def find(
             f"expected the name of an encoding, such as cp1252 or gb18030, found {encoding}"
         ) from None
     if source.startswith("hf:"):
-        return [SourceFile(file, "rows", "") for file in files.find(source)]
+        return [SourceFile(file, "rows", "") for file in row_files.find(source)]
     matches: list[SourceFile] = []
     for path in _expand(source):
         if _is_folder(path):
@@ -297,7 +297,7 @@ def _is_split(folder: str) -> bool:
 
 def _train(names: list[str]) -> list[str]:
     """The paths with a folder or file named "train", or all paths where there are none."""
-    return [n for n in names if files.TRAIN.search(n)] or names
+    return [n for n in names if row_files.TRAIN.search(n)] or names
 
 
 def _names(folder: str) -> list[str]:
@@ -353,7 +353,7 @@ def rows(file: SourceFile) -> Iterator[LocatedRow]:
 
 
 def _rows(file: SourceFile) -> Iterator[LocatedRow]:
-    return files.rows(file.path, file.encoding)
+    return row_files.rows(file.path, file.encoding)
 
 
 def _csv(file: SourceFile) -> Iterator[LocatedRow]:
@@ -451,7 +451,7 @@ def _shards(file: SourceFile) -> Iterator[LocatedRow]:
     for name, _ in shard_files(file.path):
         path = join(file.path, name)
         check_listed(file.path, path, file.allowed_media_path)
-        for row in files.parquet(path):
+        for row in row_files.parquet(path):
             number += 1
             yield f"{file.path}, row {number}", row
 

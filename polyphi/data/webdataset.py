@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self
 
 from polyphi.data.addresses import exists, join, read_bytes, without_braces
-from polyphi.data.files import LocatedRow
 from polyphi.data.limits import MAX_ROW, parse_json
+from polyphi.data.row_files import LocatedRow
 from polyphi.media.file_types import IMAGE_SUFFIXES
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")

@@ -79,18 +79,18 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
     unsupported features (such as `uniqueItems`, or look-ahead), and if llguidance isn't installed.
     """
     matcher = llguidance().LLMatcher
-    if grammar.kind == "tools":
+    if grammar.format == "tools":
         result = str(matcher.grammar_from_lark(_tools(grammar, marks)))
         _check(result, "this list of tools")
         return result
     if grammar.max_calls is not None or grammar.alternative is not None:
         raise ValueError(
-            f"max_calls and alternative belong to a grammar of kind 'tools', found kind {grammar.kind!r:.80}; leave "
+            f"max_calls and alternative belong to a grammar of the format 'tools', found {grammar.format!r:.80}; leave "
             "them out"
         )
-    if grammar.kind == "json":
+    if grammar.format == "json":
         return _compile_schema(_schema(grammar.text), "this JSON schema")
-    if grammar.kind == "regex":
+    if grammar.format == "regex":
         if len(grammar.text) > MAX_REGEX:
             raise ValueError(
                 f"a regular expression has at most {MAX_REGEX} characters, found {len(grammar.text)}"
@@ -100,12 +100,12 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
         result = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
         _check(result, what)
         return result
-    if grammar.kind == "ebnf":
+    if grammar.format == "ebnf":
         result = str(matcher.grammar_from_lark(_lark(grammar.text)))
         _check(result, "this grammar")
         return result
     raise ValueError(
-        f"grammar kind must be 'json', 'regex', 'ebnf' or 'tools', found {grammar.kind!r:.80}"
+        f"the format of a grammar must be 'json', 'regex', 'ebnf' or 'tools', found {grammar.format!r:.80}"
     )
 
 
@@ -200,12 +200,12 @@ def _tools(grammar: Grammar, marks: bool) -> str:
 
 def _alternative(grammar: Grammar) -> str:
     """The alternative to calls, as a part of a Lark rule."""
-    if grammar.kind not in ("json", "regex"):
+    if grammar.format not in ("json", "regex"):
         raise ValueError(
-            f"the alternative to calls must be of kind 'json' or 'regex', found {grammar.kind!r:.80}"
+            f"the alternative to calls must have the format 'json' or 'regex', found {grammar.format!r:.80}"
         )
     compiled(grammar)  # raises for an invalid one
-    if grammar.kind == "regex":
+    if grammar.format == "regex":
         return _expression(grammar.text)
     return f"%json {json.dumps(_spaced(_schema(grammar.text)))}"
 

@@ -106,7 +106,7 @@ class Matchers:
     """The answers that follow one grammar. Raises ValueError for an invalid grammar and one that no answer fits."""
 
     def __init__(self, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
-        self._allowed = vocabulary.text_and({CALL, CALL_END} if grammar.kind == "tools" else ())
+        self._allowed = vocabulary.text_and({CALL, CALL_END} if grammar.format == "tools" else ())
         self._first: Any = grammars.llguidance().LLMatcher(
             vocabulary.tokenizer,
             grammars.compiled(grammar, vocabulary.has_marks),
@@ -199,7 +199,7 @@ class Timer:
 def grammar_bytes(grammar: Grammar) -> bytes:
     """A grammar as JSON, for `read_grammar`."""
     alternative = grammar.alternative and json.loads(grammar_bytes(grammar.alternative))
-    fields = [grammar.kind, grammar.text, grammar.max_calls, alternative]
+    fields = [grammar.format, grammar.text, grammar.max_calls, alternative]
     return json.dumps(fields).encode()
 
 

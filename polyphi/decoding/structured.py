@@ -73,7 +73,7 @@ def compile_grammar(
             raise ValueError("the grammar isn't needed any more")
         process.wait(TICK)
     return CompiledGrammar(
-        grammar.kind, grammar.text, grammar.max_calls, grammar.alternative, process
+        grammar.format, grammar.text, grammar.max_calls, grammar.alternative, process
     )
 
 

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from polyphi.decoding.structured import open_matchers, wait_for
 from polyphi.devices.memory import OutOfMemory, other_tensors, ran_out, tensor_bytes
-from polyphi.engine.adapters import Adapters
+from polyphi.engine.added_adapters import Adapters
 from polyphi.engine.cache import (
     BLOCK,
     BlockPool,

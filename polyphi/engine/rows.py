@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from polyphi.decoding.structured import compile_grammar
-from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.request import GREEDY
 from polyphi.engine.sampling import check
 from polyphi.model.multimodal import PhiModel

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from polyphi.checkpoints.headers import read_config, stored_types
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.devices import placement
 from polyphi.devices.memory import free_memory
 from polyphi.devices.precision import Choice, pinned, products
@@ -100,7 +100,7 @@ def _build_rows(job: FinetuneJob) -> Mapping[str, int]:
     """Write the rows of all corpora as shards; returns the numbers of parts by modality in the first corpus."""
     finetuning = job.finetuning
     manifests = [
-        own.build(
+        user_data.build(
             job.data / corpus,
             sources,
             columns=job.columns[corpus],

@@ -18,7 +18,7 @@ import torch
 from polyphi.kernels.unpack import outputs_at_once
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.options import Switches
+from polyphi.planning.assumptions import Switches
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.quantization import quantize
 from polyphi.train.aed import AttentionDecoder

@@ -101,8 +101,8 @@ def train(
     """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
     `out`.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `context.fresh`. If
-    `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `context.generated`.
+    If `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
 
     Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
     finite or spike repeatedly; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
@@ -174,7 +174,7 @@ class Trainer:
             seed=options.seed,
             curriculum=stage.data.curriculum,
             late=stage.data.late,
-            fresh=context.fresh,
+            generated=context.generated,
             workers=workers.default(device) if machine.workers is None else machine.workers,
             group=ReaderGroup(
                 reader, readers, lambda draws: distributed.all_gather(draws)[::shared]

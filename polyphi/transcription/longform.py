@@ -31,8 +31,8 @@ from polyphi.processing.audio import RATE, nbytes, resampled
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align
-from polyphi.transcription.options import LONGEST_RECORDING, language
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
+from polyphi.transcription.transcript_options import LONGEST_RECORDING, language
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 from polyphi.types.completion import Completion

@@ -14,14 +14,14 @@ from polyphi.runtime.arguments import checked_fields
 @checked_fields
 @dataclass(frozen=True)
 class Grammar:
-    """The required form of an answer. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it),
-    "ebnf" (a context-free grammar in Lark or GBNF, decoding/grammars.py) or "tools" (a JSON list of tools: the answer
-    is calls of them).
+    """The required form of an answer. `format`: "json" (`text` is a JSON schema), "regex" (the whole answer matches
+    it), "ebnf" (a context-free grammar in Lark or GBNF, decoding/grammars.py) or "tools" (a JSON list of tools: the
+    answer is calls of them).
 
-    Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
+    Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another format the
     model chooses between calls and an answer of that form."""
 
-    kind: Literal["json", "regex", "ebnf", "tools"]
+    format: Literal["json", "regex", "ebnf", "tools"]
     text: str
     max_calls: int | None = None
     alternative: "Grammar | None" = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.options import ModalityOption, SizeOption, console
-from polyphi.planning.options import Hardware, OwnRows, Switches
+from polyphi.planning.assumptions import Hardware, OwnRows, Switches
 
 if TYPE_CHECKING:
     from polyphi_recipe.graph.plan import Plan

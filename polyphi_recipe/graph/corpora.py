@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.heap import give_back
 from polyphi.train.stage import Stage
@@ -131,7 +131,7 @@ class Corpora:
         self._held_out_built = exist
         return exist
 
-    def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:
+    def generated(self, stage: Stage, seed: int | None = None) -> dict[str, GeneratedSamples]:
         """Generators of fresh samples for the corpora of a stage's mix that have them at this size, and no rows of
         teachers. The samples differ between stages; `seed` replaces the run's."""
         seeds = f"{self.seed if seed is None else seed} {stage.name}"
@@ -141,5 +141,5 @@ class Corpora:
                 continue
             if (corpus := self.find(name)).fresh is not None:
                 work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
-                generators[name] = Fresh(*corpus_pipeline.generator(corpus, work))
+                generators[name] = GeneratedSamples(*corpus_pipeline.generator(corpus, work))
         return generators

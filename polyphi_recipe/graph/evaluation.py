@@ -10,7 +10,7 @@ from polyphi.train.stage import Stage
 from polyphi_eval import evaluation, heldout
 from polyphi_eval.baselines import evaluate as evaluate_task
 from polyphi_eval.benchmark import Benchmark, benchmarks
-from polyphi_eval.options import EvalOptions
+from polyphi_eval.eval_options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
 from polyphi_recipe.graph.folder import RunFolder

@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 
 from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.processor import make_processor
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.finetuning.job import corpus_sources, sketch_of
 from polyphi.finetuning.plan import DEFAULT_EPOCHS, default_batch, load_of
 from polyphi.finetuning.prepare import budget_of
 from polyphi.finetuning.stages import CORPUS, MULTIMODAL, for_rows, load_stage, named_stage
 from polyphi.hub.location import locate
 from polyphi.planning import cost
+from polyphi.planning.assumptions import Hardware, OwnRows
 from polyphi.planning.cost import Switches, work
 from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.planning.load import Load
-from polyphi.planning.options import Hardware, OwnRows
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.epochs import RowTokens, row_tokens, steps_of
 from polyphi.train.optimizer import with_default_lrs
@@ -62,7 +62,7 @@ def plan(
     with TemporaryDirectory() as directory:
         data, parts = Path(directory), Counter[str]()
         for corpus, sources in corpus_sources(stage, rows.data).items():
-            manifest = own.build(
+            manifest = user_data.build(
                 data / corpus,
                 sources,
                 allowed_media_path=rows.allowed_media_path,

@@ -16,12 +16,12 @@ from rich.table import Table
 from polyphi.media.media import audio_size, image_size
 from polyphi.model.config import ModelConfig
 from polyphi.planning import cost
+from polyphi.planning.assumptions import Hardware
 from polyphi.planning.cost import StageModel, Switches, work
 from polyphi.planning.devices import DEVICES, Device, cluster
 from polyphi.planning.example_rows import ExampleRow, example_rows, longest_row
 from polyphi.planning.fit import advice, context_shardable, fitting, flags, shardable
 from polyphi.planning.load import Load
-from polyphi.planning.options import Hardware
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.runtime.progress import duration

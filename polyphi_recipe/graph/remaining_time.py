@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from polyphi.planning.options import Hardware
+from polyphi.planning.assumptions import Hardware
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.state import MANIFEST, METRICS
 from polyphi_eval.heldout import TASKS

@@ -71,7 +71,7 @@ def train(
             options=options,
             context=replace(
                 context,
-                fresh=corpora.fresh(stage),
+                generated=corpora.generated(stage),
                 origins=origins,
                 title=f"{recipe.name} {stage.name}",
                 flops=lambda pack: sum(

@@ -21,11 +21,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.data.formats import sample
-from polyphi.data.own import origin
 from polyphi.data.row_counts import BUDGET, estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.data.shards import document, row_hash, to_row
 from polyphi.data.sources import SourceFile, rows
+from polyphi.data.user_data import origin
 from polyphi.media.media import audio_size
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.reader import Reader

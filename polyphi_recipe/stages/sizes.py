@@ -48,10 +48,10 @@ LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
 class Size:
     """A size. `vocabulary` is that of the tokenizer (0: the public o200k_base layout). `rows` has the train and test
     rows of each corpus, `sweep` the lengths in tokens of the runs for the law of text 1's peak learning rate. Stages
-    use fresh samples of the corpora in `fresh` instead of epochs over their rows (data/fresh.py). `languages` are those
-    of questions, words and captions; documents, digits and numbers are in all eight. `late_scale` multiplies the
-    numbers of samples after which corpora join a mix (`Mix.late`). `follows_law`: text 1's peak learning rate is
-    that of the law measured for the size, if there is one."""
+    use fresh samples of the corpora in `fresh` instead of epochs over their rows (data/generated.py). `languages` are
+    those of questions, words and captions; documents, digits and numbers are in all eight. `late_scale` multiplies the
+    numbers of samples after which corpora join a mix (`Mix.late`). `follows_law`: text 1's peak learning rate is that
+    of the law measured for the size, if there is one."""
 
     name: str
     model: ModelConfig

@@ -44,7 +44,7 @@ PARTS = {
         *("polyphi.api", "polyphi.cli", "polyphi.cli.chat", "polyphi.cli.terminal"),
         *("polyphi.cli.transcribe", "polyphi.cli.captions", "polyphi.cli.inspect"),
         *("polyphi.checkpoints.write", "polyphi.hub.model_card", "polyphi.hub.push"),
-        *("polyphi.transcription.files", "polyphi.transcription.capture"),
+        *("polyphi.transcription.transcript_files", "polyphi.transcription.capture"),
         *("polyphi.decoding.structured", "polyphi.checkpoints.parts", "polyphi_recipe.graph.plan"),
         *(
             f"polyphi_recipe.stages.{path.stem}"

@@ -14,9 +14,9 @@ from polyphi.types.messages import Message
 from polyphi_eval import benchmark as benchmarks
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import Benchmark, Judging, TableRow
+from polyphi_eval.eval_options import EvalOptions
 from polyphi_eval.fixtures.write import MAKERS
 from polyphi_eval.judge import rating
-from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.tables import markdown, page
 from polyphi_eval.scorers import exact
 from polyphi_eval.sources import BenchmarkSource, Data

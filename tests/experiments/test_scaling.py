@@ -18,7 +18,7 @@ from train.small import (
 
 from experiments import scaling
 from experiments.scaling import EXPONENT, Law, Point, fit, sweep
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.train import state, trainer
 from polyphi.train.stage import Mix
 
@@ -123,7 +123,7 @@ def test_a_sweep_brackets_the_best_rate_and_is_resumed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "HELD_OUT_TOKENS", 400)
-    fresh = {"fresh": lambda seed: {"questions": Fresh(fresh_question, f"seed {seed}")}}
+    fresh = {"fresh": lambda seed: {"questions": GeneratedSamples(fresh_question, f"seed {seed}")}}
     points, lines = run(data, tmp_path, seeds=1, **fresh)
     assert len(lines) == len(points)
     for size in (400, 800):

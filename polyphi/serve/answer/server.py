@@ -25,7 +25,7 @@ from starlette.requests import HTTPConnection
 
 from polyphi.decoding.structured import GrammarProcessEnded
 from polyphi.devices.memory import OutOfMemory, ran_out
-from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Client, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
@@ -36,7 +36,7 @@ from polyphi.serve.admission.quotas import FairSlots, QuotaExceeded, Quotas, Res
 from polyphi.serve.admission.settings import MIB, Settings
 from polyphi.serve.admission.threads import Threads
 from polyphi.serve.answer import decoders
-from polyphi.serve.answer.adapters import AdapterModels
+from polyphi.serve.answer.adapter_models import AdapterModels
 from polyphi.serve.answer.conversation import InputTurn, media_paths
 from polyphi.serve.answer.expansion import caps
 from polyphi.serve.answer.fetch import Media, media_api_error

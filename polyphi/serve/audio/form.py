@@ -26,7 +26,7 @@ from polyphi.serve.http.events import ClientGone
 from polyphi.serve.http.fields import Fields, Refused, refuse, validation_error
 from polyphi.serve.http.refusals import NO_SPEAKERS
 from polyphi.transcription import longform
-from polyphi.transcription import options as transcription_options
+from polyphi.transcription import transcript_options as transcription_options
 from polyphi.types.sampling import SamplingParams
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10

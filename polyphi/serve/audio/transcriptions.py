@@ -25,7 +25,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
-from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Stopped
 from polyphi.engine.request import Client
 from polyphi.media.media import MediaError

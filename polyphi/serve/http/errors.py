@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from polyphi.decoding.structured import GrammarProcessEnded
 from polyphi.devices.memory import OutOfMemory
-from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.encoders import EncoderError
 from polyphi.engine.results import NotFinite
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong

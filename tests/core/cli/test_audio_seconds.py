@@ -8,7 +8,7 @@ import soundfile
 from command_line import RunCommand, parsed
 
 from polyphi.media.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
-from polyphi.transcription.options import TranscriptOptions
+from polyphi.transcription.transcript_options import TranscriptOptions
 
 
 @pytest.fixture

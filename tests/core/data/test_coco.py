@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image as PIL
 
-from polyphi.data import own, sources
+from polyphi.data import sources, user_data
 from polyphi.data.row_counts import estimated_rows
 
 INFO = {"info": {"year": 2017}, "licenses": [{"id": 1}]}
@@ -26,7 +26,7 @@ def picture(path: Path) -> None:
 
 def read(path: Path, **options: Any) -> list[tuple[str, str]]:
     """(question, answer) of the rows, each of which has an image."""
-    rows = list(own.read(path, **options))
+    rows = list(user_data.read(path, **options))
     assert all(len(row.messages[0].parts) in (1, 2) for row in rows)
     assert all(type(row.messages[0].parts[0]).__name__ == "Image" for row in rows)
     return [(row.messages[0].text, row.answer) for row in rows]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.data import own, shards, sources
+from polyphi.data import shards, sources, user_data
 from polyphi.data.confinement import inside, medium
 
 
@@ -86,19 +86,19 @@ def test_rows_name_files_of_their_folder_only(reader: str, folder: Path) -> None
     link = name.replace("a.", "link.")
     relative = reader == "commonvoice"  # whose paths are below clips
     for good in (name,) if relative else (name, str(folder / name)):
-        assert len(list(own.read(write(folder, good)))) == 1
+        assert len(list(user_data.read(write(folder, good)))) == 1
     outside = [f"../{name}", link, "../../../../../../../../etc/passwd"]
     if not relative:
         outside += [str(folder.parent / name), f"file://{folder.parent / name}"]
         outside += [f"http://127.0.0.1:9/{name}", f"simplecache::file://{folder.parent / name}"]
     for bad in outside:
         with pytest.raises(ValueError, match=r", (line|row) \d: "):
-            list(own.read(write(folder, bad)))
+            list(user_data.read(write(folder, bad)))
     for allowed in (f"../{name}", link):
         source = write(folder, allowed)
         with pytest.raises(ValueError, match="--allowed-media-path"):
-            list(own.read(source))
-        assert len(list(own.read(source, allowed_media_path=[str(folder.parent)]))) == 1
+            list(user_data.read(source))
+        assert len(list(user_data.read(source, allowed_media_path=[str(folder.parent)]))) == 1
 
 
 def test_links_of_a_folder_do_not_lead_out(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_a_caption_beside_an_image_is_no_link(folder: Path) -> None:
     (folder / "link.png").unlink()
     (folder / "link.wav").unlink()
     with pytest.raises(ValueError, match=r"a\.txt; --allowed-media-path"):
-        list(own.read(folder))
+        list(user_data.read(folder))
     (folder / "a.wav").unlink()
-    (one,) = own.read(folder, allowed_media_path=[str(folder.parent)])
+    (one,) = user_data.read(folder, allowed_media_path=[str(folder.parent)])
     assert one.answer == "secret"
 
 
@@ -158,8 +158,10 @@ def test_addresses_that_are_allowed_are_read(folder: Path) -> None:
     fsspec.filesystem("memory").pipe("/allowed/a.png", (folder / "a.png").read_bytes())
     (folder / "a.jsonl").write_text(json.dumps({"image": "memory://allowed/a.png", "answer": "x"}))
     with pytest.raises(ValueError, match="--allowed-media-path"):
-        list(own.read(folder / "a.jsonl"))
-    assert len(list(own.read(folder / "a.jsonl", allowed_media_path=["memory://allowed"]))) == 1
+        list(user_data.read(folder / "a.jsonl"))
+    assert (
+        len(list(user_data.read(folder / "a.jsonl", allowed_media_path=["memory://allowed"]))) == 1
+    )
 
 
 def test_sources_at_addresses_of_this_machine(folder: Path) -> None:
@@ -173,16 +175,16 @@ def test_a_manifest_of_shards_names_files_of_its_folder(folder: Path) -> None:
     shards.write(folder.parent / "private", [row], pipeline="x")
     shards.write(folder / "train", [row], pipeline="x")
     manifest = folder / "train/manifest.json"
-    assert [one.answer for one in own.read(folder / "train")] == ["a page"]
+    assert [one.answer for one in user_data.read(folder / "train")] == ["a page"]
     private = str(folder.parent / "private/00000.parquet")
     (folder / "train/00000.parquet").unlink()
     for name in (private, "../../private/00000.parquet"):
         manifest.write_text(json.dumps({"shards": [{"file": name, "rows": 1}]}))
         with pytest.raises(ValueError, match="train"):
-            list(own.read(folder / "train"))
+            list(user_data.read(folder / "train"))
     (folder / "train/00000.parquet").symlink_to(private)
     with pytest.raises(ValueError, match="--allowed-media-path"):
-        list(own.read(folder / "train"))
+        list(user_data.read(folder / "train"))
     for text in ("{", '{"shards": [1]}', '{"shards": 1}', "[" * 100_000):
         manifest.write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json"):
@@ -193,9 +195,11 @@ def test_a_corpus_is_built_again_with_what_is_allowed(folder: Path) -> None:
     source = lines("a.jsonl", lambda path: {"image": path, "answer": "red"})(folder, "../a.png")
     corpus, options = folder.parent / "corpus", {"report": lambda _: None}
     with pytest.raises(ValueError, match="--allowed-media-path"):
-        own.build(corpus, [str(source)], **options)
+        user_data.build(corpus, [str(source)], **options)
     allowed = [str(folder.parent / "a.png")]
     for paths in ([str(folder.parent)], allowed):  # a folder, or a file
-        assert own.build(corpus, [str(source)], allowed_media_path=paths, **options)["rows"] == 1
+        assert (
+            user_data.build(corpus, [str(source)], allowed_media_path=paths, **options)["rows"] == 1
+        )
     with pytest.raises(ValueError, match="--allowed-media-path"):
-        own.build(corpus, [str(source)], **options)
+        user_data.build(corpus, [str(source)], **options)

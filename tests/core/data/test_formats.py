@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
 
-from polyphi.data import formats, other_formats, own
+from polyphi.data import formats, other_formats, user_data
 from polyphi.data.formats import RowOrigin, sample
 from polyphi.data.shards import Sample, Shards, write
 from polyphi.processing import template
@@ -488,7 +488,7 @@ def test_files_become_shards(name: str, dump: Callable[[Any], str], root: Path) 
     (root / name).write_text(dump(rows))
     write(
         root / "out" / "train",
-        own.read(root / name, licence="CC0"),
+        user_data.read(root / name, licence="CC0"),
         pipeline="formats",
     )
     first, second = Shards(root / "out" / "train")
@@ -503,10 +503,10 @@ def test_bad_rows_of_a_file_stop_it_or_are_reported(root: Path) -> None:
     file = root / "a.jsonl"
     file.write_text('{"instruction": "x", "output": "y"}\n\n{"instruction"\n[1]\n' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected JSON"):
-        list(own.read(file))
+        list(user_data.read(file))
     messages: list[str] = []
-    assert len(list(own.read(file, bad=messages.append))) == 1
+    assert len(list(user_data.read(file, bad=messages.append))) == 1
     assert [text.partition(":")[0] for text in messages] == [f"{file}, line {n}" for n in (3, 4, 5)]
     (root / "b.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="expected a list of rows, found dict"):
-        list(own.read(root / "b.json"))
+        list(user_data.read(root / "b.json"))

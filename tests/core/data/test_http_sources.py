@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PIL
 
-from polyphi.data import own, sources
+from polyphi.data import sources, user_data
 from polyphi.data.addresses import read_bytes
 
 pytest.importorskip("aiohttp")
@@ -91,7 +91,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_parquet_is_read_in_parts(server: str) -> None:
-    assert [row.answer for row in own.read(f"{server}/a.parquet")] == [f"{n}" for n in range(40)]
+    assert [row.answer for row in user_data.read(f"{server}/a.parquet")] == [
+        f"{n}" for n in range(40)
+    ]
 
 
 @pytest.mark.parametrize("name", ["jsonl", "json", "csv", "txt", "parquet", "folder"])
@@ -108,8 +110,8 @@ def test_rows_at_a_server(server: str, tmp_path: Path) -> None:
     for name in ("a.png", "away.png"):
         (tmp_path / "a.jsonl").write_text(json.dumps({"image": f"{server}/{name}", "answer": "x"}))
         with pytest.raises(ValueError, match="--allowed-media-path"):
-            list(own.read(tmp_path / "a.jsonl"))
-        allowed = list(own.read(tmp_path / "a.jsonl", allowed_media_path=[server], bad=print))
+            list(user_data.read(tmp_path / "a.jsonl"))
+        allowed = list(user_data.read(tmp_path / "a.jsonl", allowed_media_path=[server], bad=print))
         assert len(allowed) == (name == "a.png")  # a redirect may lead anywhere
     assert read_bytes(f"{server}/away.png") == read_bytes(f"{server}/a.png")  # of a source
     with pytest.raises(OSError, match="redirect"):

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.data import own, sources
+from polyphi.data import sources, user_data
 from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
 from polyphi.types.parts import Text
@@ -45,7 +45,7 @@ def lines(*rows: Any) -> str:
 
 
 def read(path: Path | str, **options: Any) -> list[Sample]:
-    return list(own.read(str(path), **options))
+    return list(user_data.read(str(path), **options))
 
 
 def answers(path: Path | str, **options: Any) -> list[str]:

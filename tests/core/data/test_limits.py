@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyphi.data import own, sources
+from polyphi.data import sources, user_data
 from polyphi.data.row_counts import estimated_rows
 
 MEMORY = 1 << 30
@@ -215,12 +215,12 @@ def test_a_few_bytes_do_not_take_all_memory(
     write, message = BOMBS[bomb]
     if "archive" in bomb:
         pytest.importorskip("warcio")
-    for module in ("files", "limits"):  # the usual one takes seconds
+    for module in ("row_files", "limits"):  # the usual one takes seconds
         monkeypatch.setattr(f"polyphi.data.{module}.MAX_TEXT", 16 << 20)
     path = write(tmp_path)
     with limited_memory(), pytest.raises(ValueError, match=message):
         for file in sources.find(str(path)):
-            next(iter(own.read(file.path)), None)
+            next(iter(user_data.read(file.path)), None)
             for location, row in sources.rows(file):
                 if isinstance(row, ValueError):
                     raise ValueError(f"{location}: {row}")
@@ -263,7 +263,7 @@ def test_long_fields_of_csv_are_read(tmp_path: Path) -> None:
     """Python's own limit is 131,072 characters."""
     text = "a" * 200_000
     (tmp_path / "a.csv").write_text(f'question,answer\n?,"{text}"\n')
-    (one,) = own.read(tmp_path / "a.csv")
+    (one,) = user_data.read(tmp_path / "a.csv")
     assert one.answer == text
     (tmp_path / "train.tsv").write_text(f"path\tsentence\na.wav\t{text}\n")
     ((_, row),) = sources.rows(*sources.find(str(tmp_path / "train.tsv")))
@@ -285,4 +285,4 @@ def test_texts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("polyphi.data.formats.MAX_CHARACTERS", 10)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a" * 11}))
     with pytest.raises(ValueError, match="line 1: expected at most 10 characters"):
-        list(own.read(tmp_path / "a.jsonl"))
+        list(user_data.read(tmp_path / "a.jsonl"))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from polyphi.data import files, own, sources
+from polyphi.data import row_files, sources, user_data
 from polyphi.data.formats import RowOrigin, sample
 from polyphi.data.row_counts import estimated_rows
 from polyphi.data.sample import Sample
@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(path: Path | str, **options: object) -> list[Sample]:
-    return list(own.read(str(path), **options))  # type: ignore[arg-type]
+    return list(user_data.read(str(path), **options))  # type: ignore[arg-type]
 
 
 def parts(sample: Sample) -> list[str]:
@@ -362,11 +362,11 @@ VALUES = [
 def test_lists_are_read_in_parts(
     chunk: int, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(row_files, "CHUNK_BYTES", chunk)
     file = tmp_path / "a.json"
     for value in VALUES:
         file.write_text(f"\ufeff {json.dumps(value, indent=indent)}\n")
-        assert [row for _, row in files.rows(str(file))] == value
+        assert [row for _, row in row_files.rows(str(file))] == value
 
 
 @pytest.mark.parametrize("text", ["[1,2", "[1 2]", "[1,]", "{}", "[1]x", "", "[1,2]]"])
@@ -374,7 +374,7 @@ def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: expected"):
-        list(files.rows(str(file)))
+        list(row_files.rows(str(file)))
 
 
 BAD_LINES = {

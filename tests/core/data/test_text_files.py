@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image as PIL
 
-from polyphi.data import own, sources
+from polyphi.data import sources, user_data
 from polyphi.data.row_counts import estimated_rows
 from polyphi.data.shards import Shards
 
@@ -22,7 +22,7 @@ def table(separator: str) -> str:
 
 
 def read(path: Path, **options: Any) -> list[tuple[str, str]]:
-    return [(s.messages[0].text, s.answer) for s in own.read(path, **options)]
+    return [(s.messages[0].text, s.answer) for s in user_data.read(path, **options)]
 
 
 def rows() -> str:
@@ -69,14 +69,16 @@ def test_compressed_files(ending: str, name: str, tmp_path: Path) -> None:
     plain = tmp_path / name
     plain.write_text(text)
     assert (
-        list(own.read(tmp_path / f"{name}{ending}"))
+        list(user_data.read(tmp_path / f"{name}{ending}"))
         and file.format == sources.find(str(plain))[0].format
     )
-    assert [s.messages for s in own.read(file.path)] == [s.messages for s in own.read(plain)]
+    assert [s.messages for s in user_data.read(file.path)] == [
+        s.messages for s in user_data.read(plain)
+    ]
     assert estimated_rows(file) == estimated_rows(sources.find(str(plain))[0])
     Path(file.path).write_bytes(packed[: len(packed) // 2])
     with pytest.raises(ValueError, match=file.path):
-        list(own.read(file.path))
+        list(user_data.read(file.path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
@@ -91,7 +93,7 @@ def test_texts_in_another_encoding(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"0xf6.*--encoding"):
         read(path)
     with pytest.raises(ValueError, match=rf"{path}.*0xf6"):
-        own.build(tmp_path / "corpus", [str(path)])
+        user_data.build(tmp_path / "corpus", [str(path)])
     [file] = sources.find(str(path), encoding="cp1252")
     assert str(file).endswith(", cp1252)")
     assert read(path, encoding="cp1252") == ROWS
@@ -108,10 +110,10 @@ def test_a_document_in_another_encoding_is_one_bad_row(tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_bytes("Größe".encode("cp1252"))
     (tmp_path / "2.txt").write_bytes("Größe".encode("utf-16"))
     bad: list[str] = []
-    assert [s.messages[0].text for s in own.read(tmp_path, bad=bad.append)] == ["Größe"]
+    assert [s.messages[0].text for s in user_data.read(tmp_path, bad=bad.append)] == ["Größe"]
     assert len(bad) == 1 and "1.txt" in bad[0] and "--encoding" in bad[0]
     (tmp_path / "2.txt").unlink()
-    assert [s.messages[0].text for s in own.read(tmp_path, encoding="cp1252")] == ["Größe"]
+    assert [s.messages[0].text for s in user_data.read(tmp_path, encoding="cp1252")] == ["Größe"]
 
 
 def test_media_in_another_folder(tmp_path: Path) -> None:
@@ -122,12 +124,12 @@ def test_media_in_another_folder(tmp_path: Path) -> None:
     file = tmp_path / "rows/a.csv"
     file.write_text("image,answer\n1.png,red\n")
     options = {"media_dir": str(tmp_path / "pictures")}
-    (one,) = own.read(file, **options)
+    (one,) = user_data.read(file, **options)
     assert one.answer == "red"
     with pytest.raises(ValueError, match=r"1\.png"):
-        list(own.read(file))
-    own.build(tmp_path / "corpus", [str(file)], report=lambda _: None, **options)
+        list(user_data.read(file))
+    user_data.build(tmp_path / "corpus", [str(file)], report=lambda _: None, **options)
     assert [s.answer for s in Shards(tmp_path / "corpus/train")] == ["red"]
     file.write_text("image,answer\n../private.png,red\n")
     with pytest.raises(ValueError, match=r"private\.png"):
-        list(own.read(file, **options))
+        list(user_data.read(file, **options))

@@ -314,4 +314,4 @@ def test_without_a_grammar_no_process_is_started(
 def test_a_compiled_grammar_equals_its_source(tokenizer: Tokenizer) -> None:
     grammar = compile_grammar(WORDS, tokenizer)
     assert isinstance(grammar, CompiledGrammar)
-    assert (grammar.kind, grammar.text) == (WORDS.kind, WORDS.text)
+    assert (grammar.format, grammar.text) == (WORDS.format, WORDS.text)

@@ -21,7 +21,7 @@ from train.small import Fails, make_model, make_processor, trajectory
 import polyphi
 from polyphi.checkpoints import modalities
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.data.packing import Capacity, RowSize
 from polyphi.finetuning.run import finetune
 from polyphi.prepared.prepare import prepare
@@ -240,14 +240,14 @@ def test_mistakes_in_rows_are_named(source: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=says):
-            own.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")], readers=readers)
+            user_data.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")], readers=readers)
     message = {"role": "user", "content": [{"type": "motion", "motion": {"path": "bad.csv"}}]}
     talk = {"messages": [message, {"role": "assistant", "content": "a"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(talk) + "\n")
     with pytest.raises(
         ValueError, match=r"'motion' needs the file that defines it \(--modality FILE\)"
     ):
-        own.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")])
+        user_data.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")])
     with pytest.raises(ValueError, match="no placeholder for motion"):
         make_processor().row([Message.user(Item("motion", csv()), "a")])
     assert FinetuneOptions().steps is None and source.exists()

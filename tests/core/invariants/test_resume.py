@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, trajectory
 
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.train import checkpoint
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
@@ -150,7 +150,7 @@ def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Pa
 
 def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
     """A run with fresh samples resumes with the next ones; one with another generator is refused."""
-    fresh = {"questions": Fresh(small.fresh_question, "one")}
+    fresh = {"questions": GeneratedSamples(small.fresh_question, "one")}
     options = {**OFTEN, "fresh": fresh}
     manifest = run(tmp_path / "straight", corpora, budget=SIX, **options)
     assert manifest["data"]["questions"] == {"fresh": "one"}
@@ -158,7 +158,7 @@ def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     with pytest.raises(RuntimeError, match="bad luck"):
         run(half, corpora, replace(EVERYTHING, objective=Fails(3)), SIX, **options)
-    for other in ({}, {"questions": Fresh(small.fresh_question, "two")}):
+    for other in ({}, {"questions": GeneratedSamples(small.fresh_question, "two")}):
         with pytest.raises(ValueError, match="holds a run made with data"):
             run(half, corpora, budget=SIX, **{**options, "fresh": other})
     run(half, corpora, budget=SIX, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.data import own
+from polyphi.data import user_data
 from polyphi.runtime import inputs
 
 
@@ -56,7 +56,7 @@ def test_own_rows_note_their_file_and_media(
     Path("dot.gif").write_bytes(image)
     Path("rows.jsonl").write_text('{"image": "dot.gif", "question": "What?", "answer": "A dot."}\n')
     inputs.start()
-    assert len(list(own.read("rows.jsonl"))) == 1
+    assert len(list(user_data.read("rows.jsonl"))) == 1
     inputs.stop().save(Path("state/all.jsonl"))
     assert inputs.change(Path("state")) == ""
     Path("dot.gif").write_bytes(image[:-1] + b";;")

@@ -24,14 +24,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_fresh_samples_are_those_of_the_size_the_stage_and_the_seed(run: Run) -> None:
     text, vision = stages.load("text_3_post"), stages.load("vision_3_generative")
-    first = run.corpora.fresh(text)["instructions"]
-    assert set(run.corpora.fresh(text)) == set(run.recipe.size.fresh) & set(text.data.weights)
-    assert "image_qa" in run.corpora.fresh(vision)
-    assert run.corpora.fresh(text)["instructions"].fingerprint == first.fingerprint
+    first = run.corpora.generated(text)["instructions"]
+    assert set(run.corpora.generated(text)) == set(run.recipe.size.fresh) & set(text.data.weights)
+    assert "image_qa" in run.corpora.generated(vision)
+    assert run.corpora.generated(text)["instructions"].fingerprint == first.fingerprint
     others = [
-        run.corpora.fresh(stages.load("text_1_pretrain"))["instructions"],
-        run.corpora.fresh(text, seed=1)["instructions"],
+        run.corpora.generated(stages.load("text_1_pretrain"))["instructions"],
+        run.corpora.generated(text, seed=1)["instructions"],
     ]
     assert len({f.fingerprint for f in (first, *others)}) == 3
     assert len({f.sample(0).messages for f in (first, *others)}) == 3
-    assert run.corpora.fresh(stages.load("speech_1_pretrain")) == {}
+    assert run.corpora.generated(stages.load("speech_1_pretrain")) == {}

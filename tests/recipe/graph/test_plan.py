@@ -10,8 +10,8 @@ from variants import few
 
 from polyphi import cli
 from polyphi.planning import fit
+from polyphi.planning.assumptions import Hardware
 from polyphi.planning.cost import Switches
-from polyphi.planning.options import Hardware
 from polyphi_recipe.graph import find, plan
 from polyphi_recipe.recipe.recipe import short
 

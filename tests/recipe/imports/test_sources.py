@@ -19,7 +19,7 @@ from variants import few
 
 from polyphi.data import formats, shards
 from polyphi.data.shards import Shards
-from polyphi.planning.options import Hardware
+from polyphi.planning.assumptions import Hardware
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import whole_folder

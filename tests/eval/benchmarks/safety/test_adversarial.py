@@ -18,8 +18,8 @@ from polyphi_eval import evaluation, run
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
 from polyphi_eval.cache import Cache, Recorded, as_text, key_of
+from polyphi_eval.eval_options import EvalOptions
 from polyphi_eval.fixtures.write import write
-from polyphi_eval.options import EvalOptions
 from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, write_rows

@@ -1,10 +1,11 @@
 """Fresh samples: a corpus whose samples are cheap is drawn from its generator instead of from shards. The stream is
 endless and has no duplicates.
 
->>> squares = Fresh(lambda n: document(f"{n}", f"{n} squared is {n * n}", "", ""), fingerprint="squares, version 1")
+>>> squared = lambda n: document(f"{n}", f"{n} squared is {n * n}", "", "")
+>>> squares = GeneratedSamples(squared, fingerprint="squares, version 1")
 >>> squares.id(12), squares.sample(12).answer
 ('fresh-00000012', '12 squared is 144')
->>> Loader({"squares": 1, "documents": 2}, folder, make_rows, ..., fresh={"squares": squares})
+>>> Loader({"squares": 1, "documents": 2}, folder, make_rows, ..., generated={"squares": squares})
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from polyphi.data.sample import Sample
 
 
 @dataclass(frozen=True)
-class Fresh:
+class GeneratedSamples:
     """An endless corpus. `make(n)` returns sample n, a pure function of n; it is pickled for worker processes.
     `fingerprint` is a hash of everything that the samples depend on: code, seed, raw material."""
 

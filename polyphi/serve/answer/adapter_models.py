@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from polyphi.devices.memory import free_memory, ran_out
-from polyphi.engine.adapters import FILES, InvalidAdapter
+from polyphi.engine.added_adapters import FILES, InvalidAdapter
 from polyphi.engine.engine import Engine
 from polyphi.runtime.heap import give_back
 from polyphi.serve.admission.settings import MIB, Settings

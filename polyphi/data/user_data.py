@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyphi.data import files, shards
+from polyphi.data import row_files, shards
 from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, RowOrigin, sample
 from polyphi.data.sample import Sample
@@ -150,7 +150,7 @@ def read(
 
 def origin(file: SourceFile) -> RowOrigin:
     """The origin of a file's rows; paths in those of the hub are forbidden."""
-    if file.path.startswith(files.HUB):
+    if file.path.startswith(row_files.HUB):
         return RowOrigin(file.path)
     return RowOrigin(Path(file.path).name, file.root, file.allowed_media_path)
 
@@ -161,7 +161,7 @@ def _count(every: Sequence[SourceFile]) -> int | None:
     if any(file.format != "rows" for file in every):
         return None
     try:
-        return sum(files.count(file.path, file.encoding) for file in every)
+        return sum(row_files.count(file.path, file.encoding) for file in every)
     except (ValueError, *ERRORS):
         return None
 

@@ -12,7 +12,7 @@ from data.test_loader import as_row, contents, group, make, packs
 from polyphi.data import loader as module
 from polyphi.data import shards
 from polyphi.data.draws import Skipped
-from polyphi.data.fresh import Fresh
+from polyphi.data.generated import GeneratedSamples
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
@@ -33,11 +33,11 @@ def sample(number: int) -> Sample:
     return document(str(number), "x" * (1 + number % 7), "", "")
 
 
-FRESH = {"fresh": {"b": Fresh(sample, "one")}}
+FRESH = {"generated": {"b": GeneratedSamples(sample, "one")}}
 
 
 def test_samples_have_numbers_and_ids() -> None:
-    fresh = Fresh(sample, "one")
+    fresh = GeneratedSamples(sample, "one")
     assert fresh.sample(12).answer == "x" * 6 and fresh.id(12) == "fresh-00000012"
     assert fresh.manifest == {"fresh": "one"}
     with pytest.raises(ValueError, match="no word fits"):
@@ -113,11 +113,11 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
     def sample_of(number: int) -> Sample:
         return document(str(number), words["letter"] * (1 + number % 7), "", "")
 
-    fresh = {"b": Fresh(sample_of, "one")}
+    fresh = {"b": GeneratedSamples(sample_of, "one")}
     assert cloudpickle.loads(cloudpickle.dumps(fresh["b"])).sample(9) == sample_of(9)
-    plain = make(folder, fresh=fresh)
+    plain = make(folder, generated=fresh)
     steps = [plain.step() for _ in range(6)]
-    with closing(make(folder, fresh=fresh, workers=2).steps(6)) as iterator:
+    with closing(make(folder, generated=fresh, workers=2).steps(6)) as iterator:
         worker_steps = list(iterator)
     assert [contents(step) for step in worker_steps] == [contents(step) for step in steps]
     assert [packs(step) for step in worker_steps] == [packs(step) for step in steps]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from adapter_folders import random_factors
 
-from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY, adapter_name
 from polyphi.model.config import AdapterConfig

@@ -21,7 +21,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
-from polyphi.transcription import files, record
+from polyphi.transcription import record, transcript_files
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
 from polyphi.types.completion import Completion
 from tests import forked
@@ -70,10 +70,10 @@ def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[i
     log, written = Console(file=io.StringIO(), width=200), list[str]()
     recordings = targets(find(names, log), out, options.get("form", "text"))
     force = options.pop("force", False)
-    chosen = files.TranscriptOptions(**options)
+    chosen = transcript_files.TranscriptOptions(**options)
     todo, failed = select(recordings, chosen, force=force, console=log)
     if todo:
-        failed += files.transcribe_files(
+        failed += transcript_files.transcribe_files(
             phi.engine, todo, chosen, write=written.append, console=log
         )
     return failed, log.file.getvalue(), written  # type: ignore[attr-defined]
@@ -108,11 +108,11 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
     screen = Console(file=io.StringIO(), width=80, force_terminal=True)
     names = [str(talks / "a.wav"), str(talks / "b.flac")]
     recordings = targets(find(names), None, "text")
-    todo, _ = select(recordings, files.TranscriptOptions(), console=screen)
-    files.transcribe_files(
+    todo, _ = select(recordings, transcript_files.TranscriptOptions(), console=screen)
+    transcript_files.transcribe_files(
         phi.engine,
         todo,
-        files.TranscriptOptions(),
+        transcript_files.TranscriptOptions(),
         write=lambda text: print(text, file=screen.file),
         console=screen,
     )
@@ -133,7 +133,7 @@ def test_the_name_of_a_file_moves_no_cursor(tmp_path: Path) -> None:
     name.write_bytes(b"no audio")
     screen = PrintableConsole(file=io.StringIO(), width=400, force_terminal=True)
     recordings = targets(find([str(name)]), None, "text")
-    options = files.TranscriptOptions()
+    options = transcript_files.TranscriptOptions()
     assert select(recordings, options, console=screen) == ([], 1)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert r"\x1b]0;owned\x07.wav" in text and "\x1b]" not in text
@@ -240,7 +240,7 @@ def test_a_file_that_fails_while_reading_does_not_affect_others(
 def test_an_interrupt_leaves_what_is_finished(
     phi: Phi, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_GROUP_FILES", 1)
+    monkeypatch.setattr(transcript_files, "MAX_GROUP_FILES", 1)
     answer, calls = phi.engine.generate_many, list[int]()
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -287,8 +287,8 @@ def test_invalid_arguments_raise_before_anything_runs(
 COMMAND = """
 import sys
 from polyphi import cli
-from polyphi.transcription import files
-files.MAX_GROUP_FILES = 1
+from polyphi.transcription import transcript_files
+transcript_files.MAX_GROUP_FILES = 1
 cli.main(sys.argv[1:])
 """
 

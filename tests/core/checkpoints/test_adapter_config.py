@@ -11,7 +11,7 @@ from adapter_folders import random_factors, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyphi.checkpoints.adapters import REFUSED, TYPES
+from polyphi.checkpoints.adapter_config import REFUSED, TYPES
 from polyphi.checkpoints.peft import CONFIG, FILE, PeftError, read_peft
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

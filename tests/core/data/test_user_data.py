@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.data import files, own, shards
+from polyphi.data import row_files, shards, user_data
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
@@ -37,7 +37,7 @@ def write_rows(root: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
 
 
 def read(source: Path | str, folder: Path, **options: Any) -> list[Sample]:
-    own.build(folder, [str(source)], report=lambda _: None, **options)
+    user_data.build(folder, [str(source)], report=lambda _: None, **options)
     return list(Shards(folder / "train"))
 
 
@@ -236,7 +236,7 @@ def test_a_bad_row_is_named(row: Any, message: str, root: Path, tmp_path: Path) 
     assert "--skip-bad" in str(error.value)
     assert not (tmp_path / "corpus/train").exists(), "nothing half"
     messages: list[str] = []
-    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, report=messages.append)
+    user_data.build(tmp_path / "corpus", [str(file)], skip_bad=True, report=messages.append)
     assert len(Shards(tmp_path / "corpus/train")) == 2
     assert "2 rows, image 0, audio 0; 1 left out, the first: " in messages[0]
 
@@ -268,9 +268,9 @@ def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None
     messages: list[str] = []
     source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
     with pytest.raises(ValueError, match=r"row 1: `photo` isn't read: is it the image\? --columns"):
-        own.build(tmp_path / "corpus", [source], columns=names)
+        user_data.build(tmp_path / "corpus", [source], columns=names)
     names["image"] = "none"
-    own.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
+    user_data.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
     assert messages == [
         "corpus: 20 rows, image 0, audio 20",
         "  columns that are not read: photo",
@@ -318,10 +318,10 @@ def test_built_once_until_the_file_changes(root: Path, tmp_path: Path) -> None:
     file = write_rows(root, {"question": "?", "answer": "x"})
     messages: list[str] = []
     for _ in range(2):
-        own.build(tmp_path / "corpus", [str(file)], report=messages.append)
+        user_data.build(tmp_path / "corpus", [str(file)], report=messages.append)
     assert len(messages) == 1
     write_rows(root, {"question": "?", "answer": "x"}, {"question": "?", "answer": "y"})
-    assert own.build(tmp_path / "corpus", [str(file)], report=messages.append)["rows"] == 2
+    assert user_data.build(tmp_path / "corpus", [str(file)], report=messages.append)["rows"] == 2
 
 
 class Hub:
@@ -347,11 +347,11 @@ def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             row = {"image": picture, "question": "?", "answer": split}
             pq.write_table(pa.Table.from_pylist([row]), path / f"{split}-00000.parquet")
 
-    monkeypatch.setattr(files, "_hub", lambda: Hub(root / "hub"))
+    monkeypatch.setattr(row_files, "_hub", lambda: Hub(root / "hub"))
     return put
 
 
-@pytest.mark.parametrize("folder", ["/data", f"{files.CONVERTED_BRANCH}/default"])
+@pytest.mark.parametrize("folder", ["/data", f"{row_files.CONVERTED_BRANCH}/default"])
 def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> None:
     hub(f"datasets/me/cats{folder}")
     for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from polyphi.engine.engine import Engine
 from polyphi.text.quantity import quantity
 from polyphi.transcription import longform, record, subtitles
-from polyphi.transcription.options import TranscriptOptions
 from polyphi.transcription.recordings import Recording, logger
+from polyphi.transcription.transcript_options import TranscriptOptions
 from polyphi.types.messages import Message
 from polyphi.types.transcript import Transcript
 
