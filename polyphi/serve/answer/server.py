@@ -50,8 +50,6 @@ from polyphi.serve.http.json_parser import Parser
 from polyphi.serve.http.response_json import Writer
 from polyphi.serve.openai.schema import Sampling
 from polyphi.types.batch import Batch
-from polyphi.types.messages import Message
-from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
 
 log = logging.getLogger("polyphi.serve")
@@ -493,16 +491,3 @@ class Server:
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.engine.abort(request)
-
-
-def is_large(messages: Sequence[Message]) -> bool:
-    """Whether a conversation is expensive to prepare: it has media, or much text."""
-    parts = [part for message in messages for part in message.parts]
-    size = sum(len(part.text) for part in parts if isinstance(part, Text))
-    size += sum(len(message.tools or "") for message in messages)
-    return size > LARGE or not all(isinstance(part, Text) for part in parts)
-
-
-def release_body(request: HTTPConnection) -> None:
-    """Releases the memory of a request's body when its prompt is prepared."""
-    request.state.body.release()
