@@ -519,8 +519,8 @@ class Engine:
             ran = sum(part.size for part in parts)
             self.tokens += ran
             self.on_step(ran)
-            by_grammar = [p.request for p in parts if p.request.matcher is not None]
-            settle(by_grammar, SETTLE_SHARE * (time.monotonic() - began))
+            if by_grammar := [p.request for p in parts if p.request.matcher is not None]:
+                settle(by_grammar, SETTLE_SHARE * (time.monotonic() - began))
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)

@@ -186,10 +186,10 @@ class Request:
     def start(self) -> None:
         """Prepare for scheduling, once the row is ready. Raises the error of its preparation."""
         self.prompt = self.row.result()
-        self.items = items(self.prompt, self.caller.salt)
+        (self.adapter,) = self.prompt.adapters
+        """The key of its adapter."""
         self.ids: list[int] = self.prompt.ids.tolist()
         """Tokens of the prompt and the answer so far."""
-        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
         self.lookup = None
         if self.draft:
             tokenizer = self.tokenizer
@@ -205,17 +205,14 @@ class Request:
             decode = AnswerText(self.tokenizer).add
             self._counter = ReasoningCounter(decode, self.sampling.reasoning_budget)
         self._hashes: dict[str, list[bytes]] = {}
+        self.items = items(self.prompt, self.caller.salt)
+        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
         self.phase = "waiting"
 
     @property
     def pending(self) -> int:
         """Tokens that have not run."""
         return len(self.ids) - self.table.length
-
-    @property
-    def adapter(self) -> str | None:
-        """The key of the request's adapter."""
-        return self.prompt.adapters[0]
 
     @property
     def max_length(self) -> int:
