@@ -346,14 +346,9 @@ class Server:
                 f"n: expected at most {self.settings.max_answers}, found {sampling.n}",
                 param="n",
             )
-        probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
+        probe = replace(sampling, max_tokens=sampling.max_tokens or 1, grammar=None)
         try:
-            await self.in_turn(
-                False,
-                admitted.caller,
-                self.engine.rows.check_sampling,
-                replace(probe, grammar=None),
-            )
+            await self.in_turn(False, admitted.caller, self.engine.rows.check_sampling, probe)
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is None:
