@@ -92,7 +92,8 @@ async def _prepare(
         messages = await conversation(media, turns, server.settings, param)
         if server.settings.log_prompts:
             server.log_prompt(request, [(m.role, m.text) for m in messages])
-        messages = with_tools(messages, generation.tools)
+        if generation.tools:
+            messages = with_tools(messages, generation.tools)
         with server.api_errors(param, turns):
             return await prepare(
                 server, admitted, messages, generation.adapter, sampling, generation.end
