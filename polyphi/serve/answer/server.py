@@ -260,8 +260,8 @@ class Server:
         return self.quotas.requests.used
 
     def admit(self, caller: Client, live: bool = False) -> AdmittedRequest:
-        """A admitted for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
-        estimated waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
+        """Admits a request or, with `live`, a session of live transcription. Raises ApiError 429 with the estimated
+        waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
         if self.draining:
             raise ApiError(
                 503,
