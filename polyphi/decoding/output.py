@@ -77,19 +77,18 @@ class Output:
         return parts
 
     def _parsed(self, text: str, last: bool) -> Iterable[OutputPart]:
-        for part in self._without_reasoning(text, last):
+        parts: list[Reasoning | str] = [text] if text else []
+        if self._reasoning_parser is not None:
+            parts = self._reasoning_parser.add(text)
+            if last:
+                parts += self._reasoning_parser.finish()
+        for part in parts:
             if isinstance(part, Reasoning) or self._tool_parser is None:
                 yield part
             else:
                 yield from self._tool_parser.add(part)
         if last and self._tool_parser is not None:
             yield from self._tool_parser.finish()
-
-    def _without_reasoning(self, text: str, last: bool) -> list[Reasoning | str]:
-        if self._reasoning_parser is None:
-            return [text] if text else []
-        parts = self._reasoning_parser.add(text)
-        return [*parts, *self._reasoning_parser.finish()] if last else parts
 
 
 def _tool_parser(grammar: Grammar | None, names: Sequence[str]) -> ToolParser | GrammarToolParser:

@@ -171,11 +171,6 @@ class BlockTable:
         self.length = 0
         self.registered = 0
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that fit in the table's blocks."""
-        return len(self.blocks) * BLOCK
-
     def reuse_prefix(self, hashes: Sequence[bytes]) -> None:
         """Reference the longest cached prefix with these block hashes. The table must be empty."""
         assert not self.blocks
@@ -184,7 +179,7 @@ class BlockTable:
             if block is None:
                 break
             self.blocks.append(block)
-        self.registered, self.length = len(self.blocks), self.capacity
+        self.registered, self.length = len(self.blocks), len(self.blocks) * BLOCK
 
     def missing_blocks(self, tokens: int) -> int:
         """Blocks to allocate before the table holds `tokens` tokens in all."""

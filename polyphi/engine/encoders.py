@@ -118,12 +118,6 @@ class Encoders:
         self._cache.clear()
         self.bytes = 0
 
-    def lookup(self, key: bytes) -> Float[Tensor, "n D"] | None:
-        """The cached embeddings of an item, or None."""
-        if key in self._cache:
-            self._cache.move_to_end(key)
-        return self._cache.get(key)
-
     def encode(self, requested: Sequence[MediaItem]) -> dict[bytes, Float[Tensor, "n D"]]:
         """Embeddings by key, from the cache or encoded in as few calls as the sizes allow."""
         result: dict[bytes, Tensor] = {}
@@ -144,9 +138,10 @@ class Encoders:
         for item in requested:
             if item.key in available:
                 continue
-            if (cached := self.lookup(item.key)) is not None:
+            if item.key in self._cache:
+                self._cache.move_to_end(item.key)
                 self.queries, self.hits = self.queries + 1, self.hits + 1
-                available[item.key] = cached
+                available[item.key] = self._cache[item.key]
             else:
                 new[item.key] = item
         self._groups = [g for g in self._groups if any(item.key in new for item in g.items)]

@@ -157,7 +157,11 @@ class Engine:
         else:
             blocks = memory // (each * BLOCK)
         self.pool = BlockPool(max(1, blocks))
+        self.capacity = self.pool.size * BLOCK
+        """Tokens whose keys and values fit in memory, over all sequences."""
         self.rows = Rows(model, processor, self.capacity)
+        self.longest = min(self.rows.context, self.capacity)
+        """Most tokens that a sequence may have: limited by the model's context and the memory for keys and values."""
         self.runner = Runner(model)
         self.encoders = Encoders(model, encoder_cache)
         self.prefixes = Prefixes(model)
@@ -187,16 +191,6 @@ class Engine:
         self._waiting_threads = 0  # that wait for a turn between two steps
         self._count_lock = threading.Lock()
         self._driver: int | None = None  # the thread that runs `run`
-
-    @property
-    def capacity(self) -> int:
-        """Tokens whose keys and values fit in memory, over all sequences."""
-        return self.pool.size * BLOCK
-
-    @property
-    def longest(self) -> int:
-        """Most tokens that a sequence may have: limited by the model's context and the memory for keys and values."""
-        return min(self.rows.context, self.capacity)
 
     def counters(self) -> Counters:
         with self.exclusive():
@@ -272,11 +266,14 @@ class Engine:
                 self._advance()
                 for request in [r for r in active if r.finish_reason]:
                     number, i = active.pop(request)
-                    answers[number][i] = _answer(request)
+                    if request.error is not None:
+                        raise request.error
+                    answers[number][i] = request.completion()
         finally:
             for request in active:
                 self.abort(request)
-        return [_joined([c for c in group if c is not None]) for group in answers]
+        complete = [[c for c in group if c is not None] for group in answers]
+        return [replace(first, others=tuple(others)) for first, *others in complete]
 
     def stream(
         self,
@@ -342,13 +339,15 @@ class Engine:
         """The requests of a conversation's `n` answers, which share the row; all but the first wait for its prefill."""
         check(sampling)
         parsed = parse_prompt(messages)
-        if _has_media(parsed):
-            with self._decoding:
-                self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
-            row = self._decoders.submit(self.rows.prepare, parsed, sampling, adapter)
-        else:
+        if not _has_media(parsed):
             row = _prepared(self.rows.prepare(parsed, sampling, adapter))
-        return self._enter(row, sampling, caller, group)
+            return self._enter(row, sampling, caller, group)
+        with self._decoding:
+            self._decoders = self._decoders or ThreadPoolExecutor(2, "decode media")
+        row = self._decoders.submit(self.rows.prepare, parsed, sampling, adapter)
+        requests = self._enter(row, sampling, caller, group)
+        row.add_done_callback(self.wake)
+        return requests
 
     def enter(
         self, row: Batch, sampling: SamplingParams = GREEDY, *, caller: Client = NOBODY
@@ -390,7 +389,6 @@ class Engine:
                 arguments = (row, own, tokenizer, table, leader, draft, caller, group)
                 requests.append(Request(*arguments, matcher=matcher))
             self._arriving += requests
-        row.add_done_callback(self.wake)
         return requests
 
     def output_pieces(self, request: Request) -> tuple[list[str], str | None]:
@@ -521,7 +519,8 @@ class Engine:
             ran = sum(part.size for part in parts)
             self.tokens += ran
             self.on_step(ran)
-            settle([p.request for p in parts], SETTLE_SHARE * (time.monotonic() - began))
+            if by_grammar := [p.request for p in parts if p.request.matcher is not None]:
+                settle(by_grammar, SETTLE_SHARE * (time.monotonic() - began))
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
@@ -555,7 +554,7 @@ class Engine:
         """Continues the requests that waited for the process of their grammar; whether one has ended."""
         ended = False
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            if request.waits_for_grammar:
+            if request.matcher is not None and request.waits_for_grammar:
                 resume(request)
                 if request.finish_reason:
                     ended = True
@@ -629,7 +628,7 @@ class Engine:
     def _end_out_of_memory(self, request: Request) -> None:
         """Ends a request for which there is no memory."""
         request.error = OutOfMemory(
-            f"not enough memory for this request of {len(request)} tokens in addition to the others; send a "
+            f"not enough memory for this request of {len(request.ids)} tokens in addition to the others; send a "
             "shorter one, or try again later"
         )
         self._end(request, "error")
@@ -665,15 +664,3 @@ def _prepared(row: Batch) -> Future[Batch]:
     future: Future[Batch] = Future()
     future.set_result(row)
     return future
-
-
-def _answer(request: Request) -> Completion:
-    """A finished request's answer. Raises the error that ended the request."""
-    if request.error is not None:
-        raise request.error
-    return request.completion()
-
-
-def _joined(answers: Sequence[Completion]) -> Completion:
-    """The first answer, with the others of its conversation."""
-    return replace(answers[0], others=tuple(answers[1:])) if len(answers) > 1 else answers[0]

@@ -31,6 +31,10 @@ class Prefixes:
         root = self._roots[key]
         return hashlib.sha256(request.caller.salt + root).digest() if request.caller.salt else root
 
+    def reuse(self, request: Request) -> None:
+        """Let a request without blocks reference the longest cached prefix of its tokens that it may reuse."""
+        request.table.reuse_prefix(request.reusable_hashes(self.root(request)))
+
     def _digest(self, adapter: str) -> bytes:
         if adapter not in self._digests:
             self._digests[adapter] = digest(adapter_pairs(self.model, adapter))

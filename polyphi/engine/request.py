@@ -48,10 +48,6 @@ class AnswerText:
         self._undecoded: list[int] = []  # tokens whose text ends inside a character
         self._pending = ""  # text that may be the start of a stop string
 
-    @property
-    def stopped(self) -> bool:
-        return self.stop_string is not None
-
     def add(self, token: int) -> str:
         if not self._tokenizer.has_vocabulary:
             return ""
@@ -76,10 +72,11 @@ class AnswerText:
     def _release(self, text: str, last: bool) -> str:
         if self.stop_string is not None:
             return ""
-        if self._length <= self._sampling.min_tokens:  # no stop string may begin in this text
+        stops = self._sampling.stop
+        # Before the minimum length no stop string may begin.
+        if not stops or self._length <= self._sampling.min_tokens:
             return text
         text = self._pending + text
-        stops = self._sampling.stop
         matches = [(at + len(s), at, s) for s in stops if (at := text.find(s)) >= 0]
         if matches:  # the one that ends first, and of those that end there the longest
             end, start, self.stop_string = min(matches)
@@ -92,7 +89,7 @@ class AnswerText:
     def _possible_start(self, text: str) -> int:
         """Length of the longest suffix of `text` that is a prefix of a stop string."""
         stops = self._sampling.stop
-        longest = max((len(s) for s in stops), default=1) - 1
+        longest = max(len(s) for s in stops) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(s.startswith(text[-length:]) for s in stops):
                 return length
@@ -189,9 +186,10 @@ class Request:
     def start(self) -> None:
         """Prepare for scheduling, once the row is ready. Raises the error of its preparation."""
         self.prompt = self.row.result()
-        self.items = items(self.prompt, self.caller.salt)
+        (self.adapter,) = self.prompt.adapters
+        """The key of its adapter."""
         self.ids: list[int] = self.prompt.ids.tolist()
-        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
+        """Tokens of the prompt and the answer so far."""
         self.lookup = None
         if self.draft:
             tokenizer = self.tokenizer
@@ -207,21 +205,14 @@ class Request:
             decode = AnswerText(self.tokenizer).add
             self._counter = ReasoningCounter(decode, self.sampling.reasoning_budget)
         self._hashes: dict[str, list[bytes]] = {}
+        self.items = items(self.prompt, self.caller.salt)
+        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
         self.phase = "waiting"
-
-    def __len__(self) -> int:
-        """Tokens of the prompt and the answer so far."""
-        return len(self.ids)
 
     @property
     def pending(self) -> int:
         """Tokens that have not run."""
         return len(self.ids) - self.table.length
-
-    @property
-    def adapter(self) -> str | None:
-        """The key of the request's adapter."""
-        return self.prompt.adapters[0]
 
     @property
     def max_length(self) -> int:
@@ -274,7 +265,7 @@ class Request:
         """Hashes of the blocks that it may reuse. The last token always runs, since its logits are needed; so do the
         tokens that are still to be pooled, and those before the ones that are still to be scored."""
         first = [*(n - 1 for n in self.unscored[:1]), *self.unpooled[:1]]
-        most = min([len(self) - 1, *first])
+        most = min([len(self.ids) - 1, *first])
         return self.block_hashes(root)[: most // BLOCK]
 
     def block_hashes(self, root: bytes) -> list[bytes]:
@@ -294,7 +285,7 @@ class Request:
     def drop_media(self) -> None:
         """Drop pixels and log-mel frames when it ends. Until then they may be needed again: a request that is preempted
         or changes its LongRoPE table runs its prompt again."""
-        if self.phase == "decoding media":
+        if self.phase == "decoding media" or not self.prompt.inputs:
             return
         self.prompt, self.items = self.prompt.without_values(), []
         self.row = Future()
@@ -336,11 +327,11 @@ class Request:
 
     def _finish(self, delta: str, *, complete: bool, at_limit: bool) -> None:
         """Append a text delta, and end the answer where it is complete, at its limit, or has a stop string or call."""
-        if not self._text.stopped and (complete or at_limit):
+        if self._text.stop_string is None and (complete or at_limit):
             delta += self._text.finish()
             self.finish_reason = "stop" if complete else "length"
         has_call = self._calls is not None and self._has_call(self._calls, delta)
-        if self._text.stopped:
+        if self._text.stop_string is not None:
             self.stop_reason, self.finish_reason = self._text.stop_string, "stop"
         elif has_call:
             self.finish_reason = "stop"
@@ -361,17 +352,14 @@ class Request:
         """The log-probability of the end token, which isn't one of `tokens`; empty if none was sampled."""
         return tuple(self.sampler.logprobs[len(self.tokens) :])
 
-    @property
-    def _embedding(self) -> tuple[float, ...] | None:
-        if self.hidden_sum is None:
-            return None
-        return tuple((self.hidden_sum / self.pooled).tolist())
-
     def completion(self) -> Completion:
         """The answer of a finished request."""
         assert self.finish_reason, "the request is still running"
         prompt = self.prompt
         tokens = {name: len(i.slots) for name, i in prompt.inputs.items() if i.slots is not None}
+        embedding: tuple[float, ...] | None = None
+        if self.hidden_sum is not None:
+            embedding = tuple((self.hidden_sum / self.pooled).tolist())
         return Completion(
             text="".join(self.pieces),
             tokens=tuple(self.tokens),
@@ -383,7 +371,7 @@ class Request:
             cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
             prompt_logprobs=tuple(self.prompt_logprobs),
-            embedding=self._embedding,
+            embedding=embedding,
             reasoning_tokens=self._counter.tokens if self._counter else 0,
             stop_reason=self.stop_reason,
         )

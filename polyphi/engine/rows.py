@@ -80,6 +80,8 @@ def parse_prompt(
         )
     if not isinstance(first, Message | Mapping):
         return TokensPrompt(token_ids(items), tuple(images), tuple(audios))
+    if not (images or audios) and all(isinstance(item, Message) for item in items):
+        return tuple(items)
     attachments = Attachments(images, audios)
     messages = tuple(Message.parse(message, attachments=attachments) for message in items)
     try:
@@ -122,11 +124,8 @@ class Rows:
 
     def __init__(self, model: PhiModel, processor: Processor, capacity: int) -> None:
         self._model, self._processor, self._capacity = model, processor, capacity
-
-    @property
-    def context(self) -> int:
+        self.context = model.config.decoder.max_position_embeddings
         """Most tokens of a sequence, prompt and answer, that the model supports."""
-        return self._model.config.decoder.max_position_embeddings
 
     def prepare(
         self,
@@ -187,11 +186,10 @@ class Rows:
         """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or
         `stop_at_calls` without a tokenizer."""
         check(sampling)
-        size = self._processor.tokenizer.vocab_size
         biased = [token for token, _ in sampling.logit_bias]
         for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
-            if (highest := max(ids, default=0)) >= size:
-                raise ValueError(f"{name} has ids from 0 to {size - 1}, found {highest}")
+            if ids and max(ids) >= (size := self._processor.tokenizer.vocab_size):
+                raise ValueError(f"{name} has ids from 0 to {size - 1}, found {max(ids)}")
         needs_text = sampling.stop or sampling.stop_at_calls
         if needs_text and not self._processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
@@ -231,7 +229,7 @@ class Rows:
             adapter,
             modalities,
             self._processor.routes,
-            encoders=list(self._model.towers),
+            encoders=list(self._model.towers) if modalities else (),
             adapters=self._model.config.adapters,
         )
 

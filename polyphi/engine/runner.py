@@ -61,14 +61,10 @@ class Runner:
         self.rope = LongRope(model.config.decoder)
         self._graphs: DecodeGraphs | None = None
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.decoder.device
-
     @torch.inference_mode()
     def run(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:
         """Run the parts and advance the `length` of their block tables."""
-        if self.device.type == "cuda" and all(_is_decode(part) for part in parts):
+        if self.model.decoder.device.type == "cuda" and all(_is_decode(part) for part in parts):
             return self._replayed(parts, memory)
         return self.packed(parts, memory)
 
@@ -94,13 +90,16 @@ class Runner:
         rows = [row for some in (*sampled, *scored, *pooled) for row in some]
         indices = None
         if rows != list(range(len(x))):  # at least one position must run
-            indices = torch.tensor(rows or [len(x) - 1], device=self.device)
+            indices = torch.tensor(rows or [len(x) - 1], device=x.device)
         hidden = self.model.decoder(x, batch, cache, indices)
         for part in parts:
             part.request.table.length += part.new
         counts = [len(some) for some in (*sampled, *scored, *pooled)]
         states = hidden[: len(rows)].split(counts)
-        scores = [self._scores(*pair) for pair in zip(parts, states[len(parts) :], strict=False)]
+        scores = [
+            self._scores(part, some) if len(some) else []
+            for part, some in zip(parts, states[len(parts) :], strict=False)
+        ]
         sums = [s.float().sum(0) if len(s) else None for s in states[2 * len(parts) :]]
         logits: Sequence[Tensor | None] = [None] * len(parts)
         if any(sampled):
@@ -115,8 +114,6 @@ class Runner:
         ]
 
     def _scores(self, part: StepPart, hidden: Float[Tensor, "n D"]) -> list[TokenLogprob]:
-        if not part.scored_tokens:
-            return []
         ids = [part.request.ids[number] for number in part.scored_tokens]
         return logprobs(self.model, hidden, ids, part.request.sampling.prompt_logprobs or 0)
 
@@ -142,10 +139,10 @@ class Runner:
         self, batch: Batch, logit_indices: Sequence[int] | None = None
     ) -> Float[Tensor, "n D"]:
         """One forward without a cache: the hidden states of all tokens, or of those at `logit_indices`."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.model.decoder.device)
         indices = None
         if logit_indices is not None:
-            indices = torch.tensor(logit_indices, device=self.device)
+            indices = torch.tensor(logit_indices, device=batch.ids.device)
         return self.model.decoder(self.model.embed(batch), batch, None, indices)
 
     def _batch(self, parts: Sequence[StepPart]) -> tuple[Batch, list[int]]:
@@ -157,18 +154,20 @@ class Runner:
             ids += part.draft_tokens
             positions += range(part.start, part.start + part.size)
             cu_seqlens.append(len(ids))
+        device = self.model.decoder.device
         batch = Batch(
-            ids=torch.tensor(ids),
-            positions=torch.tensor(positions),
+            ids=torch.tensor(ids, device=device),
+            positions=torch.tensor(positions, device=device),
             cu_seqlens=tuple(cu_seqlens),
             seq_lens=tuple(self.rope.length(p.request) for p in parts),
             adapters=tuple(p.request.adapter for p in parts),
         )
-        return batch.to(self.device), cu_seqlens
+        return batch, cu_seqlens
 
     def _embedded(
         self, batch: Batch, parts: Sequence[StepPart], cu_seqlens: Sequence[int]
     ) -> Float[Tensor, "T D"]:
+        x = self.model.decoder.embed(batch.ids)
         slots: list[int] = []
         features: list[Tensor] = []
         for part, first in zip(parts, cu_seqlens, strict=False):
@@ -177,12 +176,11 @@ class Runner:
                 low, high = max(item.start, part.start), min(item.end, end)
                 if low < high:
                     encoded = part.request.features[item.key]
-                    features.append(encoded[low - item.start : high - item.start].to(self.device))
+                    features.append(encoded[low - item.start : high - item.start].to(x.device))
                     slots += range(first + low - part.start, first + high - part.start)
-        x = self.model.decoder.embed(batch.ids)
         if not slots:
             return x
-        return splice(x, torch.tensor(slots, device=self.device), torch.cat(features), "media")
+        return splice(x, torch.tensor(slots, device=x.device), torch.cat(features), "media")
 
 
 @torch.inference_mode()

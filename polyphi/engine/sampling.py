@@ -55,10 +55,13 @@ def check(sampling: SamplingParams) -> None:
         raise ValueError(f"n must be 1 where max_tokens is 0, found {s.n}")
     if s.draft != "auto":
         _whole("draft", s.draft, 0, MAX_DRAFT)
-    _check_stops(s.stop)
-    _check_token_ids("stop_token_ids", s.stop_token_ids, MAX_STOPS)
+    if s.stop:
+        _check_stops(s.stop)
+    if s.stop_token_ids:
+        _check_token_ids("stop_token_ids", s.stop_token_ids, MAX_STOPS)
     _whole("min_tokens", s.min_tokens, 0)
-    _check_bias(s.logit_bias)
+    if s.logit_bias:
+        _check_bias(s.logit_bias)
     if s.reasoning_budget is not None:
         _whole("reasoning_budget", s.reasoning_budget, 0)
         if not s.reasoning:
@@ -95,7 +98,7 @@ def _check_stops(stops: Sequence[str]) -> None:
         raise ValueError(
             "stop has an empty string, which would end every answer before it starts; leave it out"
         )
-    if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARACTERS:
+    if (longest := max(map(len, stops))) > MAX_STOP_CHARACTERS:
         raise ValueError(
             f"a stop string has at most {MAX_STOP_CHARACTERS} characters, found one of {longest}"
         )

@@ -81,7 +81,7 @@ class Scheduler:
         for request in self.running:
             if self._rope.update(request):
                 request.table.clear()
-                self._reuse_prefix(request)
+                self._prefixes.reuse(request)
         self._fairness.begin_step()
         budget = self._prompt_tokens()
         self._admit_waiting(budget)
@@ -152,7 +152,7 @@ class Scheduler:
         the reserve for small requests don't fit."""
         self._rope.update(request)
         reserve = self._fairness.reserved(request)
-        self._reuse_prefix(request)
+        self._prefixes.reuse(request)
         tokens = len(request.ids)
         if request.table.missing_blocks(tokens + 1) + reserve > self._pool.available:
             request.table.clear()
@@ -161,9 +161,6 @@ class Scheduler:
         if request.cached_tokens is None:
             request.cached_tokens = request.table.length
         return True
-
-    def _reuse_prefix(self, request: Request) -> None:
-        request.table.reuse_prefix(request.reusable_hashes(self._prefixes.root(request)))
 
     def _reserve_blocks(self, part: StepPart, parts: dict[int, StepPart]) -> bool:
         """Allocate blocks for a running request's part, preempting the newest requests; False if it was preempted

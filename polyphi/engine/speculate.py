@@ -24,6 +24,8 @@ def draft_tokens(running: Sequence[Request], rope: LongRope) -> dict[int, tuple[
         [] if r.lookup is None else r.lookup.propose(min(r.draft, rope.tokens_left(r)))
         for r in decoding
     ]
+    if not any(proposals):
+        return {}
     lengths = draft_lengths(proposals, TOKEN_COST)
     return {
         id(request): tuple(token for token, _ in proposal[:length])

@@ -29,17 +29,29 @@ def rms_norm(
     x: Float[Tensor, "T D"], weight: Float[Tensor, " D"], eps: float, isa: int = -1
 ) -> Float[Tensor, "T D"]:
     """RMS norm: x divided by its root mean square, rounded to its dtype, times the weight."""
-    if not torch.is_grad_enabled():
-        return _norm(x, weight, eps, isa)
-    y: Tensor = _Norm.apply(x.contiguous(), weight, eps, isa)
+    if torch.is_grad_enabled():
+        with_gradients: Tensor = _Norm.apply(x.contiguous(), weight, eps, isa)
+        return with_gradients
+    x, y = x.contiguous(), x.new_empty(x.shape)
+    if fake(x):
+        return y
+    run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
+    run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
     return y
 
 
 def swiglu(x: Float[Tensor, "T I2"], isa: int = -1) -> Float[Tensor, "T I"]:
     """up * silu(gate), where x is [gate, up]."""
-    if not torch.is_grad_enabled():
-        return _gate(x, isa)
-    y: Tensor = _Gate.apply(x.contiguous(), isa)
+    if torch.is_grad_enabled():
+        with_gradients: Tensor = _Gate.apply(x.contiguous(), isa)
+        return with_gradients
+    (tokens, both), x = x.shape, x.contiguous()
+    y = x.new_empty(tokens, both // 2)
+    if fake(x):
+        return y
+    run = _function("polyphi_gate", pointer, pointer, count, count)
+    run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
     return y
 
 
@@ -51,33 +63,9 @@ def rotate(
 ) -> Float[Tensor, "T heads d"]:
     """Rotary embedding of the first 2 * pairs channels of every head, as by `model.rope.rotate`; no gradients of cos
     and sin."""
-    if not torch.is_grad_enabled():
-        return _turn(heads, cos, sin, isa)
-    y: Tensor = _Turn.apply(heads, cos, sin, isa)
-    return y
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
-    x, y = x.contiguous(), x.new_empty(x.shape)
-    if fake(x):
-        return y
-    run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
-    run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
-    return y
-
-
-def _gate(x: Tensor, isa: int) -> Tensor:
-    (tokens, both), x = x.shape, x.contiguous()
-    y = x.new_empty(tokens, both // 2)
-    if fake(x):
-        return y
-    run = _function("polyphi_gate", pointer, pointer, count, count)
-    run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
-    return y
-
-
-def _turn(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
+    if torch.is_grad_enabled():
+        with_gradients: Tensor = _Turn.apply(heads, cos, sin, isa)
+        return with_gradients
     if heads.stride()[1:] != (heads.shape[2], 1):
         heads = heads.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -93,12 +81,13 @@ def _turn(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
     return y
 
 
+# Autograd computes no gradients within `forward` and `backward`, so the operations above run their kernels there.
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps, ctx.isa = eps, isa
-        return _norm(x, weight, eps, isa)
+        return rms_norm(x, weight, eps, isa)
 
     @staticmethod
     @once_differentiable
@@ -119,7 +108,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.isa = isa
-        return _gate(x, isa)
+        return swiglu(x, isa)
 
     @staticmethod
     @once_differentiable
@@ -137,13 +126,13 @@ class _Turn(torch.autograd.Function):
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.isa = isa
-        return _turn(heads, cos, sin, isa)
+        return rotate(heads, cos, sin, isa)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turn(dy, cos, -sin, ctx.isa), None, None, None
+        return rotate(dy, cos, -sin, ctx.isa), None, None, None
 
 
 def _arguments(*tensors: Tensor) -> tuple[int, ...]:

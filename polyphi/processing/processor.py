@@ -134,7 +134,9 @@ class Processor:
             raise ValueError(
                 f"supervise: None or one of {get_args(Supervise)}, found {supervise!r}"
             )
-        conversation = self.expand([Message.parse(m) for m in messages])
+        conversation = self.expand(
+            [m if isinstance(m, Message) else Message.parse(m) for m in messages]
+        )
         trusted = supervise is not None if trusted is None else trusted
         parts = apply_template(
             conversation,
@@ -159,6 +161,8 @@ class Processor:
     def expand(self, messages: Sequence[Message]) -> list[Message]:
         """Return a conversation with each `Video` replaced by its frames, and each `Document` by its texts and pages.
         Raises `MediaError` with the number of the video or document."""
+        if not any(isinstance(part, Video | Document) for m in messages for part in m.parts):
+            return list(messages)
         return expand(messages, self.expanded)
 
     def expanded(

@@ -41,7 +41,8 @@ class TextSlices:
     def of(self, text: str) -> Iterator[str]:
         """Yield slices of a text whose joined ids are those of the whole text."""
         start = 0
-        while self.known_split and (end := self._boundary(text, start)) < len(text):
+        may_be_cut = len(text) > SLICE_CHARACTERS and self.known_split
+        while may_be_cut and (end := self._boundary(text, start)) < len(text):
             yield text[start:end]
             start = end
         yield text[start:]

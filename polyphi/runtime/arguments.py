@@ -191,16 +191,13 @@ def _check(hint: Any) -> Check:
         return lambda value: None if any(value is one or value == one for one in inner) else ""
     if origin in (Callable, typing.get_origin(Callable[..., Any])):
         return lambda value: None if callable(value) else ""
-    if hint is None or hint is type(None):
-        return lambda value: None if value is None else ""
-    if hint is bool:
-        return lambda value: None if isinstance(value, bool) else ""
-    if hint is int:
+    if hint is None:
+        return _check(type(None))
+    if hint in (int, float):
+        number = Integral if hint is int else Real
         return lambda value: (
-            None if isinstance(value, Integral) and value is not True and value is not False else ""
+            None if isinstance(value, number) and not isinstance(value, bool) else ""
         )
-    if hint is float:
-        return lambda value: None if isinstance(value, Real) and not isinstance(value, bool) else ""
     if origin is tuple:
         return _items(tuple, inner)
     if origin in (Sequence, list):

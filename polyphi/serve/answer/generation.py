@@ -14,8 +14,8 @@ from starlette.responses import Response
 from polyphi.engine.rows import PromptEnd
 from polyphi.serve.answer.conversation import InputTurn, conversation
 from polyphi.serve.answer.jobs import Job
-from polyphi.serve.answer.prepare import prepare, with_expansion
-from polyphi.serve.answer.server import AdmittedRequest, Server, is_large, release_body
+from polyphi.serve.answer.prepare import is_large, prepare, with_expansion
+from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.http.events import Events, unless_disconnected
 from polyphi.serve.openai.schema import Sampling
 from polyphi.types.batch import Batch
@@ -50,11 +50,11 @@ class Answer(Protocol):
 
 
 def with_reasoning(
-    sampling: SamplingParams, enabled: bool, effort: str | None, budget: int | None
+    sampling: SamplingParams, effort: str | None, budget: int | None
 ) -> SamplingParams:
-    """Sampling with the reasoning of a model that has it (`enabled`), unless a grammar determines the answer from its
-    first token on. Effort "none" closes its block at once; no other effort has an effect."""
-    if not enabled or sampling.grammar is not None:
+    """Sampling with the reasoning of a model that has it, unless a grammar determines the answer from its first token
+    on. Effort "none" closes its block at once; no other effort has an effect."""
+    if sampling.grammar is not None:
         return sampling
     return replace(sampling, reasoning=True, reasoning_budget=0 if effort == "none" else budget)
 
@@ -77,7 +77,7 @@ async def answer(
         del row  # its pixels are freed when the answers have ended
         generation.turns = ()
         result = formatted(job, sampling)
-        release_body(request)
+        request.state.body.release()
         if stream:
             return Events(result.events(), admitted.transfer())
         return await unless_disconnected(request, result.whole())
@@ -90,8 +90,10 @@ async def _prepare(
     sampling = await server.check_sampling(admitted, generation.sampling, generation.body)
     with server.media.request(admitted.caller.client) as media:
         messages = await conversation(media, turns, server.settings, param)
-        server.log_prompt(request, [(m.role, m.text) for m in messages])
-        messages = with_tools(messages, generation.tools)
+        if server.settings.log_prompts:
+            server.log_prompt(request, [(m.role, m.text) for m in messages])
+        if generation.tools:
+            messages = with_tools(messages, generation.tools)
         with server.api_errors(param, turns):
             return await prepare(
                 server, admitted, messages, generation.adapter, sampling, generation.end

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from polyphi.engine.rows import PromptEnd
 from polyphi.media.file_types import is_pdf
 from polyphi.media.media import MediaError
-from polyphi.runtime.steps import Steps, result_of, timed
+from polyphi.runtime.steps import Steps, timed
 from polyphi.serve.admission.quotas import LARGE_IMAGE
 from polyphi.serve.answer.expansion import Expanded, expand
-from polyphi.serve.answer.server import AdmittedRequest, Server, is_large
+from polyphi.serve.answer.server import LARGE, AdmittedRequest, Server
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message, media
-from polyphi.types.parts import Document, Video
+from polyphi.types.parts import Document, Image, Text, Video
 from polyphi.types.sampling import SamplingParams
 
 
@@ -46,20 +46,32 @@ async def prepare(
         raise
 
 
+def is_large(messages: Sequence[Message]) -> bool:
+    """Whether a conversation is expensive to prepare: it has media, or much text."""
+    parts = [part for message in messages for part in message.parts]
+    size = sum(len(part.text) for part in parts if isinstance(part, Text))
+    size += sum(len(message.tools or "") for message in messages)
+    return size > LARGE or not all(isinstance(part, Text) for part in parts)
+
+
 async def with_expansion(
     server: Server, admitted: AdmittedRequest, messages: Sequence[Message]
 ) -> Expanded:
     """A conversation with the frames of its videos and the pages of its documents, which are decoded in the client's
     turn; texts don't wait for those. Raises MediaError."""
 
+    videos, documents = media(messages, Video), media(messages, Document)
+    if not videos and not documents:
+        images = range(len(media(messages, Image)))
+        return Expanded(messages, [("image", number) for number in images])
+
     def stop() -> bool:
         return admitted.released or not server.alive
 
+    takes_long = bool(videos) or any(is_pdf(document.source) for document in documents)
+    threads = server.expansion_threads if takes_long else None
     steps = expand(server.engine, server.settings, messages, admitted.reserve, stop)
-    documents = [document.source for document in media(messages, Document)]
-    if media(messages, Video) or any(is_pdf(source) for source in documents):
-        return await server.in_steps(True, admitted.caller, steps, server.expansion_threads)
-    return await server.in_steps(True, admitted.caller, steps) if documents else result_of(steps)
+    return await server.in_steps(True, admitted.caller, steps, threads)
 
 
 def _reserve(server: Server, admitted: AdmittedRequest, messages: Sequence[Message]) -> Steps[int]:

@@ -50,8 +50,6 @@ from polyphi.serve.http.json_parser import Parser
 from polyphi.serve.http.response_json import Writer
 from polyphi.serve.openai.schema import Sampling
 from polyphi.types.batch import Batch
-from polyphi.types.messages import Message
-from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
 
 log = logging.getLogger("polyphi.serve")
@@ -262,8 +260,8 @@ class Server:
         return self.quotas.requests.used
 
     def admit(self, caller: Client, live: bool = False) -> AdmittedRequest:
-        """A admitted for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
-        estimated waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
+        """Admits a request or, with `live`, a session of live transcription. Raises ApiError 429 with the estimated
+        waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
         if self.draining:
             raise ApiError(
                 503,
@@ -348,14 +346,9 @@ class Server:
                 f"n: expected at most {self.settings.max_answers}, found {sampling.n}",
                 param="n",
             )
-        probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
+        probe = replace(sampling, max_tokens=sampling.max_tokens or 1, grammar=None)
         try:
-            await self.in_turn(
-                False,
-                admitted.caller,
-                self.engine.rows.check_sampling,
-                replace(probe, grammar=None),
-            )
+            await self.in_turn(False, admitted.caller, self.engine.rows.check_sampling, probe)
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is None:
@@ -493,16 +486,3 @@ class Server:
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self.engine.abort(request)
-
-
-def is_large(messages: Sequence[Message]) -> bool:
-    """Whether a conversation is expensive to prepare: it has media, or much text."""
-    parts = [part for message in messages for part in message.parts]
-    size = sum(len(part.text) for part in parts if isinstance(part, Text))
-    size += sum(len(message.tools or "") for message in messages)
-    return size > LARGE or not all(isinstance(part, Text) for part in parts)
-
-
-def release_body(request: HTTPConnection) -> None:
-    """Releases the memory of a request's body when its prompt is prepared."""
-    request.state.body.release()

@@ -71,14 +71,13 @@ def _generation(server: Server, body: MessagesRequest) -> Generation:
     adapter = server.adapter(body.model, body.adapter)
     tools, rules = _tools(body)
     sampling = body.sampling(grammar=None, max_tokens=body.max_tokens, logprobs=None)
-    sampling = with_reasoning(
-        with_rules(
-            replace(sampling, stop=tuple(body.stop_sequences or ())), tools, body.grammar(), rules
-        ),
-        server.settings.reasoning,
-        body.output_config.effort if body.output_config else None,
-        body.reasoning_budget,
-    )
+    sampling = replace(sampling, stop=tuple(body.stop_sequences or ()))
+    form = body.grammar()
+    if tools or form is not None:
+        sampling = with_rules(sampling, tools, form, rules)
+    if server.settings.reasoning:
+        effort = body.output_config.effort if body.output_config else None
+        sampling = with_reasoning(sampling, effort, body.reasoning_budget)
     turns, end = message_turns(body), prompt_end(body)
     return Generation(turns, tools, adapter, sampling, body, "messages", end)
 

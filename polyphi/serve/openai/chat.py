@@ -23,7 +23,7 @@ from polyphi.serve.http.response_json import base_fields, extra_fields, token_us
 from polyphi.serve.openai.prompt_logprobs import prompt_fields
 from polyphi.serve.openai.schema import ChatRequest, prompt_end
 from polyphi.serve.openai.streams import stream
-from polyphi.types.completion import Completion, TokenLogprob
+from polyphi.types.completion import TokenLogprob
 from polyphi.types.sampling import SamplingParams
 
 LOGPROB = 8
@@ -56,11 +56,11 @@ def chat_generation(server: Server, body: ChatRequest) -> Generation:
         max_tokens=body.token_limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    sampling = with_reasoning(
-        with_rules(sampling, tools, body.grammar(), body.call_rules),
-        server.settings.reasoning,
-        *body.reasoning,
-    )
+    form = body.grammar()
+    if tools or form is not None:
+        sampling = with_rules(sampling, tools, form, body.call_rules)
+    if server.settings.reasoning:
+        sampling = with_reasoning(sampling, *body.reasoning)
     turns, end = chat_turns(body.messages), prompt_end(body)
     return Generation(turns, tools, adapter, sampling, body, "messages", end)
 
@@ -71,6 +71,8 @@ class ChatMessage:
 
     def __init__(self, output: Output, *, old_form: bool = False, reasoning: bool = True) -> None:
         self.output = output
+        self.no_content = None if output.required else ""
+        """The content of a delta or message without text: null where a call is required."""
         self._old_form, self._with_reasoning = old_form, reasoning
         self._ids: list[str] = []  # of the calls
 
@@ -99,11 +101,6 @@ class ChatMessage:
     def finish_reason(self) -> str | None:
         reason = self.output.finish_reason
         return "function_call" if self._old_form and reason == "tool_calls" else reason
-
-    @property
-    def no_content(self) -> str | None:
-        """The content of a delta or message without text: null where a call is required."""
-        return None if self.output.required else ""
 
     @property
     def whole(self) -> dict[str, Any]:
@@ -152,10 +149,10 @@ class ChatAnswer:
             "chatcmpl", object_type, self._server.adapters.model_name(self._body.model)
         )
 
-    def _completions(self) -> list[Completion]:
-        """The completions of the ended job; also logs the messages where that is enabled."""
-        self._server.log_prompt(self._request, [message.whole for message in self._messages])
-        return self._job.answers()
+    def _log(self) -> None:
+        """Log the messages of the ended job where that is enabled."""
+        if self._server.settings.log_prompts:
+            self._server.log_prompt(self._request, [message.whole for message in self._messages])
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
@@ -167,7 +164,8 @@ class ChatAnswer:
     async def whole(self) -> Response:
         async for delta in self._job:
             self._messages[delta.number].add(delta)
-        completions = self._completions()
+        self._log()
+        completions = self._job.answers()
         answers, top = self._server.answers, self._body.top_logprobs or 0
         choices = [
             {
@@ -204,7 +202,7 @@ class ChatAnswer:
         start = self._head("chat.completion.chunk")
 
         def last() -> dict[str, Any]:
-            return {**start, "choices": [], "usage": usage([self._completions()])}
+            return {**start, "choices": [], "usage": usage([self._job.answers()])}
 
         return stream(
             self._server.answers,
@@ -222,7 +220,7 @@ class ChatAnswer:
             return {**start, "choices": [{**choice, **more}]}
 
         body = self._body
-        prompt = await prompt_fields(self._server.answers, self._server.tokens, self._job, body)
+        prompt = {"prompt_token_ids": self._job.prompt_ids} if body.return_token_ids else {}
         for number, message in enumerate(self._messages):
             yield {**chunk(number, {"role": "assistant", "content": message.no_content}), **prompt}
             prompt = {}
@@ -243,3 +241,4 @@ class ChatAnswer:
                     "stop_reason": output.stop_reason,
                 }
                 yield chunk(output.number, {}, **reasons)
+        self._log()

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from polyphi.engine.request import Client, Request
 from polyphi.runtime.steps import Steps
 from polyphi.serve.answer.jobs import Job
-from polyphi.serve.answer.server import LARGE, Server, release_body
+from polyphi.serve.answer.server import LARGE, Server
 from polyphi.serve.answer.tokens import finite
 from polyphi.serve.http.errors import STREAMED, ApiError
 from polyphi.serve.http.events import Events, unless_disconnected
@@ -27,7 +27,7 @@ from polyphi.serve.openai.prompt_logprobs import prompt_fields
 from polyphi.serve.openai.schema import CompletionRequest
 from polyphi.serve.openai.streams import merged, stream
 from polyphi.types.batch import Batch
-from polyphi.types.completion import Completion, TokenLogprob
+from polyphi.types.completion import TokenLogprob
 from polyphi.types.sampling import SamplingParams
 
 MAX_PROMPTS = 128
@@ -66,7 +66,7 @@ def routes(server: Server) -> APIRouter:
                 )
             server.log_prompt(request, body.prompt)
             body.prompt = ""
-            release_body(request)
+            request.state.body.release()
             answer = CompletionsAnswer(server, request, body, sampling, rows)
             if prompt_only and sampling.prompt_logprobs is None and not body.return_token_ids:
                 if body.stream:
@@ -171,14 +171,15 @@ class CompletionsAnswer:
                     more=more,
                 )
                 choices.append(choice)
-        body = {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
+        self._log(jobs)
+        body = {**self._head, "choices": choices, "usage": usage([job.answers() for job in jobs])}
         return await self._server.answers.response(body)
 
     def events(self, jobs: Sequence[Job]) -> AsyncIterator[bytes]:
         """The answers to all prompts as one stream."""
 
         def last() -> dict[str, Any]:
-            return {**self._head, "choices": [], "usage": usage(self._completions(jobs))}
+            return {**self._head, "choices": [], "usage": usage([job.answers() for job in jobs])}
 
         def usage_so_far() -> dict[str, Any]:
             prompts, answers = zip(*(job.usage for job in jobs), strict=True)
@@ -224,6 +225,7 @@ class CompletionsAnswer:
                     ],
                 }
                 lengths[index] += sum(len(tokens.text(entry.token)) for entry in output.logprobs)
+        self._log(jobs)
 
     async def _prompt_fields(self, job: Job) -> dict[str, Any]:
         logprobs = job.requests[0].prompt_logprobs
@@ -243,11 +245,10 @@ class CompletionsAnswer:
         and leave out the last entry as that of the generated token, so there has to be one."""
         return request.end_logprobs if self._body.echo else ()
 
-    def _completions(self, jobs: Sequence[Job]) -> list[list[Completion]]:
-        """The completions of the ended jobs; also logs their texts where that is enabled."""
-        answers = [job.answers() for job in jobs]
-        self._server.log_prompt(self._request, [c.text for some in answers for c in some])
-        return answers
+    def _log(self, jobs: Sequence[Job]) -> None:
+        """Log the texts of the ended jobs where that is enabled."""
+        if self._server.settings.log_prompts:
+            self._server.log_prompt(self._request, [c.text for job in jobs for c in job.answers()])
 
     async def _text(self, row: Batch) -> str:
         decode = self._server.engine.processor.tokenizer.decode

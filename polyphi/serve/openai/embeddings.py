@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.serve.answer.server import AdmittedRequest, Server, release_body
+from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.events import unless_disconnected
 from polyphi.serve.http.fields import Fields, Refused
@@ -65,7 +65,7 @@ def routes(server: Server) -> APIRouter:
             admitted.reserve(sum(row.nbytes for row in rows), len(rows))
             server.log_prompt(request, body.input)
             body.input = ""
-            release_body(request)
+            request.state.body.release()
             return await unless_disconnected(request, _answer(server, admitted, body, rows, count))
 
     return router

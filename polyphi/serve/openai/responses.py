@@ -177,15 +177,13 @@ def _generation(
         logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )
     single = isinstance(body.tool_choice, FunctionChoice) or body.parallel_tool_calls is False
-    sampling = with_reasoning(
-        with_rules(sampling, tools, body.grammar(), CallRules(required, single)),
-        server.settings.reasoning,
-        *reasoning_limits(
-            body.chat_template_kwargs,
-            body.reasoning.effort if body.reasoning else None,
-            body.thinking_token_budget,
-        ),
-    )
+    form = body.grammar()
+    if tools or form is not None:
+        sampling = with_rules(sampling, tools, form, CallRules(required, single))
+    if server.settings.reasoning:
+        effort = body.reasoning.effort if body.reasoning else None
+        variables, budget = body.chat_template_kwargs, body.thinking_token_budget
+        sampling = with_reasoning(sampling, *reasoning_limits(variables, effort, budget))
     turns = [InputTurn("system", (Text(body.instructions),))] if body.instructions else []
     own = body.input
     turns += previous

@@ -22,8 +22,8 @@ async def stream(
     options: StreamOptions | None,
     usage_so_far: Callable[[], dict[str, Any]],
 ) -> AsyncIterator[bytes]:
-    """The events of a stream. `last()`, called after all chunks, returns the chunk with the usage. `usage_so_far`: the
-    usage of each chunk, where it is requested. An ApiError from `chunks` becomes the stream's last event."""
+    """The events of a stream. Where the usage is requested, `last()`, called after all chunks, returns the chunk with
+    it, and `usage_so_far` the usage of each chunk. An ApiError from `chunks` becomes the stream's last event."""
     options = options or StreamOptions()
     continuous = options.include_usage and options.continuous_usage_stats
     try:
@@ -32,9 +32,8 @@ async def stream(
                 usage = {"usage": usage_so_far()} if continuous else {}
                 async for piece in writer.event({**chunk, **usage}):
                     yield piece
-        final = last()
         if options.include_usage:
-            yield event(final)
+            yield event(last())
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield event(error.body)

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from polyphi.runtime.steps import Steps
 from polyphi.serve.answer.conversation import chat_turns, conversation
-from polyphi.serve.answer.prepare import with_expansion
-from polyphi.serve.answer.server import LARGE, AdmittedRequest, Server, is_large
+from polyphi.serve.answer.prepare import is_large, with_expansion
+from polyphi.serve.answer.server import LARGE, AdmittedRequest, Server
 from polyphi.serve.http.errors import ApiError, responses
 from polyphi.serve.http.events import unless_disconnected
 from polyphi.serve.http.fields import MAX_TEXT

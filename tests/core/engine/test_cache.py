@@ -122,7 +122,7 @@ def test_sequences_that_grow_in_turn_stay_contiguous() -> None:
     for tokens in range(1, 20 * BLOCK, BLOCK):
         for table in tables:
             table.grow(tokens)
-    assert all(len(table.row_ranges(table.capacity)) == 1 for table in tables)
+    assert all(len(table.row_ranges(len(table.blocks) * BLOCK)) == 1 for table in tables)
 
 
 def test_attention_reads_each_sequences_cached_tokens(tiny_config) -> None:
