@@ -1,5 +1,5 @@
 """Capacities of the built-in generators: rows until they end, and tokens of a row, as measured by
-`benchmarks/corpus_capacities.py`. They are for tests and the small sizes, and no training set for a real one."""
+`experiments/curation/capacities.py`. They are for tests and the small sizes, and no training set for a real one."""
 
 import json
 from pathlib import Path

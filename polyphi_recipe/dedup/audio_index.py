@@ -9,7 +9,7 @@ faster or slower; landmarks found in the same item at the same distance in time 
 same words with the same sound, so that sentences of one template share most landmarks: a candidate is a match only if
 the two clips agree in every quarter of a second that they share (alignment.py). A part of an item that is pasted into
 other speech, rather than into silence, is therefore not found. Rates of false and missed matches:
-benchmarks/audio_fingerprint.py.
+experiments/curation/audio_fingerprint.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +41,7 @@ MIN_COVERAGE = 0.6
 """Share of the time, of the item or of the clip, whichever is shorter, in which the landmarks that agree must lie."""
 MIN_AGREEMENT = 0.84
 """Correlation with the item, in the window where it is lowest, that a copy must have: the largest limit that misses at
-most a tenth of the copies at another pitch or speed on the first half of benchmarks/audio_fingerprint.py."""
+most a tenth of the copies at another pitch or speed on the first half of experiments/curation/audio_fingerprint.py."""
 MAX_CANDIDATES = 20
 """Items with the highest scores that are compared with a clip: a template may have thousands."""
 

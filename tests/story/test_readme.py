@@ -1,6 +1,6 @@
 """The README's commands and its Python, on a micro run instead of the public weights, and on the nano model.
 
-`python benchmarks/readme.py` runs all of them as a newcomer does.
+`python tests/release/readme.py` runs all of them as a newcomer does.
 """
 
 import re

@@ -1,12 +1,9 @@
 """Evaluation items are found where they were planted, and only there."""
 
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from PIL import Image as Picture
 from recipe.dedup.dedup_run import Take, start, text
 from variants import few
 
+from experiments.curation import leaked_items as leaks
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
@@ -39,19 +37,6 @@ QUESTION = (
     "Natalia sold clips to forty-eight of her friends in April, and then she sold half as many "
     "clips in May. How many clips did Natalia sell altogether in April and May?"
 )
-
-
-@pytest.fixture(scope="module")
-def leaks() -> Iterator[ModuleType]:
-    """The module benchmarks/leaked_items.py: test material and changes of it."""
-    path = Path(__file__).parents[3] / "benchmarks" / "leaked_items.py"
-    spec = importlib.util.spec_from_file_location("benchmark_leaked_items", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def sample_of(id: str, *parts: Any, answer: str = "") -> Sample:
@@ -196,7 +181,7 @@ def test_a_conversation_is_known_by_its_answers() -> None:
     assert matching_items(known, same_answer) == ["seen"]
 
 
-def test_in_other_words(leaks: ModuleType) -> None:
+def test_in_other_words() -> None:
     sentences = leaks.manual()
     random.Random(0).shuffle(sentences)
     known = TextIndex.of([([(s, "")], False) for s in sentences[:40]])
@@ -221,7 +206,7 @@ def test_in_other_words(leaks: ModuleType) -> None:
 # -- pictures
 
 
-def test_a_crop_has_the_hash_of_its_box(leaks: ModuleType) -> None:
+def test_a_crop_has_the_hash_of_its_box() -> None:
     (tile,) = leaks.photographs(random.Random(0), 1)
     thumb = thumbnail(tile.resize((512, 512)))
     hashes = crop_hashes(thumb)
@@ -251,7 +236,7 @@ def test_a_crop_has_the_hash_of_its_box(leaks: ModuleType) -> None:
         2,
     ),
 )
-def test_copies_of_pictures(leaks: ModuleType, change: str, least: float) -> None:
+def test_copies_of_pictures(change: str, least: float) -> None:
     rng = random.Random(0)
     pictures = leaks.photographs(rng, 12) + [leaks.drawn(rng, i) for i in range(12)]
     known = index(*(sample_of(str(i), Image(png(p))) for i, p in enumerate(pictures)))
@@ -261,7 +246,7 @@ def test_copies_of_pictures(leaks: ModuleType, change: str, least: float) -> Non
     assert all(f in ([], [str(i)]) for i, f in enumerate(matches))
 
 
-def test_other_pictures_are_left_alone(leaks: ModuleType) -> None:
+def test_other_pictures_are_left_alone() -> None:
     rng = random.Random(0)
     tiles = leaks.photographs(rng, 24)
     pictures = tiles[:12] + [leaks.drawn(rng, i) for i in range(24)]
@@ -278,7 +263,7 @@ def test_other_pictures_are_left_alone(leaks: ModuleType) -> None:
 
 
 @pytest.fixture(scope="module")
-def sentences(leaks: ModuleType) -> list[np.ndarray]:
+def sentences() -> list[np.ndarray]:
     """Twenty clips of some four seconds, by each voice in turn."""
     texts = [" ".join(s.split()[:12]) for s in leaks.manual()[:200:10]]
     voices = leaks.voices() or [None]
@@ -300,9 +285,7 @@ def sentences(leaks: ModuleType) -> list[np.ndarray]:
         2,
     ),
 )
-def test_copies_of_clips(
-    leaks: ModuleType, sentences: list[np.ndarray], change: str, least: float
-) -> None:
+def test_copies_of_clips(sentences: list[np.ndarray], change: str, least: float) -> None:
     known = index(*(sample_of(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
     rng = random.Random(0)
     copies = [leaks.CLIP_CHANGES[change](s, rng) for s in sentences[:10]]
@@ -311,16 +294,14 @@ def test_copies_of_clips(
     assert all(f in ([], [str(i)]) for i, f in enumerate(matches))
 
 
-def test_other_clips_of_the_same_voices_are_left_alone(
-    leaks: ModuleType, sentences: list[np.ndarray]
-) -> None:
+def test_other_clips_of_the_same_voices_are_left_alone(sentences: list[np.ndarray]) -> None:
     known = index(*(sample_of(str(i), Audio(leaks.wav(s))) for i, s in enumerate(sentences[:10])))
     assert not any(
         matching_items(known, sample_of("other", Audio(leaks.wav(s)))) for s in sentences[10:]
     )
 
 
-def test_clips_of_one_template_and_voice_are_told_apart(leaks: ModuleType) -> None:
+def test_clips_of_one_template_and_voice_are_told_apart() -> None:
     """Another number is another clip; the same number, encoded again, is a copy."""
     sentence = "Please go to room {} and wait for the doctor."
     numbers = [14, 40, 7, 83, 115, 62, 29, 50, 90, 333, 12, 76]
@@ -336,9 +317,7 @@ def test_clips_of_one_template_and_voice_are_told_apart(leaks: ModuleType) -> No
     assert not any(matches(clips[n]) for n in numbers[6:])
 
 
-def test_the_evidence_names_the_change_of_a_clip(
-    leaks: ModuleType, sentences: list[np.ndarray]
-) -> None:
+def test_the_evidence_names_the_change_of_a_clip(sentences: list[np.ndarray]) -> None:
     known = index(sample_of("clip", Audio(leaks.wav(sentences[0]))))
     higher = leaks.CLIP_CHANGES["played +2 semitones faster"](sentences[0], random.Random(0))
     (finding,) = known.find(document(sample_of("copy", Audio(leaks.wav(higher)))))
@@ -362,7 +341,7 @@ class Read:
         return map(document, self.samples[rank::world_size])
 
 
-def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) -> None:
+def test_the_filter_drops_and_keeps_a_ledger(tmp_path: Path) -> None:
     rng = random.Random(0)
     (tile,) = leaks.photographs(rng, 1)
     clip = leaks.read_aloud(

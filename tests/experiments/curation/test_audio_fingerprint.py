@@ -1,10 +1,8 @@
-"""The benchmark of the audio fingerprint, in short: copies match, other numbers don't."""
-
-from collections.abc import Callable
-from types import ModuleType
+"""The experiment on the audio fingerprint, in short: copies match, other numbers don't."""
 
 import pytest
 
+from experiments.curation import audio_fingerprint as script
 from polyphi_eval.services.speech_synthesis import unavailable
 
 pytestmark = [
@@ -14,8 +12,7 @@ pytestmark = [
 
 
 @pytest.mark.long
-def test_it_counts_false_and_missed_matches(benchmark: Callable[[str], ModuleType]) -> None:
-    script = benchmark("audio_fingerprint")
+def test_it_counts_false_and_missed_matches() -> None:
     every = list(script.pairs(1, 20))
     groups = [pair.group for pair in every]
     assert {g: groups.count(g) for g in groups} == {

@@ -1,7 +1,7 @@
 """Speed of curation with one worker and two, and its memory for ten times as much data:
 
-    python benchmarks/throughput.py text [--megabytes 1 10] [--workers 1 2]     # MB of UTF-8 per second, read to shards
-    python benchmarks/throughput.py speech [--clips 200] [--workers 1 2]        # hours of audio per hour
+    python -m experiments.curation.throughput text [--megabytes 1 10] [--workers 1 2]  # MB of UTF-8 per second
+    python -m experiments.curation.throughput speech [--clips 200] [--workers 1 2]  # hours of audio per hour
 
 Text: JSON lines of prose in eight languages go through language, rules, quality, personal information, held-out
 samples and near duplicates. Speech: flite reads sentences aloud (espeak-ng where there is no flite), with and without
@@ -21,12 +21,12 @@ from itertools import cycle
 from pathlib import Path
 from random import Random
 
-import curation
-import leaked_items
 import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
 
+from experiments.curation import leaked_items
+from experiments.curation import text as curation
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio

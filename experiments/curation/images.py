@@ -1,7 +1,7 @@
 """Cost of curating images, pages and videos on one core, and recall of wrong captions by our own similarity:
 
-OMP_NUM_THREADS=1 python benchmarks/image_curation.py  # the best of three rounds over drawn images
-OMP_NUM_THREADS=1 python benchmarks/image_curation.py runs/nano # captions, every fifth one wrong; needs vision_0
+OMP_NUM_THREADS=1 python -m experiments.curation.images  # the best of three rounds over drawn images
+OMP_NUM_THREADS=1 python -m experiments.curation.images runs/nano # captions, every fifth one wrong; needs vision_0
 """
 
 import io
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -149,7 +150,7 @@ def speed() -> None:
             f"16 frames of {seconds} s of 640 x 360",
             "videos",
             1,
-            lambda clip=clip: decode_video(clip),
+            partial(decode_video, clip),
         )
     events = ("moves right", "grows", "turns blue")
     best("drawn videos", "videos", 10, lambda: [

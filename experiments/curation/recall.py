@@ -1,11 +1,10 @@
 """Recall and false positives of all curation filters on planted cases, as one table.
 
-    python benchmarks/curation_recall.py [--only text media pii language duplicates transcripts broken unfit]
+    python -m experiments.curation.recall [--only text media pii language duplicates transcripts broken unfit]
 
 Columns: the number of planted cases and the share found (recall), the number of innocents, which shouldn't be flagged,
 and the share flagged, and the share of planted cases among all that was flagged (precision; "-" where copies and
-innocents have separate rows). `benchmarks/leaked_items.py` and `polyphi_recipe/synthetic/planted.py` generate the
-material.
+innocents have separate rows). `leaked_items.py` and `polyphi_recipe/synthetic/planted.py` generate the material.
 """
 
 import argparse
@@ -17,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import curation
-import leaked_items
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from experiments.curation import leaked_items
+from experiments.curation import text as curation
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
@@ -98,7 +97,8 @@ def language() -> Iterator[str]:
     """Help pages labelled with a wrong language, and with their own."""
     codes = list(LANGUAGES)
     for name, most in (("900 characters", 900), ("80 characters", 80)):
-        wrong, right = [], []
+        wrong: list[bool] = []
+        right: list[bool] = []
         for i, code in enumerate(codes):
             for paragraph in curation.prose(code, 100):
                 for label, results in ((code, right), (codes[i - 1], wrong)):
@@ -157,7 +157,7 @@ def duplicates() -> Iterator[str]:
     texts = [" ".join(sentences[i : i + 8]) for i in range(0, 8 * 120, 8)]
     tiles = leaked_items.photographs(rng, 1000)
     drawn = [leaked_items.drawn(rng, i) for i in range(40)]
-    voices = leaked_items.voices() or [None]
+    voices: list[Voice | None] = list(leaked_items.voices()) or [None]
     clips = [
         leaked_items.read_aloud(s[:80], voices[i % len(voices)])
         for i, s in enumerate(sentences[:60])

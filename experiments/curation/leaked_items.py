@@ -1,6 +1,6 @@
 """Share of leaked evaluation items and near-duplicates that curation finds, and of unrelated items that it flags.
 
-python benchmarks/leaked_items.py [--items 60] [--seed 0] [--only text image audio]
+python -m experiments.curation.leaked_items [--items 60] [--seed 0] [--only text image audio]
 
 The material is generated: sentences of Python's own manual and word problems; tiles of scikit-learn's photographs and
 drawn scenes; sentences that espeak-ng or flite say (melodies if neither is installed). Each item is copied with changes
@@ -275,6 +275,11 @@ def raised(semitones: float) -> Change:
     """Raise the pitch at the same speed."""
     ratio = 2 ** (semitones / 12)
     return lambda wave, rng: played(semitones)(stretched(wave, ratio), rng)
+
+
+def longer(factor: float) -> Change:
+    """Play slower at the same pitch."""
+    return lambda wave, rng: stretched(wave, factor)
 
 
 def shifted(wave: np.ndarray, rng: random.Random) -> np.ndarray:

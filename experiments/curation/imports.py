@@ -1,7 +1,7 @@
 """How fast a recipe file's corpora are imported through all default filters, and how the memory grows with the rows.
 
-    python benchmarks/imports.py --out imports.json                 # texts, pictures and clips, three sizes each
-    python benchmarks/imports.py text --rows 20000 60000 --workers 2
+    python -m experiments.curation.imports --out imports.json  # texts, pictures and clips, three sizes each
+    python -m experiments.curation.imports text --rows 20000 60000 --workers 2
 
 Each import runs in its own process; its peak memory is the sum of the proportional set sizes (PSS) of that process and
 its children, so that shared pages count once. The slope is that of a line through the three sizes. Sources lie in one

@@ -1,8 +1,8 @@
 """What a teacher writes for the built-in corpora, with a run that is killed once in each (docs/curation_numbers.md).
 
     python tests/scripted_teacher.py 8009                         # a stand-in that makes mistakes on purpose
-    python benchmarks/teachers.py http://127.0.0.1:8009/v1#stand-in --out /tmp/taught
-    python benchmarks/teachers.py http://127.0.0.1:8000/v1#phi --out /tmp/nano --rows 24 --requests 400
+    python -m experiments.curation.teachers http://127.0.0.1:8009/v1#stand-in --out /tmp/taught
+    python -m experiments.curation.teachers http://127.0.0.1:8000/v1#phi --out /tmp/nano --rows 24 --requests 400
 
 Prints a table: each synthesis with its requests, those of them that were answered before the run was killed, accepted
 rows and refused answers by reason. `DIR/teachers/CORPUS/report.md` has rows of each, and refused answers.

@@ -1,6 +1,6 @@
 """The README's commands as a newcomer runs them: in their order, in a clean environment.
 
-    python benchmarks/readme.py --out FOLDER [--python python3.11]
+    python tests/release/readme.py --out FOLDER [--python python3.11]
 
 Copies the shell and Python blocks of the sections in `SECTIONS` from README.md and runs them in FOLDER, with a clone of
 this checkout in place of the repository's address. A local Hub (tests/fake_hub.py) serves a tiny random checkpoint in
@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # In place of this folder, whose train.py would hide that of the tests.
 sys.path[:1] = [str(ROOT / "tests" / "core"), str(ROOT / "tests")]
 

@@ -1,6 +1,6 @@
 """What the built-in generators of corpora give at a size: rows, tokens, crops of images, frames, seconds of audio.
 
-    python benchmarks/corpus_capacities.py WORK nano full    # writes polyphi_recipe/corpora/capacities.json
+    python -m experiments.curation.capacities WORK nano full  # writes polyphi_recipe/corpora/capacities.json
 
 prints a table of each size (docs/curation_numbers.md has that of full), and writes the rows and tokens that the error
 of a recipe without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without

