@@ -12,6 +12,7 @@ gradients and the optimizer's state that the first left. Prints one JSON object;
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +24,6 @@ from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.cost import StageModel, Switches
-from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows, longest_row
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.prepared.prepare import prepare
@@ -37,6 +37,10 @@ from polyphi_recipe import stages
 from polyphi_recipe.graph.plan import stage_model
 from polyphi_recipe.recipe.recipe import of_size
 from polyphi_recipe.stages import sizes
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from dry_run import Meter, reference_of
 
 
 def small() -> sizes.Size:

@@ -1,6 +1,5 @@
 """`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -160,28 +159,19 @@ def train_named(
     batch_tokens: int | None = None,
     modalities: Sequence[str] = (),
 ) -> None:
-    """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
-    trains stages after what they need. `batch_tokens` replaces these stages' tokens of a step. That of the group
-    `polyphi.recipe_files` trains the stages of a recipe file, which may be its own. Raises ValueError with the nearest
-    name for an unknown one."""
-    points = {point.name: point for point in metadata.entry_points(group="polyphi.stages")}
-    if recipe is not None:
-        of_files = metadata.entry_points(group="polyphi.recipe_files")
-        points = dict.fromkeys(names, next(iter(of_files))) if of_files else {}
-    for name in names:
-        if name not in points:
-            near = difflib.get_close_matches(name, points, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown stage {name!r}; did you mean {near[0]!r}? The stages are: {', '.join(points)}"
-                if near
-                else f"unknown stage {name!r}: expected a stage's .py file, since no installed package names stages"
-            )
-    for name in names:
-        points[name].load()(
-            name,
-            out,
-            recipe=recipe or size,
-            options=options,
-            batch_tokens=batch_tokens,
-            modalities=modalities,
+    """Train the stages that another package names, by its entry point of the group `polyphi.stages`: a function that
+    trains stages of a size or a recipe file after what they need. `batch_tokens` replaces these stages' tokens of a
+    step. Raises ValueError for an unknown stage."""
+    points = metadata.entry_points(group="polyphi.stages")
+    if not points:
+        raise ValueError(
+            f"unknown stage {names[0]!r}: expected a stage's .py file, since no installed package names stages"
         )
+    next(iter(points)).load()(
+        names,
+        out,
+        recipe=recipe or size,
+        options=options,
+        batch_tokens=batch_tokens,
+        modalities=modalities,
+    )

@@ -1,4 +1,4 @@
-"""Rows of instruction data -> samples: the one parser of users' rows. And messages -> rows of these formats.
+"""Rows of instruction data -> samples: the one parser of users' rows.
 
     columns    {"image": "cat.png", "question": "What is this?", "answer": "A cat."}; also "images", "audio", "audios";
                an image is at its <image> in the question, if there is one, else before it
@@ -11,8 +11,8 @@
                <image> is a document with its images at these places
 
 >>> parsed, unread = sample({"instruction": "1+1?", "output": "2"}, "mine.jsonl, line 1")
->>> to_sharegpt(parsed.messages)
-{'conversations': [{'from': 'human', 'value': '1+1?'}, {'from': 'gpt', 'value': '2'}]}
+>>> [(message.role, message.text) for message in parsed.messages]
+[('user', '1+1?'), ('assistant', '2')]
 
 Images and audio are paths, bytes, or the hub's {"bytes", "path"}; in messages also OpenAI's `image_url` and
 `input_audio`, and {"type": "image"}, which takes the next of the row's `images`. The default question of a row of
@@ -639,7 +639,7 @@ def _check(messages: Sequence[Message]) -> None:
                 f"message {number}: unknown role {message.role!r}; expected one of {', '.join(ROLES)}"
             )
         if message.role == "assistant":
-            check_call_marks(number, message.text)
+            _check_call_marks(number, message.text)
     last = messages[-1].role if messages else "nothing"
     if last not in ("assistant", DOCUMENT):
         raise ValueError(f"a conversation ends with the assistant's answer, found {last} last")
@@ -649,7 +649,7 @@ def _check(messages: Sequence[Message]) -> None:
         raise ValueError("the answer is empty; expected a text to train on")
 
 
-def check_call_marks(number: int, text: str) -> None:
+def _check_call_marks(number: int, text: str) -> None:
     """Check that the marks of tool calls, which become control tokens in an assistant's text, enclose calls at its
     end."""
     if CALL not in text and CALL_END not in text:

@@ -17,10 +17,11 @@ import types
 import typing
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
+from itertools import cycle
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,7 +121,7 @@ def _checked(function: Callable[P, R], name: str, accepts: type | None = None) -
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-    checks: dict[str, tuple[Check, str]] = {}
+    types: dict[str, _Type] = {}
     open_ended = False
 
     def read_annotations() -> None:
@@ -133,12 +134,12 @@ def _checked(function: Callable[P, R], name: str, accepts: type | None = None) -
                 options = typing.get_args(hint)  # of Unpack[...]
                 open_ended = not options
                 for key, value in typing.get_type_hints(options[0]).items() if options else ():
-                    checks[key] = (_check(value), _phrase(value))
+                    types[key] = _type(value)
             else:
-                checks[p.name] = (_check(hint), _phrase(hint))
+                types[p.name] = _type(hint)
 
     def examine(argument: str, place: str, value: Any) -> None:
-        check, phrase = checks[argument]
+        check, phrase, _ = types[argument]
         if (inner := check(value)) is not None:
             wrong = _at(value, inner)
             expected = phrase if not inner else f"{phrase} (wrong at {place}{inner})"
@@ -150,17 +151,17 @@ def _checked(function: Callable[P, R], name: str, accepts: type | None = None) -
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        if not checks:
+        if not types:
             read_annotations()
         for argument, value in zip(positional, args, strict=False):
             examine(argument, argument, value)
         for number, value in enumerate(args[len(positional) :] if more else ()):
             examine(str(more), f"{more}[{number}]", value)
         for argument, value in options.items():
-            if argument in checks:
+            if argument in types:
                 examine(argument, argument, value)
             elif not open_ended:
-                known = [key for key in checks if key not in ("self", "cls")]
+                known = [key for key in types if key not in ("self", "cls")]
                 raise ValueError(_no_argument(name, argument, known))
         return function(*args, **options)
 
@@ -180,131 +181,127 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _check(hint: Any) -> Check:
-    """The check of an annotation."""
+class _Type(NamedTuple):
+    """The check of an annotation and its words for errors: "a text", or of several "texts"."""
+
+    check: Check
+    one: str
+    several: str
+
+
+def _type(hint: Any) -> _Type:
+    """The type of an annotation. `Annotated[type, one, several]` has its own words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _check(inner[0])
-    if origin in (typing.Union, types.UnionType):
-        return _any_of([_check(one) for one in inner])
-    if origin is Literal:
-        return lambda value: None if any(value is one or value == one for one in inner) else ""
-    if origin in (Callable, typing.get_origin(Callable[..., Any])):
-        return lambda value: None if callable(value) else ""
-    if hint is None:
-        return _check(type(None))
-    if hint in (int, float):
-        number = Integral if hint is int else Real
-        return lambda value: (
-            None if isinstance(value, number) and not isinstance(value, bool) else ""
-        )
-    if origin is tuple:
-        return _items(tuple, inner)
-    if origin in (Sequence, list):
-        return _items(Sequence, (*inner, ...))
-    if origin is Iterable:
-        return _items(Iterable, (*inner, ...))
-    if origin in (Mapping, dict):
-        return _entries([_check(one) for one in inner])
-    if isinstance(hint, type) and _is_plain(hint):
-        return lambda value: None if isinstance(value, hint) else ""
-    return lambda value: None
+    if origin in _GENERIC:
+        return _GENERIC[origin](inner)
+    if origin is None and hint in _PLAIN:
+        return _PLAIN[hint]
+    name = getattr(hint, "__name__", str(hint))
+    article = "an" if name[:1] in "AEIOU" else "a"
+    known = isinstance(hint, type) and origin is None and _is_plain(hint)
+    return _Type(_instance(hint) if known else _accept, f"{article} {name}", f"{name}s")
 
 
 def _is_plain(hint: type) -> bool:
     """Whether `isinstance` tells what a class means as an annotation: not for types with shapes."""
     if getattr(hint, "_is_protocol", False):
         return getattr(hint, "_is_runtime_protocol", False)
-    return hint not in (Any, object) and type(hint) in (type, ABCMeta)
+    return hint is not object and type(hint) in (type, ABCMeta)
 
 
-def _any_of(checks: Sequence[Check]) -> Check:
+def _accept(value: Any) -> None:
+    return None
+
+
+def _instance(cls: type, *, but: Any = ()) -> Check:
+    return lambda value: None if isinstance(value, cls) and not isinstance(value, but) else ""
+
+
+def _union(inner: Sequence[Any]) -> _Type:
+    members = [_type(one) for one in inner]
+
     def check(value: Any) -> str | None:
-        places = []
-        for one in checks:
-            if (place := one(value)) is None:
-                return None
-            places.append(place)
+        places = [place for member in members if (place := member.check(value)) is not None]
+        if len(places) < len(members):
+            return None
         return max(places, key=len)  # where a list fits but for one item, that item
 
-    return check
+    return _Type(check, _joined(m.one for m in members), _joined(m.several for m in members))
 
 
-def _items(container: type, inner: Sequence[Any]) -> Check:
-    """The check of a tuple, a list or what is iterated; of the last, items are only checked in a list."""
-    checks = [_check(one) for one in inner if one is not ...]
-    repeated = bool(inner) and inner[-1] is ...
+def _literal(inner: Sequence[Any]) -> _Type:
+    words = _joined(str(one) for one in inner)
+    return _Type(lambda value: None if value in inner else "", words, words)
+
+
+def _items(container: type, inner: Sequence[Any]) -> _Type:
+    """The type of a pair, a list or what is iterated; of the last, items are only checked in a list."""
+    is_pair = container is tuple and inner[-1:] != (...,)
+    items = [_type(one) for one in inner if one is not ...]
 
     def check(value: Any) -> str | None:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, container):
             return ""
         if not isinstance(value, Sequence):
             return None
-        if not repeated and len(value) != len(checks):
+        if is_pair and len(value) != len(items):
             return ""
-        for number, item in enumerate(value):
-            if (place := checks[0 if repeated else number](item)) is not None:
-                return f"[{number}]{place}"
-        return None
+        places = (item.check(one) for item, one in zip(cycle(items), value, strict=False))
+        return next((f"[{n}]{place}" for n, place in enumerate(places) if place is not None), None)
 
-    return check
+    if is_pair:
+        words = " and ".join(item.one for item in items)
+        return _Type(check, f"a pair of {words}", f"pairs of {words}")
+    words = "" if inner[0] is Any else f" of {items[0].several}"
+    return _Type(check, f"a list{words}", f"lists{words}")
 
 
-def _entries(checks: Sequence[Check]) -> Check:
-    """The check of a dict by those of its keys and values."""
+def _mapping(inner: Sequence[Any]) -> _Type:
+    entries = [_type(one) for one in inner]
 
     def check(value: Any) -> str | None:
         if not isinstance(value, Mapping):
             return ""
         fits = all(
-            one(part) is None
+            entry.check(part) is None
             for pair in value.items()
-            for one, part in zip(checks, pair, strict=False)
+            for entry, part in zip(entries, pair, strict=False)
         )
         return None if fits else ""
 
-    return check
+    names = " and ".join(_type(one).several for one in inner if one is not Any)
+    words = f" of {names}" if names else ""
+    return _Type(check, f"a dict{words}", f"dicts{words}")
 
 
-def _phrase(hint: Any, *, many: bool = False) -> str:
-    """An annotation in words: "a text or None", "a list of Messages". `Annotated[type, one, several]` has its own."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return str(inner[2 if many else 1])
-    if origin in (typing.Union, types.UnionType):
-        return _joined([_phrase(one, many=many) for one in inner])
-    if origin is Literal:
-        return _joined([str(one) for one in inner])
-    if origin is tuple and inner and inner[-1] is not ...:
-        return f"{'pairs' if many else 'a pair'} of {' and '.join(_phrase(one) for one in inner)}"
-    if origin in (Sequence, list, Iterable, tuple):
-        items = "" if not inner or inner[0] is Any else f" of {_phrase(inner[0], many=True)}"
-        return f"{'lists' if many else 'a list'}{items}"
-    if origin in (Mapping, dict):
-        entries = " and ".join(_phrase(one, many=True) for one in inner if one is not Any)
-        return ("dicts" if many else "a dict") + (f" of {entries}" if entries else "")
-    if origin is not None and callable(origin):
-        return "functions" if many else "a function"
-    for known, one, several in _WORDS:
-        if hint is known:
-            return several if many else one
-    name = getattr(hint, "__name__", str(hint))
-    article = "an" if name[:1] in "AEIOU" else "a"
-    return f"{name}s" if many else f"{article} {name}"
-
-
-def _joined(words: Sequence[str]) -> str:
+def _joined(words: Iterable[str]) -> str:
     words = list(dict.fromkeys(words))
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-_WORDS = (
-    (str, "a text", "texts"),
-    (int, "a whole number", "whole numbers"),
-    (float, "a number", "numbers"),
-    (bool, "True or False", "True or False"),
-    (type(None), "None", "None"),
-    (bytes, "bytes", "bytes"),
-    (Path, "a path", "paths"),
-    (Any, "anything", "anything"),
-)
+_NONE = _Type(_instance(types.NoneType), "None", "None")
+_FUNCTION = _Type(lambda value: None if callable(value) else "", "a function", "functions")
+_PLAIN: dict[Any, _Type] = {
+    str: _Type(_instance(str), "a text", "texts"),
+    int: _Type(_instance(Integral, but=bool), "a whole number", "whole numbers"),
+    float: _Type(_instance(Real, but=bool), "a number", "numbers"),
+    bool: _Type(_instance(bool), "True or False", "True or False"),
+    bytes: _Type(_instance(bytes), "bytes", "bytes"),
+    Path: _Type(_instance(Path), "a path", "paths"),
+    Any: _Type(_accept, "anything", "anything"),
+    None: _NONE,
+    types.NoneType: _NONE,
+    Callable: _FUNCTION,
+}
+"""Annotations without arguments, which have other words or checks than their class."""
+_GENERIC: dict[Any, Callable[[Sequence[Any]], _Type]] = {
+    Annotated: lambda inner: _type(inner[0])._replace(one=inner[1], several=inner[2]),
+    **dict.fromkeys((typing.Union, types.UnionType), _union),
+    Literal: _literal,
+    Callable: lambda inner: _FUNCTION,
+    tuple: partial(_items, tuple),
+    **dict.fromkeys((Sequence, list), partial(_items, Sequence)),
+    Iterable: partial(_items, Iterable),
+    **dict.fromkeys((Mapping, dict), _mapping),
+}
+"""Origin of an annotation -> the type of its arguments."""

@@ -31,9 +31,6 @@ def plan(
     own: OwnRows = OwnRows(),  # noqa: B008 - frozen
     fit: Annotated[bool, Parameter(help="Plan each stage with a fast setting that fits.")] = False,
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list.")] = False,
-    dry_run: Annotated[
-        bool, Parameter(help="Run two steps on fake tensors, which take no memory.")
-    ] = False,
 ) -> None:
     """Show the cost of stages before they run: memory, FLOPs, communication, time, money.
 
@@ -76,15 +73,6 @@ def plan(
         raise ValueError(f"expected one recipe file, found {', '.join(files)}")
     recipe = find.of(files[0] if files else size, modality)
     chosen = tuple(name for name in stages if name not in files) or recipe.order
-    if dry_run:
-        from polyphi.planning.dry_run import summary
-
-        for name in chosen:
-            text = summary(
-                planning.stage_model(name, recipe), switches.fsdp, switches.context_parallel
-            )
-            console.print(text, highlight=False)
-        return
     plans = [planning.plan(name, recipe, hardware, switches, fit=fit) for name in chosen]
     real = recipe.file is not None or recipe.size.name in REAL_SIZES
     if real and not as_json and not any(name for name in stages if name not in files):

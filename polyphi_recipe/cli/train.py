@@ -1,4 +1,4 @@
-"""Stages of the recipe by name, for `polyphi train` (entry points of the group `polyphi.stages`)."""
+"""Stages of the recipe by name, for `polyphi train` (the entry point of the group `polyphi.stages`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from polyphi.train.options import TrainOptions
 
 
 def train(
-    name: str,
+    names: Sequence[str],
     out: Path | None,
     *,
     recipe: str,
@@ -16,11 +16,17 @@ def train(
     batch_tokens: int | None = None,
     modalities: Sequence[str] = (),
 ) -> None:
-    """Train a stage in the run `out`, after its parents and corpora. `recipe`: a size, or a recipe file. `batch_tokens`
-    replaces the stage's tokens of a step, but not its parents'."""
-    from polyphi_recipe.graph.graph import Run
+    """Train stages in the run `out`, each after its parents and corpora. `recipe`: a size, or a recipe file.
+    `batch_tokens` replaces the stages' tokens of a step, but not their parents'. Raises ValueError with the nearest
+    name for an unknown stage."""
+    from polyphi_recipe.graph import find
 
-    run = Run(
-        recipe, folder_of_run(recipe, out), options=options, modalities=modalities, console=console
-    )
-    run.train(name, options.base, batch_tokens)
+    chosen = find.of(recipe, modalities)
+    for name in names:
+        chosen.lineage.stage(name)
+
+    from polyphi_recipe.graph.graph import Run  # with more packages than an unknown name needs
+
+    run = Run(chosen, folder_of_run(recipe, out), options=options, console=console)
+    for name in names:
+        run.train(name, options.base, batch_tokens)

@@ -13,31 +13,17 @@ TEXT_TOKENS = 1024
 SMALL_CROP = 112
 """Side in pixels of the crops that generated images of one crop fill: nano's."""
 
-BRANCHES = (
-    (
-        "text_1_pretrain",
-        "text_2_long",
-        "text_3_post",
-        "text_4_align",
-        "reasoning_1_pretrain",
-        "vision_1_align",
-        "vision_2_joint",
-        "vision_3_generative",
-        "vision_4_multiframe",
-        "joint_1_vision_speech",
-    ),
-    (
-        "speech_0_aed",
-        "vision_0_encoder",
-        "speech_1_pretrain",
-        "speech_2_post",
-        "reasoning_2_sft",
-        "reasoning_3_dpo",
-    ),
+SECOND_BRANCH = (
+    "speech_0_aed",
+    "vision_0_encoder",
+    "speech_1_pretrain",
+    "speech_2_post",
+    "reasoning_2_sft",
+    "reasoning_3_dpo",
 )
+BRANCHES = (tuple(name for name in ORDER if name not in SECOND_BRANCH), SECOND_BRANCH)
 """The stages in two branches that run in parallel and take about equally long at nano size. Each stage comes after its
 parents, in whichever branch they are."""
-
 
 BUILT_IN: dict[str, Stage] = {
     name: importlib.import_module(f"polyphi_recipe.stages.{name}").stage for name in ORDER

@@ -52,10 +52,7 @@ PARTS = {
         ),
     ),
     "serve": ("polyphi.serve.app", "polyphi.serve.run"),
-    "train": (
-        *("polyphi.finetuning.run", "polyphi.finetuning.plan", "polyphi.engine.greedy"),
-        "polyphi.planning.dry_run",
-    ),
+    "train": ("polyphi.finetuning.run", "polyphi.finetuning.plan", "polyphi.engine.greedy"),
     "curate": (
         "polyphi_recipe.pipeline.pipeline",
         "polyphi_recipe.corpora.sums",
@@ -163,7 +160,7 @@ def test_every_named_extra_brings_its_package() -> None:
     [
         ("pyarrow", "train mine.py --data x.jsonl", "train"),
         ("pyarrow", "train text_1_pretrain", "curate"),
-        ("pyarrow", "plan --dry-run", "train"),
+        ("pyarrow", "plan finetune vision --data x.jsonl", "train"),
         ("pyarrow.parquet", "eval x", "eval"),
         ("datatrove", "eval x", "curate"),
         ("lxml_html_clean", "curate mine.py", "curate"),

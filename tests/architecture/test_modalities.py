@@ -31,7 +31,6 @@ ALLOWED = {
     "polyphi/data/folders.py": "folders of images and audio as others lay them out",
     "polyphi/data/formats.py": "formats of others have columns of images and audio, and their endings",
     "polyphi/data/manifests.py": "manifests of speech data",
-    "polyphi/data/other_formats.py": "formats of others have images and audio",
     "polyphi/data/preferences.py": "a row's limit on crops is passed on",
     "polyphi/data/shards.py": "a video is refused: its frames are images",
     "polyphi/data/source_report.py": "columns of others have images and audio, and rows are shown with their sizes",

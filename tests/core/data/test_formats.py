@@ -1,4 +1,4 @@
-"""Common instruction formats: the meaning of rows, round trips, marks in text, and invalid rows."""
+"""Common instruction formats: the meaning of rows, marks in text, and invalid rows."""
 
 import base64
 import io
@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
 
-from polyphi.data import formats, other_formats, user_data
+from polyphi.data import formats, user_data
 from polyphi.data.formats import RowOrigin, sample
 from polyphi.data.shards import Sample, Shards, write
 from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
-from polyphi.types.tools import call_text
 
 
 def png(colour: str) -> bytes:
@@ -221,123 +218,6 @@ def test_a_column_chooses_the_form_and_none_is_no_column() -> None:
     assert (parsed.answer, unread) == ("y", {"img", "level"})
 
 
-# ------------------------------------------------------------------------------ round trips
-
-MARKS = ("<image>", "<|end|>", "<|user|>", "<|tool|>", "<|endoftext10|>", "<|im_start|>")
-marks = st.sampled_from(MARKS)
-words = st.text(min_size=1) | marks | st.tuples(st.text(), marks).map("".join)
-spoken = words.filter(lambda text: text.strip() and "tool_call|>" not in text)
-values = st.recursive(
-    st.none() | st.integers() | st.text() | st.sampled_from((template.CALL, template.CALL_END)),
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3),
-    max_leaves=4,
-)
-one_call = st.tuples(st.text(min_size=1), st.dictionaries(st.text(), values, max_size=3))
-calls = st.lists(one_call.map(lambda d: {"name": d[0], "arguments": d[1]}), min_size=1, max_size=3)
-tools = st.none() | st.just(json.dumps(TOOLS))
-media_parts = st.sampled_from((Image(RED), Image(BLUE), Audio(CLIP)))
-
-
-def exchange(
-    user: st.SearchStrategy[Message], with_calls: bool
-) -> st.SearchStrategy[list[Message]]:
-    def called(drawn: tuple[Message, list[Any], list[str], str]) -> list[Message]:
-        prompt, tool_calls, answers, answer = drawn
-        responses = [Message("tool_response", (Text(t),)) for t in (answers * 3)[: len(tool_calls)]]
-        text = call_text(tool_calls)
-        return [prompt, Message("assistant", (Text(text),)), *responses, Message.assistant(answer)]
-
-    plain = st.tuples(user, spoken).map(lambda d: [d[0], Message.assistant(d[1])])
-    full = st.tuples(user, calls, st.lists(words, min_size=1, max_size=3), spoken).map(called)
-    return st.one_of(plain, full) if with_calls else plain
-
-
-def conversations(
-    user: st.SearchStrategy[Message], with_calls: bool = True, tools: Any = tools
-) -> st.SearchStrategy[tuple[Message, ...]]:
-    turns = st.lists(exchange(user, with_calls), min_size=1, max_size=3).map(
-        lambda exchanges: [m for e in exchanges for m in e]
-    )
-
-    def with_system(drawn: tuple[list[Message], str | None, str | None]) -> tuple[Message, ...]:
-        turns, system, tools = drawn
-        if system is None and tools is None:
-            return tuple(turns)
-        parts = () if system is None else (Text(system),)
-        return (Message("system", parts, tools), *turns)
-
-    return st.tuples(turns, st.none() | words, tools).map(with_system)
-
-
-texts_of_users = words.map(Message.user)
-parts_of_users = st.lists(words.map(Text) | media_parts, min_size=1, max_size=4).map(
-    lambda parts: Message("user", tuple(parts))
-)
-
-
-@given(conversations(parts_of_users))
-def test_openai_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(other_formats.to_openai(messages)))
-    assert messages_of(row) == messages
-
-
-@given(conversations(texts_of_users))
-def test_sharegpt_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(other_formats.to_sharegpt(messages)))
-    assert messages_of(row) == messages
-
-
-@given(conversations(texts_of_users, with_calls=False, tools=st.none()))
-def test_alpaca_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(other_formats.to_alpaca(messages)))
-    assert messages_of(row) == messages
-
-
-def without_adjacent_texts(parts: list[Any]) -> Message:
-    """Return a message without adjacent texts, which LLaVA's format joins."""
-    neighbours = zip([None, *parts], parts, strict=False)
-    parts_ = [b for a, b in neighbours if not (isinstance(a, Text) and isinstance(b, Text))]
-    return Message("user", tuple(parts_))
-
-
-no_marks = words.map(lambda text: Text(text.replace("<image>", "<img>")))
-pictured = st.lists(no_marks | st.sampled_from((Image(RED), Image(BLUE))), min_size=1, max_size=4)
-
-
-@given(conversations(pictured.map(without_adjacent_texts)))
-def test_llava_round_trip(messages: tuple[Message, ...]) -> None:
-    saved: dict[str, bytes] = {}
-
-    def save(data: bytes) -> str:
-        name = f"{len(saved)}.png"
-        saved[name] = data
-        return name
-
-    row = json.loads(json.dumps(other_formats.to_llava(messages, save)))
-    if "image" in row:
-        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        row["image"] = [{"bytes": saved[name]} for name in names]
-    assert messages_of(row) == messages
-
-
-def test_what_a_format_has_no_place_for() -> None:
-    picture = (Message.user(Image(RED)), Message.assistant("x"))
-    for write_row in (other_formats.to_sharegpt, other_formats.to_alpaca):
-        with pytest.raises(ValueError, match="found image"):
-            write_row(picture)
-    with pytest.raises(ValueError, match="<image>"):
-        other_formats.to_llava((Message.user(Image(RED), "<image>"), Message.assistant("x")), str)
-    with pytest.raises(ValueError, match="found audio of user"):
-        other_formats.to_llava((Message.user(Audio(CLIP)), Message.assistant("x")), str)
-    with pytest.raises(ValueError, match="found user, user"):
-        other_formats.to_alpaca((Message.user("x"), Message.user("y")))
-    for write_row in (other_formats.to_openai, other_formats.to_sharegpt):
-        with pytest.raises(ValueError, match=r"message 2: .*control tokens"):
-            write_row((Message.user("x"), Message.assistant("<|tool_call|>")))
-    with pytest.raises(ValueError, match="a tool's answer needs a call"):
-        other_formats.to_openai((Message("tool_response", (Text("x"),)),))
-
-
 # ------------------------------------------------------------------------------ marks in words
 
 
@@ -374,7 +254,10 @@ def test_calls_in_arguments_of_calls_stay_words(tokenizer: Tokenizer) -> None:
     ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
     for mark in (template.CALL, template.CALL_END):
         assert ids.count(tokenizer.control(mark)) == 1
-    assert json.loads(other_formats.to_sharegpt(messages)["conversations"][1]["value"]) == [call]
+    (part,) = messages[1].parts
+    assert isinstance(part, Text)
+    value = part.text.removeprefix(template.CALL).removesuffix(template.CALL_END)
+    assert json.loads(value) == [call]
 
 
 @pytest.mark.parametrize(

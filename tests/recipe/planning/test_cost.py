@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dry_run import reference_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from variants import few
 
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
-from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize

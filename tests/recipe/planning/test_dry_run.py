@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dry_run import Meter, dry_run
 from variants import few
 
 from polyphi.planning import cost
-from polyphi.planning.dry_run import Meter, dry_run
 from polyphi.planning.example_rows import example_rows
 from polyphi.train.contrastive import Contrastive
 from polyphi.types.batch import pack

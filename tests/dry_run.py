@@ -1,7 +1,5 @@
 """A dry run: two steps of any stage at its full size, on one core, without memory for the tensors.
 
-    polyphi plan vision_2_joint --dry-run
-
 The model's tensors are fake: they have a shape, a dtype and a device, but no values. Everything else is real: the
 stage's objective, the backward pass, the sum of gradients over a (fake) process group, clipping, AdamW, and optionally
 shards. The bytes of the tensors are counted while they exist.
@@ -25,7 +23,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.cost import StageModel
-from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.prepared.prepare import prepare
 from polyphi.runtime import distributed
@@ -34,7 +31,7 @@ from polyphi.train.freeze import check_gradients, freeze, named
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.preference import References
 from polyphi.train.stage_loss import StageLoss
-from polyphi.types.batch import Batch, pack
+from polyphi.types.batch import Batch
 
 CPU = torch.device("cpu")
 
@@ -194,23 +191,3 @@ def reference_of(target: StageModel, model: PhiModel) -> Any:
     if isinstance(reference, References):
         return lambda batch: torch.zeros(batch.sequences)
     return reference
-
-
-def summary(target: StageModel, shard: int = 1, context: int = 1) -> str:
-    """The result of a dry run as text; a step has two packs, each of one sample of every corpus of the mix."""
-    batch = pack(
-        [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
-    )
-    world = max(8, shard, context)
-    result = dry_run(target, [batch, batch], world=world, shard=shard, context=context)
-    lines = [
-        f"{target.stage.name}: {result.steps} steps as the last process of {world}, packs of {len(batch):,} tokens"
-    ]
-    lines += [
-        f"  {glob}: {size:,} parameters, peak lr {rate:.1e}, weight decay {decay:g}"
-        for glob, size, rate, decay in result.groups
-    ]
-    gigabytes = (
-        f"{result.permanent / 1e9:.1f} GB between steps, {result.peak / 1e9:.1f} GB at the peak"
-    )
-    return "\n".join([*lines, f"  memory: {gigabytes}"])
