@@ -61,11 +61,11 @@ PIXEL_MEMORY = 32
 # seconds of audio, or pixels of an image: decoders are ten times as fast.
 CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED, IMAGE_SPEED = 10, 5, 50, 4_000_000
 CPU_SECONDS_PER_PAGE = 2
-"""[ours] CPU time of a document for each of its pages, beside `CPU_SECONDS`. Measured: 0.01 s for a page of text, 0.1 to
-0.8 s for a scan at 300 to 600 dots per inch."""
+"""[ours] CPU time of a document for each of its pages, beside `CPU_SECONDS`. Measured: 0.01 s for a page of text, 0.1
+to 0.8 s for a scan at 300 to 600 dots per inch."""
 PAGE_CPU_SECONDS, DOCUMENT_TURN_SECONDS = 6, 2
-"""[ours] Most CPU time of one page (measured: 5 s for a map of 100,000 lines), and the CPU time of a document after which
-the next page has a new process, so that other documents may be decoded in between."""
+"""[ours] Most CPU time of one page (measured: 5 s for a map of 100,000 lines), and the CPU time of a document after
+which the next page has a new process, so that other documents may be decoded in between."""
 WAIT = 3  # wall time in CPU times: the machine may be busy
 TICK = 0.2  # s between two looks whether the result is still needed
 NOT_ISOLATED = (
