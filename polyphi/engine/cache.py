@@ -139,6 +139,10 @@ class BlockPool:
                 self._free[block] = True
                 self._free_count += 1
 
+    def released_by(self, blocks: Sequence[int]) -> int:
+        """The number of a sequence's blocks that no other one references: they are available after its `release`."""
+        return sum(self._references[block] == 1 for block in blocks)
+
     def clear_cache(self) -> None:
         """Drop all hashes; blocks in use stay allocated."""
         for block in list(self._evictable):

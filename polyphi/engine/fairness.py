@@ -3,7 +3,12 @@
 **Prompts share a step**: its prompt tokens are divided evenly between clients, and those of a client between its groups
 of requests (one group per call), so that a short prompt takes a step or two with any number of long ones; within a
 group requests run in order. Admission is fair too: the client with the fewest running requests is next, of equal ones
-the one that was admitted least recently. A client or group with more than its share is preempted.
+the one that has waited longest since its last admission, where a new client counts as if it had waited `TURN` steps.
+A client or group with more than its share is preempted.
+
+**A client without a running request doesn't wait for the end of long answers.** If no slot or memory is free, its new
+request takes that of a request that has run for `QUANTUM` steps, of any client; a request that was preempted takes that
+of one whose turn is over. So more clients than slots take turns.
 
 **Among the groups of a client**, those without a running request are next; of these the short requests, then the ones
 that have waited longest. If all slots are taken, a short request takes the slot of a long one of its client, and a
@@ -12,12 +17,15 @@ slot in this way. While long requests wait, short ones use at most `SHORT_SHARE`
 
 **A part of memory is reserved for small requests**, which may be admitted before a large one that doesn't fit yet, a
 bounded number of times.
+
+**Preemption costs at most as much as it yields**: a request keeps its slot at least until it has run as many new tokens
+as it had to run again.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
-from polyphi.engine.cache import BLOCK, BlockPool
+from polyphi.engine.cache import BlockPool
 from polyphi.engine.request import Request
 
 SMALL = 32
@@ -29,7 +37,9 @@ PATIENCE = 256
 SHORT = 256
 """Most tokens of a short request, prompt and answer."""
 TURN = 128
-"""Tokens of an answer after which a waiting request of the same client may take the slot of a long one."""
+"""Tokens of an answer after which a waiting request may take the slot of a long one."""
+QUANTUM = 16
+"""Steps after which a new request of a client without a running one may take the slot of another client's request."""
 SHORT_SHARE = 3
 """Slots of short requests for each slot of a long one, while long ones of their client wait."""
 
@@ -40,9 +50,8 @@ class Fairness:
     def __init__(self, pool: BlockPool, waiting: list[Request], running: list[Request]) -> None:
         self._pool, self._waiting, self._running = pool, waiting, running
         self._steps = 0
-        self._ample = True  # whether the tokens of all requests fit in memory
         self._turns: dict[bytes, int] = {}
-        """The number of the last admission of each present client."""
+        """The step of the last admission of each present client; of a new one `TURN` steps before it came."""
         self._due: dict[int, int] = {}
         """The step from which each present group waits for its next slot: when it came or was last admitted, `TURN`
         steps after its turn was over, 0 if it was preempted before."""
@@ -51,17 +60,16 @@ class Fairness:
         requests wait."""
 
     def begin_step(self) -> None:
-        """Note new groups, and how many slots short requests use while long ones of their client wait."""
+        """Note new clients and groups, and how many slots short requests use while long ones of their client wait."""
         self._steps += 1
         for request in self._waiting:
             self._due.setdefault(request.group, self._steps)
+            self._turns.setdefault(request.caller.client, self._steps - TURN)
         change: Counter[bytes] = Counter()
         for request in self._running:
             change[request.caller.client] += 1 if _is_short(request) else -SHORT_SHARE
         clients = {request.caller.client for request in self._waiting if not _is_short(request)}
         self._excess = {c: max(0, self._excess.get(c, 0) + change[c]) for c in clients}
-        blocks = sum(1 + len(r.ids) // BLOCK for r in (*self._waiting, *self._running))
-        self._ample = blocks <= self._pool.size
 
     def next(
         self, eligible: Sequence[Request], slots: int
@@ -72,8 +80,7 @@ class Fairness:
         def priority(request: Request) -> tuple[int, ...]:
             client, group = request.caller.client, request.group
             in_order = self._owes_slot(client) or not _is_short(request)
-            turn = self._turns.get(client, 0)
-            return clients[client], turn, groups[group], in_order, self._due[group]
+            return clients[client], self._turns[client], groups[group], in_order, self._due[group]
 
         order = sorted(eligible, key=priority)
         if len(self._running) < slots:
@@ -93,17 +100,17 @@ class Fairness:
         groups, clients = {r.group for r in present}, {r.caller.client for r in present}
         self._due = {group: step for group, step in self._due.items() if group in groups}
         self._due[request.group] = self._steps
-        request.turn_start = len(request.tokens)
+        request.turn_start, request.turn_step = len(request.tokens), self._steps
         request.keeps_slot = self._owes_slot(client) and not _is_short(request)
         if victim is None or victim.caller.client != client:
-            number = 1 + max(self._turns.values(), default=0)
-            self._turns = {c: turn for c, turn in self._turns.items() if c in clients}
-            self._turns[client] = number
+            self._turns = {c: step for c, step in self._turns.items() if c in clients}
+            self._turns[client] = self._steps
 
     def preempted(self, request: Request, *, for_another: bool) -> None:
         """Record that a request has lost its slot, `for_another` request or because memory is short."""
-        turn_is_over = for_another and self._turn_is_over(request)
+        turn_is_over = for_another and _turn_is_over(request)
         self._due[request.group] = self._steps + TURN if turn_is_over else 0
+        request.has_yielded |= for_another
 
     def shares(self, budget: int) -> dict[int, int]:
         """The prompt tokens that each request runs in the next step, by its `id`, of `budget` ones in all."""
@@ -160,24 +167,62 @@ class Fairness:
         if groups[request.group]:
             return None
         candidates = [r for r in reversed(self._running) if self._yields_slot(r, request)]
-        return max(candidates, key=_turn_tokens, default=None)
+        return max(candidates, key=_service, default=None)
+
+    def memory_victims(self, request: Request) -> list[Request]:
+        """The running requests whose memory a waiting one takes that doesn't fit beside them, if its client has no
+        running request: one that has as much; several if it was passed over too often. [] if they don't suffice."""
+        clients, _ = self._counts()
+        if clients[request.caller.client]:
+            return []
+        missing = self._needed(request) - self._pool.available
+        candidates = [r for r in reversed(self._running) if self._yields_to_client(r, request)]
+        candidates.sort(key=lambda r: (clients[r.caller.client], _service(r)), reverse=True)
+        victims: list[Request] = []
+        for running in candidates:
+            blocks = self._pool.released_by(running.table.blocks)
+            if blocks >= missing:
+                return [running]
+            victims.append(running)
+        if request.times_passed_over < PATIENCE:
+            return []
+        blocks = 0
+        for count, running in enumerate(victims, 1):
+            blocks += self._pool.released_by(running.table.blocks)
+            if blocks >= missing:
+                return victims[:count]
+        return []
+
+    def _needed(self, request: Request) -> int:
+        """Blocks that must be available before a waiting request is admitted."""
+        return request.table.missing_blocks(len(request.ids) + 1) + self.reserved(request)
 
     def _yields_slot(self, running: Request, waiting: Request) -> bool:
-        """Whether a running request yields its slot to a waiting one of its client."""
-        if running.caller.client != waiting.caller.client or _is_short(running):
+        """Whether a running request yields its slot to a waiting one, whose group has no running request."""
+        released = self._pool.released_by(running.table.blocks)
+        if self._needed(waiting) > self._pool.available + released:
             return False
-        needed = waiting.table.missing_blocks(len(waiting.ids) + 1) + self.reserved(waiting)
-        if needed > self._pool.available + len(running.table.blocks):
+        client = waiting.caller.client
+        if running.caller.client != client:
+            alone = all(r.caller.client != client for r in self._running)
+            return alone and self._yields_to_client(running, waiting)
+        if _is_short(running):
             return False
         if _is_short(waiting) and not running.keeps_slot:
             return True
         is_due = _is_short(waiting) or self._due[waiting.group] <= self._steps
-        return is_due and self._turn_is_over(running)
+        return is_due and _turn_is_over(running)
 
-    def _turn_is_over(self, request: Request) -> bool:
-        """Whether a running request has had its turn. Where memory is short, its cached keys and values may be evicted
-        before its next turn: then a turn has as many tokens as run again."""
-        return _turn_tokens(request) >= (TURN if self._ample else max(TURN, len(request.ids)))
+    def _yields_to_client(self, running: Request, waiting: Request) -> bool:
+        """Whether a running request yields its slot or memory to one of a client without a running request: to a small
+        one that is new, or short where it is long, after `QUANTUM` steps; to others after its turn."""
+        is_new = not (waiting.has_yielded or waiting.tokens)
+        is_short = _is_short(waiting) and not _is_short(running)
+        if self.is_small(waiting) and (is_new or is_short):
+            # Encoding would begin again.
+            steps = 0 if running.missing_media else self._steps - running.turn_step
+            return steps >= QUANTUM and running.new_tokens >= running.recomputed
+        return self._due[waiting.group] <= self._steps and _turn_is_over(running)
 
 
 def _is_short(request: Request) -> bool:
@@ -187,6 +232,17 @@ def _is_short(request: Request) -> bool:
 def _turn_tokens(request: Request) -> int:
     """Tokens of the answer since a running request was admitted."""
     return len(request.tokens) - request.turn_start
+
+
+def _turn_is_over(request: Request) -> bool:
+    """Whether a running request has had its turn. Where memory is short, cached keys and values are evicted between two
+    turns: then a turn has as many tokens as ran again."""
+    return _turn_tokens(request) >= max(TURN, request.recomputed)
+
+
+def _service(request: Request) -> tuple[bool, int]:
+    """The order in which running requests yield: the one with the most service last."""
+    return not _is_short(request), _turn_tokens(request)
 
 
 def split_evenly(amount: int, requested: Sequence[int]) -> list[int]:

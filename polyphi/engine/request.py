@@ -169,6 +169,14 @@ class Request:
     """Number of later requests that were admitted before this one because memory was short."""
     turn_start: int = 0
     """Tokens of the answer when the request was last admitted."""
+    turn_step: int = 0
+    """The step in which it was last admitted (fairness.py)."""
+    computed: int = 0
+    """Its tokens that had run when it was last preempted; of these, `recomputed` weren't cached any more when it was
+    admitted again, and run again."""
+    recomputed: int = 0
+    has_yielded: bool = False
+    """Whether it has lost its slot or memory to another request."""
     keeps_slot: bool = False
     """Whether no short request of the same client takes its slot before its turn is over (scheduler.py)."""
     cached_tokens: int | None = None
@@ -213,6 +221,11 @@ class Request:
     def pending(self) -> int:
         """Tokens that have not run."""
         return len(self.ids) - self.table.length
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that have run for the first time since it was last admitted."""
+        return max(0, self.table.length - self.computed)
 
     @property
     def max_length(self) -> int:

@@ -117,7 +117,7 @@ class Scheduler:
                 return
             if victim is not None:
                 self.preempt(victim, for_another=True)
-            if not self._allocate(request):
+            if not self._allocate(request) and not self._allocate_from_others(request):
                 if request.times_passed_over >= PATIENCE:
                     return
                 skipped.append(request)
@@ -157,10 +157,18 @@ class Scheduler:
         if request.table.missing_blocks(tokens + 1) + reserve > self._pool.available:
             request.table.clear()
             return False
+        request.recomputed = max(0, request.computed - request.table.length)
         request.table.grow(tokens)
         if request.cached_tokens is None:
             request.cached_tokens = request.table.length
         return True
+
+    def _allocate_from_others(self, request: Request) -> bool:
+        """Allocate as `_allocate` does, in the place of running requests whose memory the waiting one may take."""
+        victims = self._fairness.memory_victims(request)
+        for victim in victims:
+            self.preempt(victim, for_another=True)
+        return bool(victims) and self._allocate(request)
 
     def _reserve_blocks(self, part: StepPart, parts: dict[int, StepPart]) -> bool:
         """Allocate blocks for a running request's part, preempting the newest requests; False if it was preempted
@@ -180,6 +188,7 @@ class Scheduler:
         """Move a running request to the front of the waiting ones, `for_another` one that takes its slot or because
         memory is short; its tokens run again."""
         self.running.remove(request)
+        request.computed = max(request.computed, request.table.length)
         request.table.clear()
         request.unsampled = None
         request.phase = "waiting"

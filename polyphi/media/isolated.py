@@ -57,10 +57,15 @@ AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY, DOCUMENT_MEMORY = (
 )
 PIXEL_MEMORY = 32
 """Bytes of address space for each pixel of an image. WebP takes most: 28."""
-# CPU time: of any file, for each selected frame of a video, which may be far from a key frame, for each page of a
-# document, and a second for so many seconds of audio, or pixels of an image: decoders are ten times as fast.
+# CPU time: of any file, for each selected frame of a video, which may be far from a key frame, and a second for so many
+# seconds of audio, or pixels of an image: decoders are ten times as fast.
 CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED, IMAGE_SPEED = 10, 5, 50, 4_000_000
-CPU_SECONDS_PER_PAGE = 1
+CPU_SECONDS_PER_PAGE = 2
+"""[ours] CPU time of a document for each of its pages, beside `CPU_SECONDS`. Measured: 0.01 s for a page of text, 0.1
+to 0.8 s for a scan at 300 to 600 dots per inch."""
+PAGE_CPU_SECONDS, DOCUMENT_TURN_SECONDS = 6, 2
+"""[ours] Most CPU time of one page (measured: 5 s for a map of 100,000 lines), and the CPU time of a document after
+which the next page has a new process, so that other documents may be decoded in between."""
 WAIT = 3  # wall time in CPU times: the machine may be busy
 TICK = 0.2  # s between two looks whether the result is still needed
 NOT_ISOLATED = (
@@ -465,40 +470,61 @@ def pdf_pages(
     max_characters: int,
     stop: Stop | None = None,
     decoders: ForkServer | None = None,
-) -> Iterator[tuple[int, tuple[int, int, bytearray] | None, str]]:
-    """Yield (number of all pages, (width, height, RGB rows), text) of each page of a PDF. The images are as large as
-    fits into `box`, (short, long side) in pixels; without one there are none. Raises as `audio_header` does; "password"
-    for an encrypted file, "pages" and "characters" above their limits."""
-    job = {
-        "task": "document",
-        "box": box,
-        "max_pages": max_pages,
-        "max_characters": max_characters,
-    }
+) -> Iterator[tuple[int, tuple[int, int, bytearray] | None, str] | None]:
+    """Yield (number of all pages, (width, height, RGB rows), text) of each page of a PDF, and None between two
+    processes. The images are as large as fits into `box`, (short, long side) in pixels; without one there are none.
+    Raises as `audio_header` does; "password" for an encrypted file, "pages" and "characters" above their limits."""
     most_pixels = box[0] * box[1] if box else 0
-    with DecoderProcess(
-        data,
-        job,
-        memory_bytes=DOCUMENT_MEMORY + len(data),
-        cpu_seconds=CPU_SECONDS + CPU_SECONDS_PER_PAGE * max_pages,
-        max_bytes=max(3 * most_pixels, 4 * max_characters),
-        stop=stop,
-        decoders=decoders,
-    ) as decoder:
-        messages = iter(decoder)
-        count = _first(messages)[0].get("pages")
-        if not (isinstance(count, int) and 0 < count <= max_pages):
-            raise _crashed("sent a wrong number of pages")
-        for _ in range(count):
-            image = None
-            if box:
-                message, rows = _first(messages)
-                width, height = _numbers(message, "width", "height")
-                if not (width * height <= most_pixels and len(rows) == 3 * width * height):
-                    raise _crashed("sent another page")
-                image = width, height, rows
-            _, text = _first(messages)
-            yield count, image, text.decode("utf-8", "replace")
+    first, count, characters, seconds = 0, 1, 0, 0.0
+    while first < count:
+        if first:
+            yield None
+        left = math.ceil(CPU_SECONDS + CPU_SECONDS_PER_PAGE * count - seconds)
+        if left <= 0:
+            raise DecoderError("time")
+        job = {
+            "task": "document",
+            "box": box,
+            "first": first,
+            "characters": characters,
+            "max_pages": max_pages,
+            "max_characters": max_characters,
+            "turn_seconds": DOCUMENT_TURN_SECONDS,
+        }
+        with DecoderProcess(
+            data,
+            job,
+            memory_bytes=DOCUMENT_MEMORY + len(data),
+            cpu_seconds=min(left, PAGE_CPU_SECONDS + DOCUMENT_TURN_SECONDS),
+            max_bytes=max(3 * most_pixels, 4 * max_characters),
+            stop=stop,
+            decoders=decoders,
+        ) as decoder:
+            messages = iter(decoder)
+            pages, used = _first(messages)[0].get("pages"), 0.0
+            if not (isinstance(pages, int) and first < pages <= max_pages):
+                raise _crashed("sent a wrong number of pages")
+            count, started_at = pages, first
+            while first < count and (message_data := next(messages, None)) is not None:
+                image = None
+                if box:
+                    message, rows = message_data
+                    width, height = _numbers(message, "width", "height")
+                    if not (width * height <= most_pixels and len(rows) == 3 * width * height):
+                        raise _crashed("sent another page")
+                    image = width, height, rows
+                    message_data = _first(messages)
+                message, text = message_data
+                value = message.get("cpu_seconds")
+                if not (isinstance(value, int | float) and used <= value):
+                    raise _crashed("sent a wrong time")
+                used, first = value, first + 1
+                layer = text.decode("utf-8", "replace")
+                characters += len(layer)
+                yield count, image, layer
+        if first == started_at:
+            raise _crashed("sent no page")
+        seconds += used
 
 
 def _first(

@@ -6,8 +6,9 @@ sender. isolated.py starts it.
 Each message is a line of JSON; with "bytes": n, n bytes follow. An audio job sends {"rate", "channels", "samples"},
 blocks of interleaved float32 samples, and {"end": true}; an image job {"width", "height"}, blocks of RGB rows, and
 {"end": true}; a video job each frame as {"width", "height", "bytes"} with its RGB rows, and {"end": true};
-a document job {"pages"}, of each page its image as of a frame, if the job has a "box", and its text in UTF-8, and
-{"end": true}. {"error": NAME, "found": n} ends a job that can't be done.
+a document job {"pages"}, of each page from the "first" on its image as of a frame, if the job has a "box", and its text
+in UTF-8 with {"cpu_seconds"} so far, and {"end": true}, after a page that ends later than its "turn_seconds" of CPU
+time. {"error": NAME, "found": n} ends a job that can't be done.
 
 Before the first byte of the file is read, the process gives up what it doesn't need (`seal`): memory and CPU time are
 limited, and the kernel refuses all system calls except those for reading, writing, memory and time. It can't open a
@@ -25,6 +26,7 @@ import io
 import json
 import os
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
@@ -382,7 +384,7 @@ def _rgb(frame: Any) -> bytes:
 
 
 def document(job: dict[str, Any]) -> None:
-    """Send the pages of a PDF: their number, then of each one its image, if they fit into a "box" (short, long side in
+    """Send pages of a PDF: the number of all, then of each one its image, if they fit into a "box" (short, long side in
     pixels), and its text. Nothing in the file is run: this PDFium has no JavaScript, and forms aren't filled."""
     from pypdfium2 import PdfDocument, PdfiumError, raw
 
@@ -396,8 +398,8 @@ def document(job: dict[str, Any]) -> None:
     if (pages := len(pdf)) > job["max_pages"]:
         raise FileRejected("pages", pages)
     _send({"pages": pages})
-    characters = 0
-    for number in range(pages):
+    characters = job["characters"]
+    for number in range(job["first"], pages):
         page = pdf[number]
         if job["box"]:
             width, height, rows = _rendered(page, *job["box"])
@@ -406,9 +408,12 @@ def document(job: dict[str, Any]) -> None:
         characters += text.count_chars()
         if characters > job["max_characters"]:
             raise FileRejected("characters", characters)
-        _send({}, text.get_text_range().encode("utf-8", "replace"))
+        layer = text.get_text_range().encode("utf-8", "replace")
         text.close()
         page.close()
+        _send({"cpu_seconds": time.process_time()}, layer)
+        if time.process_time() >= job["turn_seconds"]:
+            return
 
 
 def _rendered(page: Any, short: int, long: int) -> tuple[int, int, bytes]:

@@ -33,7 +33,7 @@ def document_parts(
 ) -> Iterator[tuple[Text | Image, ...]]:
     """Yield the parts that show a document to the model [ours], page by page. A text file in UTF-8 is one text. A page
     of a PDF is a text with its number, its image, as large as fits into `box` (short, long side in pixels; None: no
-    image), and its text layer unless it is empty.
+    image), and its text layer unless it is empty. () is yielded where no process runs, so that decoding may pause.
 
     Raises `MediaError` (a ValueError) for another kind of file, a damaged or encrypted PDF, above a limit of `caps`,
     without pypdfium2, and for a PDF without any text where there are no images; also soon after `stop` returns True.
@@ -58,7 +58,13 @@ def document_parts(
             stop=stop,
             decoders=decoders,
         )
-        for number, (count, image, layer) in enumerate(pages, 1):
+        number = 0
+        for page in pages:
+            if page is None:
+                yield ()
+                continue
+            number += 1
+            count, image, layer = page
             parts: list[Text | Image] = [Text(f"File {document.name}, page {number} of {count}:\n")]
             if image is not None:
                 parts.append(Image(bmp(*image), document.detail))

@@ -25,7 +25,7 @@ def expanded_part(
     decoders: ForkServer | None = None,
 ) -> Iterator[tuple[Text | Image, ...]]:
     """Yield the parts that show a video or a document to the model, frame by frame or page by page (`box`:
-    document.py). Raises `MediaError`."""
+    document.py), and () where decoding may pause. Raises `MediaError`."""
     if isinstance(part, Video):
         return frame_images(part, caps, stop, decoders)
     return document_parts(part, caps, box, stop, decoders)

@@ -363,7 +363,13 @@ class Quotas:
             )
         )
         self.expansions = FairSlots(
-            Quota("videos and documents that are being decoded", "files", 1, 2, "waits for a turn")
+            Quota(
+                "videos and documents that are being decoded",
+                "files",
+                1,
+                2,
+                "waits for a turn; a PDF gives its own back every few seconds, between two pages",
+            )
         )
         self.fetches = FairSlots(
             Quota(

@@ -62,8 +62,8 @@ def expand(
     stop: Callable[[], bool],
 ) -> Steps[Expanded]:
     """Return the conversation with the frames of its videos and the pages of its documents, with a step for each of
-    these. `reserve` is called with the bytes of each frame and page. Raises `MediaError` for a damaged video or
-    document, above a limit, and soon after `stop` returns True."""
+    these, and further ones of a document that takes long. `reserve` is called with the bytes of each frame and page.
+    Raises `MediaError` for a damaged video or document, above a limit, and soon after `stop` returns True."""
     origins: list[tuple[str, int]] = []
     numbers: Counter[str] = Counter()
     limits, count = engine.processor.caps, 0
@@ -86,6 +86,9 @@ def expand(
             size = 0
             with number_in_errors(*origin):
                 for pieces in engine.processor.expanded(part, limits, stop):
+                    if not pieces:
+                        yield
+                        continue
                     count += 1
                     _check_count(count, settings)
                     more = sum(map(_bytes, pieces))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
-from polyphi.engine.fairness import PATIENCE, RESERVED, SMALL, split_evenly
+from polyphi.engine.fairness import PATIENCE, QUANTUM, RESERVED, SMALL, split_evenly
 from polyphi.engine.request import Client, Request
 from polyphi.types.messages import Message
-from polyphi.types.sampling import SamplingParams
+from polyphi.types.sampling import Grammar, SamplingParams
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]
@@ -227,6 +227,122 @@ def test_turns_of_one_client_cost_others_nothing(engine: Engine) -> None:
     assert sum(bool(r.finish_reason) for r in mine) >= 3
     for request in (*mine, *others):
         cut.abort(request)
+
+
+GRAMMAR = SamplingParams(
+    max_tokens=90, grammar=Grammar("regex", "[a-z ]{600,700}"), temperature=1.0
+)
+
+
+@pytest.mark.parametrize("draft", [0, 4])
+def test_chats_of_many_clients_yield_to_a_further_one(engine: Engine, draft: int) -> None:
+    """Its request starts a quantum after theirs at the latest; all requests get the answers that they get alone."""
+    plain = SamplingParams(max_tokens=90, min_tokens=90, draft=draft)
+    chats = [
+        (SHORT, plain),
+        (SHORT, replace(plain, temperature=1.0, seed=7)),
+        (SHORT, replace(GRAMMAR, draft=draft)),
+        ([Message.user(picture(), "?")], plain),
+    ]
+    alone = [engine.generate(prompt, sampling=sampling) for prompt, sampling in chats]
+    cut = Engine(engine.model, engine.processor, max_num_seqs=len(chats))
+    requests = []
+    for number, (prompt, sampling) in enumerate(chats):
+        sampling = cut.rows.with_grammar(sampling)
+        row = cut.rows.prepare(prompt, sampling)
+        requests += cut.enter(row, sampling, caller=Client(b"%d" % number))
+    while not all(r.tokens for r in requests):
+        cut.step()
+    # Each of them preempts one of the others, as all of these have run for a quantum before the next one comes.
+    for number in range(len(chats)):
+        for _ in range(QUANTUM):
+            cut.step()
+        further = entered(cut, b"further %d" % number, ONE)
+        assert finish(cut, further) <= 3
+    assert cut.counters().preemptions == len(chats)
+    finish(cut, *requests)
+    answers = [request.completion() for request in requests]
+    assert [a.tokens for a in answers] == [a.tokens for a in alone]
+    assert cut.counters().blocks_in_use == 0
+
+
+@pytest.mark.parametrize("clients", [5, 9])
+def test_clients_without_a_slot_take_turns(
+    engine: Engine, clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None waits much longer than others, and few tokens run again."""
+    monkeypatch.setattr("polyphi.engine.fairness.TURN", TURN)
+    cut = Engine(engine.model, engine.processor, max_num_seqs=4)
+    long = SamplingParams(max_tokens=12 * TURN)
+    requests = [entered(cut, b"%d" % i, long) for i in range(clients)]
+    last = [0] * clients
+    for step in range(8 * TURN):
+        before = [len(r.tokens) for r in requests]
+        cut.step()
+        for i, request in enumerate(requests):
+            if len(request.tokens) > before[i]:
+                last[i] = step
+            turns = -(-clients // 4)
+            assert step - last[i] <= (turns + 1) * TURN + QUANTUM
+    generated = [len(r.tokens) for r in requests]
+    assert max(generated) <= 2 * min(generated) + 2 * TURN
+    counters = cut.counters()
+    assert 0 < counters.preemptions <= 8 * 4 + clients
+    # Each preemption costs less than a block and a token.
+    prompts = sum(len(r.prompt) for r in requests)
+    assert counters.tokens - prompts - sum(generated) <= counters.preemptions * (BLOCK + 1)
+    for request in requests:
+        cut.abort(request)
+
+
+def test_a_stream_of_new_clients_does_not_starve_a_long_chat(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyphi.engine.fairness.TURN", TURN)
+    cut = Engine(engine.model, engine.processor, max_num_seqs=2)
+    long = entered(cut, b"long", CHAT)
+    steps, new = 0, list[Request]()
+    while not long.finish_reason:
+        new = [r for r in new if not r.finish_reason]
+        while len(new) < 6:
+            new.append(entered(cut, b"%d %d" % (steps, len(new)), FEW))
+        cut.step()
+        steps += 1
+        assert steps < 20 * CHAT.max_tokens
+    finish(cut, *new)
+
+
+def test_a_client_that_has_nothing_takes_memory_of_long_chats(engine: Engine) -> None:
+    """Two of them have all blocks, and neither may end before it."""
+    cut = sized(engine, 2 * SMALL, max_num_seqs=4)
+    long = SamplingParams(max_tokens=400, rope="bound")
+    chats = [entered(cut, b"%d" % i, long) for i in range(2)]
+    cut.step()
+    for request in chats:
+        request.table.grow(cut.pool.size * BLOCK // 2)
+    while not all(len(r.tokens) > QUANTUM for r in chats):
+        cut.step()
+    assert not cut.pool.available
+    assert finish(cut, entered(cut, b"further", ONE)) <= 3
+    assert cut.counters().preemptions == 1
+    for request in chats:
+        cut.abort(request)
+    assert cut.counters().blocks_in_use == 0
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_chats_that_do_not_fit_in_memory_together_take_turns(engine: Engine) -> None:
+    """Each gets its turns, and no more tokens run again than run for the first time."""
+    cut = sized(engine, 7, max_num_seqs=4)
+    chat = replace(CHAT, rope="bound")
+    requests = [entered(cut, b"%d" % i, chat) for i in range(6)]
+    order: list[int] = []
+    while len(order) < 6:
+        cut.step()
+        order += [i for i, r in enumerate(requests) if r.finish_reason and i not in order]
+        assert not order or all(r.tokens for r in requests), "all began before one ended"
+    assert {tuple(r.tokens) for r in requests} == {engine.generate(SHORT, sampling=chat).tokens}
+    assert cut.counters().tokens < 2 * sum(len(r.ids) for r in requests)
 
 
 def test_memory_is_reserved_for_small_requests(engine: Engine) -> None:

@@ -5,11 +5,12 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pypdf
 import pytest
-from pdfs import pages, pdf, scanned_pdf, stream, text_pdf
+from pdfs import nested_forms_pdf, pages, pdf, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
 from variants import few
 
@@ -301,6 +302,48 @@ def test_work_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MediaError, match="too long") as error:
         parts(pages([deflated(shading)]))
     assert error.value.reason == "decoder"
+
+
+def test_a_page_of_many_forms_is_refused_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the document could have a hundred pages."""
+    monkeypatch.setattr(isolated, "PAGE_CPU_SECONDS", 1)
+    monkeypatch.setattr(isolated, "DOCUMENT_TURN_SECONDS", 0)
+    started: list[int] = []
+    process = isolated.DecoderProcess
+
+    def watched(*arguments: Any, cpu_seconds: int, **options: Any) -> isolated.DecoderProcess:
+        started.append(cpu_seconds)
+        return process(*arguments, cpu_seconds=cpu_seconds, **options)
+
+    monkeypatch.setattr(isolated, "DecoderProcess", watched)
+    data = nested_forms_pdf()
+    assert len(data) < 2000
+    for forked in (True, False):
+        with pytest.raises(MediaError, match="too long") as error:
+            parts(data, forked=forked)
+        assert error.value.reason == "decoder"
+    assert started == [1, 1]
+
+
+def test_the_time_of_a_document_is_limited_by_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "DOCUMENT_TURN_SECONDS", 0)
+    monkeypatch.setattr(isolated, "CPU_SECONDS", 1)
+    monkeypatch.setattr(isolated, "CPU_SECONDS_PER_PAGE", 0)
+    data = nested_forms_pdf(4, 12, b"0 0 m 595 842 l 0 842 l 595 0 l " * 9 + b"f*", count=90)
+    with pytest.raises(MediaError, match="too long"):
+        parts(data)
+
+
+def test_the_pages_of_a_long_document_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from several processes, and decoding may pause in between."""
+    data = text_pdf("one", "two", "three", "four")
+    expected = parts(data)
+    monkeypatch.setattr(isolated, "DOCUMENT_TURN_SECONDS", 0)
+    results = list(document_parts(Document(data, "a.pdf"), CAPS, BOX, decoders=STARTED[0]))
+    assert [part for page in results for part in page] == expected
+    assert [bool(page) for page in results] == [True, False, True, False, True, False, True]
+    with pytest.raises(MediaError, match="10 characters"):
+        parts(data, caps=Caps(document_characters=10))
 
 
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

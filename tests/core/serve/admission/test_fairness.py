@@ -113,6 +113,33 @@ def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
         until(running.idle)
 
 
+def test_a_greeting_does_not_wait_for_long_chats_of_other_clients(engine: Engine) -> None:
+    """33 chats without a length, each of another address, of which 32 run; counted in steps, as a machine may be
+    slow. A chat that was preempted continues."""
+    with serving(engine, Settings("tiny")) as running, ExitStack() as streams:
+        for number in range(33):
+            client = streams.enter_context(from_address(running, f"127.0.1.{number + 1}"))
+            long = {**chat("hi"), "max_tokens": 2000, "stream": True, "ignore_eos": True}
+            streams.enter_context(client.stream("POST", CHAT, json=long))
+        until(lambda: engine.counters().requests == 33 and engine.counters().steps > 40)
+        with from_address(running, "127.0.0.2") as other:
+            for fields in ({"max_tokens": 2}, {"max_tokens": None}):
+                before = engine.counters()
+                with other.stream("POST", CHAT, json=chat("hi", **fields, stream=True)) as stream:
+                    assert any(line.startswith("data: ") for line in stream.iter_lines())
+                after = engine.counters()
+                assert after.requests >= 33, "it passed them"
+                assert after.steps - before.steps < 500, "of about 2,000 until one of them ends"
+        assert engine.counters().preemptions > 0
+        waiting = engine.scheduler.waiting[:]
+        tokens = [len(request.tokens) for request in waiting]
+        until(
+            lambda: all(len(r.tokens) > n for r, n in zip(waiting, tokens, strict=True)),
+        )
+        assert engine.counters().requests >= 33, "they continue before one of them ends"
+    until(running.idle)
+
+
 def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: Running) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
     tickets = [server.admit(Client(bytes([n]))) for n in range(server.capacity)]

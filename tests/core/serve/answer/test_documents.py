@@ -5,7 +5,9 @@ import base64
 import io
 import json
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from children import Children
 from engine.conftest import fitted, make_engine
 from pdfs import pages, scanned_pdf, stream, text_pdf
 from PIL import Image as pil
+from serve.admission.test_fairness import from_address, until
 from serve.conftest import Running, serving
 from variants import few
 
@@ -447,6 +450,36 @@ def test_documents_are_loaded_by_the_rules_of_images(engine: Engine, tmp_path: P
 
 
 @pytest.mark.long
+def test_a_document_does_not_wait_for_all_pages_of_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients have both slots; a third one's turn comes between their pages."""
+    monkeypatch.setattr(isolated, "DOCUMENT_TURN_SECONDS", 0)
+    monkeypatch.setattr("polyphi.serve.admission.threads.TURN_SECONDS", 0)
+    long, short = text_pdf(*"abcdefgh"), text_pdf("x")
+    process, started, go = isolated.DecoderProcess, list[bytes](), threading.Event()
+
+    def watched(data: bytes, *arguments: Any, **options: Any) -> isolated.DecoderProcess:
+        started.append(data)
+        assert go.wait(60)
+        return process(data, *arguments, **options)
+
+    with serving(engine, Settings("tiny")) as server, ExitStack() as stack:
+        monkeypatch.setattr(isolated, "DecoderProcess", watched)
+        threads = []
+        slots = server.uvicorn.config.app.state.server.quotas.expansions
+        for number, data in enumerate((long, long, short)):
+            client = stack.enter_context(from_address(server, f"127.0.0.{number + 2}"))
+            threads.append(threading.Thread(target=chat, args=(client, chat_file(data))))
+            threads[-1].start()
+            until(lambda: slots.running + slots.waiting == number + 1)  # noqa: B023
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert started.count(long) == 16 and started.count(short) == 1
+    assert started.index(short) < 8
+
+
 def test_separate_processes_decode_them_too(engine: Engine) -> None:
     """As where other machines can reach the server; and HEIC, whose decoder starts a thread."""
     assert "image/heic" in image_types(), "the tests need pi-heif"
