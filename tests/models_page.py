@@ -10,7 +10,7 @@ import torch
 
 from polyphi.devices import precision
 from polyphi.doctor import published
-from polyphi.doctor.hardware import MIN_CONTEXT
+from polyphi.doctor.checks import MIN_CONTEXT
 from polyphi.engine.cache import BLOCK, TYPICAL_LENGTH, default_blocks
 from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.model.multimodal import PhiModel

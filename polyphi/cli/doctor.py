@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from polyphi.doctor.report import DoctorReport
 
 STYLES = {"ok": "green", "slow": "yellow", "missing": "cyan", "wrong": "bold red"}
-STATE, NAME = 9, 18
-"""Columns of a finding's state and name."""
 
 
 def doctor(
@@ -28,8 +25,8 @@ def doctor(
         bool, Parameter(name="--json", help="Print one JSON object, for a bug report.")
     ] = False,
 ) -> None:
-    """Check what this machine can run: CPU and kernels, measured rates, memory and which published models fit, GPU,
-    packages, caches, environment variables. Says how to fix each finding that isn't ok. Exits with 1 if chat can't run.
+    """Check what this machine can run: CPU and kernels, memory and which published models fit, GPU, packages, caches,
+    environment variables. Says how to fix each finding that isn't ok. Exits with 1 if chat can't run.
 
     For example:
 
@@ -38,17 +35,7 @@ def doctor(
     """
     from polyphi.doctor.report import inspect
 
-    status = Console(stderr=True).status("")
-
-    def progress(phase: str) -> None:
-        status.update(f"checking {phase}")
-        if sys.stderr.isatty():
-            status.start()  # its thread, after the child process
-
-    try:
-        report = inspect(progress)
-    finally:
-        status.stop()
+    report = inspect()
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
     elif console.is_terminal:
@@ -74,50 +61,34 @@ def show(report: "DoctorReport") -> None:
 
 
 def _show_finding(finding: "Finding") -> None:
-    grid = Table.grid(padding=(0, 1, 0, 0), expand=False)
-    grid.add_column(width=STATE - 1)
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=8)
+    grid.add_column(min_width=17)
+    grid.add_column()
     state = Text(finding.state, style=STYLES[finding.state])
-    if len(finding.name) < NAME:
-        grid.add_column(width=NAME - 1)
-        grid.add_row(state, Text(finding.name), Text(finding.text))
-    else:
-        grid.add_row(state, Text(f"{finding.name}  {finding.text}"))
+    grid.add_row(state, Text(finding.name, no_wrap=True), Text(finding.text))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False), highlight=False)
     if finding.cure:
         line = Text.assemble(("cure: ", "dim"), finding.cure, overflow="fold")
-        console.print(Padding(line, (0, 0, 0, 2 + STATE), expand=False), highlight=False)
+        console.print(Padding(line, (0, 0, 0, 11), expand=False), highlight=False)
 
 
 def _show_models(models: list[dict[str, Any]]) -> None:
     """The table of the published models."""
-    from polyphi.doctor.hardware import two_digits
-
     if not models:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for header in ("model", "--quant", "device", "weights", "context", "tokens/s"):
-        table.add_column(
-            header, justify="left" if header in ("model", "--quant", "device") else "right"
-        )
+    for header in ("model", "--quant", "device"):
+        table.add_column(header)
+    for header in ("weights", "context"):
+        table.add_column(header, justify="right")
     for m in models:
-        speed = m["tokens_per_second"]
         fits = f"{m['context']:,}" if m["context"] else "doesn't fit"
         name = m["model"].rpartition("/")[2].removesuffix("-instruct")
-        table.add_row(
-            name,
-            m["quant"] or f"- ({m['dtype']})",
-            m["device"],
-            f"{m['weights'] / 1e9:.1f} GB",
-            fits,
-            f"< {two_digits(speed)}" if speed else "",
-        )
+        quant = m["quant"] or f"- ({m['dtype']})"
+        table.add_row(name, quant, m["device"], f"{m['weights'] / 1e9:.1f} GB", fits)
     console.print(Padding(table, (1, 0, 0, 2), expand=False), highlight=False)
     note = "context: tokens that fit into half of the memory that the weights leave."
-    if any(m["tokens_per_second"] for m in models):
-        note += (
-            " tokens/s: estimated from bandwidth, the most at batch size 1: the measured rate of the decoding kernel / "
-            "bytes of the decoder's weights, which each token reads once."
-        )
     console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False), highlight=False)
 
 

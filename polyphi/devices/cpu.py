@@ -2,8 +2,8 @@
 
 >>> model_name()
 'AMD Ryzen 9 9950X 16-Core Processor'
->>> usable(), physical_cores(), last_level_cache()
-(32, 16, 67108864)
+>>> usable(), physical_cores()
+(32, 16)
 """
 
 import os
@@ -16,8 +16,6 @@ from pathlib import Path
 import psutil
 
 INFO = Path("/proc/cpuinfo")
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def model_name() -> str:
@@ -54,13 +52,3 @@ def usable() -> int:
 def physical_cores() -> int:
     """Cores among all CPUs of the machine, not counting the further threads of a core."""
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
-def last_level_cache() -> int:
-    """Bytes of the largest cache, 0 where the system doesn't report it."""
-    sizes = [0]
-    for path in CACHES.glob("index*/size"):
-        text = path.read_text().strip()
-        if match := re.fullmatch(r"(\d+)([KMG])", text):
-            sizes.append(int(match[1]) * UNITS[match[2]])
-    return max(sizes)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 FindingState = Literal["ok", "slow", "missing", "wrong"]
@@ -18,39 +18,20 @@ SHORTEST_SECRET = 6
 """Values with fewer characters ("1", "true") are no secrets, and would be removed from other words."""
 
 
-class FindingResult(NamedTuple):
-    """The result of a check. `cure`: one line to type or do; every state other than ok has one. `fatal`: chat can't run
-    because of it."""
-
-    state: FindingState
-    text: str
-    cure: str | None = None
-    fatal: bool = False
-
-
-NamedResult = tuple[str, FindingResult | str]
-"""The result of a check of several things, with the name of one; a text alone is ok."""
-
-
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check with its section and name in the report."""
+    """The result of a check, with its section and name in the report. `cure`: one line to type or do; every state other
+    than ok has one. `fatal`: chat can't run because of it."""
 
     section: str
     name: str
-    state: FindingState
     text: str
+    state: FindingState = "ok"
     cure: str | None = None
     fatal: bool = False
 
     def __post_init__(self) -> None:
         assert (self.state == "ok") == (self.cure is None), f"{self.name}: {self.state}"
-
-
-def short(path: Path) -> str:
-    """A path, with ~ for the home folder."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 class Scrubber:

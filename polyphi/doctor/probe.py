@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,13 +29,9 @@ class Probe:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-def run(
-    progress: Callable[[str], None] = lambda phase: None,
-    limit: float = LIMIT,
-    phases: Mapping[str, Callable[[Facts], Any]] | None = None,
-) -> Probe:
-    """Run all phases in a child process; `progress` is called with the name of each one that begins. A forked child is
-    emulated where this process is (qemu), so it is preferred where forking is safe: before torch has threads."""
+def run(limit: float = LIMIT, phases: Mapping[str, Callable[[Facts], Any]] | None = None) -> Probe:
+    """Run all phases in a child process. A forked child is emulated where this process is (qemu), so it is preferred
+    where forking is safe: before torch has threads."""
     phases = phases or PHASES
     fork = sys.platform == "linux" and "torch" not in sys.modules
     context: Any = multiprocessing.get_context("fork" if fork else "spawn")
@@ -43,28 +39,25 @@ def run(
     process = context.Process(target=_send_all, args=(sender, phases), daemon=True)
     process.start()
     sender.close()
-    result, problem = Probe(), "it ended"
+    result = Probe()
     for phase in phases:
-        progress(phase)
+        if not receiver.poll(limit):
+            process.kill()
+            result.errors[phase] = f"no answer in {limit:.0f} s"
+            break
         try:
-            if not receiver.poll(limit):
-                problem = f"no answer in {limit:.0f} s"
-                process.kill()
-                break
             value, error = receiver.recv()
         except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            name = signal.Signals(-code).name if code < 0 else ""
+            result.errors[phase] = f"killed by {name}" if name else "it ended"
             break
         if error is None:
             result.facts[phase] = value
         else:
             result.errors[phase] = error
-    else:
-        process.join()
-        return result
     process.join()
-    if problem == "it ended" and (process.exitcode or 0) < 0:
-        problem = f"killed by {signal.Signals(-process.exitcode).name}"
-    result.errors[phase] = problem
     return result
 
 
@@ -107,7 +100,6 @@ def _libraries(facts: Facts) -> Facts:
     return {
         "threads": torch.get_num_threads(),
         "instructions": sorted(name for name, value in capabilities.items() if value is True),
-        "torch_uses": torch.backends.cpu.get_cpu_capability(),
         "cuda_build": torch.version.cuda or torch.version.hip,
     }
 
@@ -175,36 +167,19 @@ def _precision(facts: Facts) -> Facts:
     }
 
 
-def _rates(facts: Facts) -> Facts:
-    import torch
-
-    from polyphi.doctor import rates
-
-    dtype = facts.get("precision", {}).get("inference", "bfloat16")
-    return asdict(rates.measure(getattr(torch, dtype)))
-
-
 def _models(facts: Facts) -> list[Facts]:
-    """The models that fit on the CPU, with tokens per second unless the rates are disturbed, and on the GPU that `load`
-    selects."""
+    """The models that fit on the CPU, and on the GPU that `load` selects."""
     import torch
 
-    from polyphi.doctor import hardware, published
+    from polyphi.doctor import published
 
-    memory, decoding = facts["memory"], {}
-    if (rates := facts.get("rates")) and rates["cpu_share"] >= hardware.CPU_SHARE:
-        decoding = rates["decoding"]
-    names = {"bfloat16": "bf16", "float32": "fp32"}
-    rows = []
-    for fit in published.fits(torch.device("cpu"), memory["free"]):
-        form = names[fit.dtype] if fit.quant is None else fit.quant.removesuffix("-all")
-        if form in decoding:
-            fit = replace(fit, tokens_per_second=round(decoding[form] / fit.per_token, 2))
-        rows.append(asdict(fit))
-    for gpu in memory["gpus"][:1]:
-        device = torch.device(gpu["device"])
-        rows += [asdict(fit) for fit in published.fits(device, gpu["free"])]
-    return rows
+    memory = facts["memory"]
+    free = {"cpu": memory["free"], **{gpu["device"]: gpu["free"] for gpu in memory["gpus"][:1]}}
+    return [
+        asdict(fit)
+        for device, available in free.items()
+        for fit in published.fits(torch.device(device), available)
+    ]
 
 
 PHASES: Mapping[str, Callable[[Facts], Any]] = {
@@ -213,7 +188,6 @@ PHASES: Mapping[str, Callable[[Facts], Any]] = {
     "memory": _memory,
     "kernels": _kernels,
     "precision": _precision,
-    "rates": _rates,
     "models": _models,
 }
 """Name -> function of the facts so far. Memory is measured before anything else takes some."""

@@ -1,4 +1,4 @@
-"""The published models on a device: bytes of weights, context that fits, tokens per second at most.
+"""The published models on a device: bytes of weights, and the context that fits.
 
 >>> for fit in fits(torch.device("cpu"), free=20 * 10**9): print(fit.model, fit.quant, fit.weights, fit.context)
 
@@ -9,12 +9,9 @@ All numbers are computed from the models, built on the meta device:
     left      free - weights; `free` is measured as `load` does, after the imports, within the container's limit
     cache     min(131,072 tokens or 32 sequences of 2,048, left / 2 / bytes of a token's keys and values)
     context   min(cache, longest context of the model)
-    per token bytes of the decoder's weights that one decode step reads: its layers and the head, without adapters
-    tokens/s  measured rate of the decoding kernel in bytes/s / per token
 
 `load` and the engine apply the same rules (api.py, devices/placement.py, engine/engine.py). Not counted are the
-activations of a forward. A step also reads the keys and values of the context, and computes more than products: the
-tokens per second are an upper bound.
+activations of a forward.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,8 +42,7 @@ SCHEMES = (None, "int8", "int8-all", "int4", "int4-all")
 @dataclass(frozen=True)
 class Fit:
     """A model on a device with a `--quant`: the `dtype` of what isn't quantized, bytes of `weights`, bytes `free` for
-    them, the tokens of `context` that fit beside them (0: the weights don't fit) with `token_bytes` each, and bytes of
-    weights read `per_token`. `tokens_per_second`: at most, by the decoding kernel's measured rate, or None."""
+    them, and the tokens of `context` that fit beside them (0: the weights don't fit) with `token_bytes` each."""
 
     model: str
     device: str
@@ -58,8 +54,6 @@ class Fit:
     context: int
     longest: int
     token_bytes: int
-    per_token: int
-    tokens_per_second: float | None = None
 
 
 def fits(
@@ -77,18 +71,10 @@ def fits(
 def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, free: int) -> Fit:
     """The row of `fits` for an unquantized model on the meta device."""
     parameters = sum(p.numel() for p in model.parameters())
-    decoder = sum(p.numel() for n, p in model.decoder.named_parameters() if ".lora." not in n)
-    stored = {STORED: parameters}
-    dtype = placement.choose_dtype(stored, device, free, scheme) or STORED
-    weights, per_token = parameters * dtype.itemsize, decoder * dtype.itemsize
+    dtype = placement.choose_dtype({STORED: parameters}, device, free, scheme) or STORED
+    weights = parameters * dtype.itemsize
     if scheme is not None:
-        savings = {part.name: quantize.saving(part) for part in quantize.parts(model, scheme)}
-        weights -= sum(savings.values())
-        per_token -= sum(
-            saving
-            for name, saving in savings.items()
-            if name.startswith("decoder.") and ".lora." not in name
-        )
+        weights -= sum(quantize.saving(part) for part in quantize.parts(model, scheme))
         if device.type != "cpu":
             weights += model.decoder.embed_tokens.weight.numel() * dtype.itemsize
     config = model.config.decoder
@@ -108,5 +94,4 @@ def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, fr
         context=report.tokens,
         longest=config.max_position_embeddings,
         token_bytes=each,
-        per_token=per_token,
     )

@@ -3,16 +3,18 @@
 >>> report = inspect(); report.chat_runs, report.start
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from polyphi.devices import cpu
-from polyphi.doctor import hardware, probe, software, storage
-from polyphi.doctor.checks import check
-from polyphi.doctor.findings import Finding, Scrubber
+import psutil
 
-SCHEMA = 1
+from polyphi.devices import cgroup, cpu
+from polyphi.doctor import checks, probe
+from polyphi.doctor.findings import Finding, Scrubber
+from polyphi.runtime.files import cache_folder
+
+SCHEMA = 2
 """Version of the report's JSON object: it changes when a key changes its meaning or is removed."""
 PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 """Values of `--quant` on a CPU, the fastest first."""
@@ -34,7 +36,7 @@ class DoctorReport:
     @property
     def start(self) -> str | None:
         """A command that starts a chat with a published model that fits: the multimodal one, if it does."""
-        rows = [m for m in self.facts["models"] if m["context"] >= hardware.MIN_CONTEXT]
+        rows = [m for m in self.facts["models"] if m["context"] >= checks.MIN_CONTEXT]
         if not self.chat_runs or not rows:
             return None
         device = next((m["device"] for m in rows if m["device"] != "cpu"), "cpu")
@@ -53,50 +55,43 @@ class DoctorReport:
         return {**head, "findings": findings, **self.facts}
 
 
-def inspect(progress: Callable[[str], None] = lambda phase: None) -> DoctorReport:
-    """Inspect and measure this machine, in some seconds. `progress` is called with the name of each phase."""
-    return assemble(probe.run(progress))
+def inspect() -> DoctorReport:
+    """Inspect this machine, in some seconds."""
+    return assemble(probe.run())
 
 
-def assemble(measured: probe.Probe) -> DoctorReport:
+def assemble(result: probe.Probe) -> DoctorReport:
     """The report of this machine with the facts and errors of the probe."""
-    libraries, unmet = measured.facts.get("libraries") or {}, software.dependencies()
-    instructions = libraries.get("instructions") or sorted(cpu.flags())
-    threads, caches, stored = (
-        hardware.threads(libraries.get("threads")),
-        storage.folders(),
-        storage.entries(),
-    )
+    libraries, unmet = result.facts.get("libraries") or {}, checks.dependencies()
+    machine, swap, limit = psutil.virtual_memory(), psutil.swap_memory(), cgroup.memory()
+    instructions = libraries.get("instructions") or cpu.flags()
+    folders = {"polyphi": cache_folder()}
+    if "huggingface_hub" not in result.errors:
+        from huggingface_hub import constants
+
+        folders["Hub"] = Path(constants.HF_HUB_CACHE)
     facts = {
-        "versions": software.versions(),
-        "cpu": {
-            "model": cpu.model_name(),
-            "class": hardware.cpu_class(instructions),
-            "instructions": instructions,
-            "last_level_cache": cpu.last_level_cache(),
-            **asdict(threads),
+        "versions": checks.versions(),
+        "cpu": checks.cpu_facts(instructions, libraries.get("threads")),
+        "kernels": result.facts.get("kernels"),
+        "precision": result.facts.get("precision"),
+        "memory": {
+            "total": machine.total,
+            "available": machine.available,
+            "swap_total": swap.total,
+            "swap_used": swap.used,
+            "limit": limit and limit.limit,
+            "limit_free": limit and limit.free,
         },
-        "kernels": measured.facts.get("kernels"),
-        "torch_uses": libraries.get("torch_uses"),
-        "precision": measured.facts.get("precision"),
-        "rates": measured.facts.get("rates"),
-        "memory": hardware.memory(),
-        "gpus": (measured.facts.get("memory") or {}).get("gpus", []),
-        "models": measured.facts.get("models") or [],
-        "extras": {} if unmet is None else unmet.extras,
-        "caches": [{**asdict(folder), "path": str(folder.path)} for folder in caches],
-        "stored": [entry.as_json() for entry in stored],
-        "environment": software.environment(),
-        "errors": measured.errors,
-    }
-    judged = facts | {
-        "instructions": instructions,
-        "threads": threads,
-        "gpus": facts["gpus"] if libraries else None,
+        "gpus": (result.facts.get("memory") or {}).get("gpus", []),
         "cuda_build": libraries.get("cuda_build"),
-        "unmet": unmet,
-        "caches": caches,
-        "stored": stored,
+        "models": result.facts.get("models") or [],
+        "requirements": None if unmet is None else unmet.core,
+        "extras": {} if unmet is None else unmet.extras,
+        "caches": [checks.cache_facts(name, path) for name, path in folders.items()],
+        "environment": checks.variables(),
+        "errors": result.errors,
     }
     scrub = Scrubber()
-    return DoctorReport(tuple(Finding(**scrub(asdict(f))) for f in check(judged)), scrub(facts))
+    findings = (Finding(**scrub(asdict(finding))) for finding in checks.check(facts))
+    return DoctorReport(tuple(findings), scrub(facts))

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLIC = "microsoft/Phi-4-multimodal-instruct"
 ELSEWHERE = {
-    "polyphi doctor": "measures the machine (tests/core/doctor)",
+    "polyphi doctor": "inspects the machine (tests/core/doctor)",
     f"polyphi pull {PUBLIC} --quant int4": "downloads (tests/core/cli)",
     f"polyphi serve {PUBLIC} --quant int4": "runs until it is stopped (tests/core/serve)",
 }

@@ -22,15 +22,14 @@ MODEL = {
     "device": "cuda:0",
     "weights": 3947529472,
     "context": 131072,
-    "tokens_per_second": 12.34,
 }
 FINDINGS = (
-    Finding("CPU", "kernels", "slow", "missing: " + "a long reason " * 8, "pip install ."),
-    Finding("Memory", "Phi-4-multimodal", "ok", "fits: int4-all"),
-    Finding("Environment", "MKL_ENABLE_INSTRUCTIONS", "slow", "AVX2 " * 20, "unset MKL"),
-    Finding("Optional", "[curate]", "missing", "corpora", 'pip install ".[curate]"'),
+    Finding("CPU", "kernels", "missing: " + "a long reason " * 8, "slow", "pip install ."),
+    Finding("Memory", "Phi-4-multimodal", "fits: int4-all"),
+    Finding("Environment", "MKL_ENABLE_INSTRUCTIONS", "AVX2 " * 20, "slow", "unset MKL"),
+    Finding("Optional", "[curate]", "corpora", "missing", 'pip install ".[curate]"'),
 )
-BROKEN = Finding("Software", "torch", "wrong", "can't be imported", "pip install torch", fatal=True)
+BROKEN = Finding("Software", "torch", "can't be imported", "wrong", "pip install torch", fatal=True)
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -44,7 +43,7 @@ def test_the_page_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for finding in (*FINDINGS, BROKEN):
         assert f" {finding.name} " in text, finding.name
         assert finding.cure is None or f"cure: {finding.cure}\n" in text
-    assert "131,072" in text and "< 12" in text
+    assert "131,072" in text
 
 
 @pytest.mark.parametrize(("findings", "code"), [(FINDINGS, 0), ((*FINDINGS, BROKEN), 1)])
@@ -57,7 +56,7 @@ def test_exit_code(
     run_command: RunCommand,
 ) -> None:
     result = DoctorReport(findings, {"models": [{**MODEL, "device": "cpu"}]})
-    monkeypatch.setattr(report, "inspect", lambda progress: result)
+    monkeypatch.setattr(report, "inspect", lambda: result)
     exit_code, out, _ = run_command("doctor", *arguments)
     assert exit_code == code
     if arguments:
@@ -79,7 +78,6 @@ def test_this_machine() -> None:
     assert run.returncode == 0, run.stdout
     result = json.loads(run.stdout)
     assert result["chat_runs"] and not result["errors"]
-    assert result["rates"]["decoding"].keys() >= {"int8", "int4"}
     assert {m["model"] for m in result["models"]} == {
         "microsoft/Phi-4-mini-instruct",
         "microsoft/Phi-4-multimodal-instruct",

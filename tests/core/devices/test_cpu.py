@@ -24,14 +24,5 @@ def test_linux_names_the_cpu_and_its_instructions(
     assert cpu.flags() == frozenset() and cpu.model_name()
 
 
-def test_the_largest_cache_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "CACHES", tmp_path)
-    assert cpu.last_level_cache() == 0
-    for index, size in enumerate(("48K", "2048K", "32M")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}/size").write_text(size + "\n")
-    assert cpu.last_level_cache() == 32 << 20
-
-
 def test_the_process_may_use_at_least_one_cpu() -> None:
     assert cpu.usable() >= 1 and cpu.physical_cores() >= 1

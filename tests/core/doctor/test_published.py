@@ -71,7 +71,6 @@ def test_weights_are_those_of_a_quantized_model(meta: PhiModel, scheme: str) -> 
     # Buffers are in memory too.
     assert model_bytes(model) - padding == pytest.approx(fit.weights, rel=0.03)
     assert fit.parameters == sum(p.numel() for p in meta.parameters())
-    assert fit.per_token < fit.weights
 
 
 def test_a_gpu_also_has_the_table_of_embeddings(meta: PhiModel) -> None:

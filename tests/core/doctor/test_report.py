@@ -12,8 +12,8 @@ from polyphi.doctor.probe import Probe
 
 GB = 10**9
 KEYS = {
-    *("schema", "chat_runs", "start", "findings", "versions", "cpu", "kernels", "torch_uses"),
-    *("precision", "rates", "memory", "gpus", "models", "extras", "caches", "stored"),
+    *("schema", "chat_runs", "start", "findings", "versions", "cpu", "kernels", "precision"),
+    *("memory", "gpus", "cuda_build", "models", "requirements", "extras", "caches"),
     *("environment", "errors"),
 }
 """Keys that scripts may rely on."""
@@ -36,8 +36,6 @@ def model(name: str, quant: str | None, context: int, device: str = "cpu") -> di
         "context": context,
         "longest": 131072,
         "token_bytes": 131072,
-        "per_token": 8 * GB,
-        "tokens_per_second": 2.5,
     }
 
 
@@ -57,13 +55,6 @@ def facts() -> dict[str, Any]:
             "training": "fp32",
             "training_reason": "r",
         },
-        "rates": {
-            "memory": 2e10,
-            "products": {"fp32": 1e11},
-            "decoding": {"int4": 1e10},
-            "working_set": 1 << 28,
-            "cpu_share": 1.0,
-        },
         "models": [
             model("mini", "int4", 9000),
             model("multimodal", None, 0),
@@ -74,7 +65,7 @@ def facts() -> dict[str, Any]:
 
 def test_keys_of_the_json_object() -> None:
     result = json.loads(json.dumps(report.assemble(Probe(facts())).as_json()))
-    assert result.keys() == KEYS and result["schema"] == 1
+    assert result.keys() == KEYS and result["schema"] == 2
     fields = {"section", "name", "state", "text", "cure", "fatal"}
     assert all(finding.keys() == fields for finding in result["findings"])
     assert result["start"] == "polyphi chat o/Phi-4-multimodal-instruct --quant int4"
@@ -104,7 +95,7 @@ def test_a_variable_that_is_refused_breaks_chat(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_measurement_that_was_killed_does_not_break_chat() -> None:
-    result = report.assemble(Probe(facts(), {"rates": "killed by SIGKILL"}))
+    result = report.assemble(Probe(facts(), {"models": "killed by SIGKILL"}))
     (finding,) = [f for f in result.findings if f.state == "wrong"]
     assert result.chat_runs and finding.cure is not None and "memory" in finding.cure
 
@@ -131,7 +122,7 @@ def test_secrets_and_personal_paths_are_absent(
     monkeypatch.setenv("POLYPHI_CACHE", str(home / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     monkeypatch.setenv("HTTPS_PROXY", "http://alice:password@proxy:3128")
-    result = report.assemble(Probe(facts(), {"rates": f"{home}/x: hf_abcdefgh"}))
+    result = report.assemble(Probe(facts(), {"models": f"{home}/x: hf_abcdefgh"}))
     text = json.dumps(result.as_json())
     assert not [word for word in ("alice", "hf_abcdefgh", "password") if word in text]
     assert "~/cache" in text and "proxy:3128" in text
