@@ -200,7 +200,8 @@ def test_a_killed_quantization_leaves_nothing(server: Hub, tmp_path: Path) -> No
     """A process is killed after it wrote the first file; the next one begins again and removes what is left."""
     source = pull.find(NAME)
     code = (
-        "import os, sys; from polyphi.checkpoints import pull, write; save = write._save_aligned\n"
+        "import os, sys; from polyphi.checkpoints import write; from polyphi.hub import pull\n"
+        "save = write._save_aligned\n"
         "def killed(tensors, path): save(tensors, path); os.kill(os.getpid(), 9)\n"
         "write._save_aligned = killed; pull.find(sys.argv[1], 'int4')"
     )

@@ -109,7 +109,7 @@ def test_the_export_has_the_dtype_of_its_decoder_and_answers_about_a_picture(
 ) -> None:
     vision = find.of(lab).parts["vision"]
     assert {tensor.dtype for tensor in vision.values()} == {torch.float32}
-    assert set(stored_types(alone)) == {torch.bfloat16}
+    assert set(stored_types(alone / "model")) == {torch.bfloat16}
     image = str(lab.parent / "sources/folder/200.png")
     command = ("chat", str(alone), "Describe it.", "--image", image, "--max-tokens", "4")
     done = completed(sys.executable, "-m", "polyphi.cli", *command, OMP_NUM_THREADS="1")
