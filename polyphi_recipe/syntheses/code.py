@@ -15,6 +15,7 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services import verifiers
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.syntheses import JSON_TEXT, json_object, pick
 from polyphi_recipe.syntheses.synthesize import Json, Synthesis
 
@@ -68,12 +69,7 @@ def _document(sample: Sample, item: Json) -> Sample:
 
 CODE_ANSWER = Synthesis(
     "code_answer",
-    """
-Write a programming task in Python about {subject}, {level}: what the function (or class) is called, what it takes and
-returns, and what happens in special cases. Then its code, with the standard library alone, without input, output,
-files or network; and tests: at least five lines of assert that call it, special cases among them.
-As JSON: {{"task": "...", "code": "...", "tests": "assert ..."}}
-""",
+    PROMPTS["code_answer"],
     read=lambda sample: {
         "subject": pick(sample, "subject", SUBJECTS),
         "level": pick(sample, "level", LEVELS),

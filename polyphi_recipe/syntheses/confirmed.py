@@ -11,6 +11,7 @@ from polyphi.data.shards import Sample
 from polyphi.types.messages import media
 from polyphi.types.parts import Image
 from polyphi_recipe.syntheses.media import ASKED_AGAIN, MOST_QUESTIONS
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.syntheses import (
     AUDIO_QA,
     CAPTION,
@@ -27,31 +28,13 @@ from polyphi_recipe.syntheses.syntheses import (
 
 PASSAGE = replace(
     PASSAGE_TEXT,
-    checks=(
-        judged("""
-<passage>
-{passage}
-</passage>
-
-<text>
-{item}
-</text>
-
-Does the text explain, in good language and without a mistake, what can be learned from the passage?
-"""),
-    ),
+    checks=(judged(PROMPTS["passage_text_check"]),),
 )
 IMAGE_CAPTION = replace(
     CAPTION,
     checks=(
         replace(
-            judged("""
-<description>
-{item}
-</description>
-
-Does the picture show all that the description says?
-"""),
+            judged(PROMPTS["caption_check"]),
             shows=lambda sample, item: media(sample.messages, Image),
             by_judge=False,
         ),
@@ -60,46 +43,19 @@ Does the picture show all that the description says?
 PAGE_QUESTIONS = replace(OCR_QA, checks=(ASKED_AGAIN,), most_checked=MOST_QUESTIONS)
 CHART_QUESTIONS = replace(CHART_QA, checks=(ASKED_AGAIN,), most_checked=MOST_QUESTIONS)
 
-_QUESTION = """
-<question>
-{item[question]}
-</question>
-
-<answer>
-{item[answer]}
-</answer>
-"""
 SPEECH_QUESTIONS = replace(
     SPEECH_QA,
-    checks=(
-        judged(
-            "<recording>\n{transcript}\n</recording>\n"
-            + _QUESTION
-            + "\nIs this answer right, by what is said in the recording alone?"
-        ),
-    ),
+    checks=(judged(PROMPTS["speech_qa_check"]),),
     most_checked=MOST_QUESTIONS,
 )
 AUDIO_QUESTIONS = replace(
     AUDIO_QA,
-    checks=(
-        judged(
-            "<recording>\n{facts}\n</recording>\n"
-            + _QUESTION
-            + "\nIs this answer right, by what is known about the recording alone?"
-        ),
-    ),
+    checks=(judged(PROMPTS["audio_qa_check"]),),
     most_checked=MOST_QUESTIONS,
 )
 RECORDING_SUMMARIES = replace(
     SPEECH_SUMMARY,
-    checks=(
-        judged(
-            "<recording>\n{transcript}\n</recording>\n"
-            + _QUESTION
-            + "\nDoes the answer do as asked, and say nothing that isn't said in the recording?"
-        ),
-    ),
+    checks=(judged(PROMPTS["speech_summary_check"]),),
     most_checked=5,
 )
 

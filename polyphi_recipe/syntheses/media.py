@@ -19,6 +19,7 @@ from polyphi.data.shards import Sample
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Image
 from polyphi.types.sampling import SamplingParams
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     NUMBER,
@@ -38,8 +39,7 @@ LONGEST_ANSWER = 12
 OVERLAP = 0.5
 """The least overlap (F1) of the words of two answers that are the same."""
 _SAMPLING = SamplingParams(max_tokens=1024, temperature=0.3, top_p=0.95)
-_FORM = 'As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}'
-_AGAIN = "{item[question]}\n\nAnswer in a few words and give the answer alone."
+_AGAIN = PROMPTS["question_check"]
 
 
 def agreeing(answer: str, other: str) -> bool:
@@ -71,7 +71,6 @@ def _other(sample: Sample, item: Json, reply: str) -> tuple[str, dict[str, Json]
 
 def _question_synthesis(
     name: str,
-    request: str,
     type_: type[Image] | type[Audio],
     checks: Sequence[Check],
     number: Callable[[int], bool],
@@ -84,8 +83,7 @@ def _question_synthesis(
 
     return Synthesis(
         name,
-        f"{request.strip()}\nAsk up to {MOST_QUESTIONS} different questions, and answer each in a few words at most. "
-        f"Ask nothing that can be answered without looking or listening.\n{_FORM}",
+        PROMPTS[name],
         read=read,
         shows=type_,
         schema=json_object(pairs=PAIRS),
@@ -106,30 +104,18 @@ ASKED_AGAIN = Check(_AGAIN, _same, shows=_all(Image))
 """The question again, without the first answer."""
 IMAGE_QUESTIONS = _question_synthesis(
     "image_questions",
-    """
-Look at this picture. What could somebody ask about it: what there is, how many, which colour, what is where, what is
-written, what follows from it?
-""",
     Image,
     [ASKED_AGAIN],
     lambda n: n == 1,
 )
 PICTURE_QUESTIONS = _question_synthesis(
     "picture_questions",
-    """
-Look at these {number} pictures. What could somebody ask who compares them: what they have in common, what differs,
-which of them shows something, how many do? Name a picture by what it shows, never by its number or its place.
-""",
     Image,
     [Check(_AGAIN, _same, shows=lambda sample, _: media(sample.messages, Image)[::-1])],
     lambda n: n > 1,
 )
 FRAME_QUESTIONS = _question_synthesis(
     "frame_questions",
-    """
-These {number} pictures are frames of a video, in their order. What could somebody ask who watches it: what happens,
-what happens first or last, in which direction something moves, what changes?
-""",
     Image,
     [
         ASKED_AGAIN,
@@ -139,10 +125,6 @@ what happens first or last, in which direction something moves, what changes?
 )
 HEARD_QUESTIONS = _question_synthesis(
     "heard_questions",
-    """
-Listen to this recording. What could somebody ask about it: which sounds there are, their order and number, who speaks
-and how, what is said?
-""",
     Audio,
     [Check(_AGAIN, _same, shows=_all(Audio))],
     lambda n: n == 1,
@@ -223,11 +205,7 @@ def _box_question(sample: Sample, item: Json) -> Sample:
 
 GROUNDING = Synthesis(
     "grounding",
-    f"""
-Look at this picture. Name up to {MOST_QUESTIONS} things in it, each by a phrase that fits nothing else in the picture,
-and give the box that just holds it: {_COORDINATES}.
-As JSON: {{{{"things": [{{{{"phrase": "...", "box": [0, 0, 1000, 1000]}}}}]}}}}
-""",
+    PROMPTS["grounding"],
     read=lambda sample: {} if len(media(sample.messages, Image)) == 1 else None,
     shows=Image,
     schema=json_object(things=json_list(json_object(phrase=JSON_TEXT, box=_BOX))),
@@ -236,8 +214,7 @@ As JSON: {{{{"things": [{{{{"phrase": "...", "box": [0, 0, 1000, 1000]}}}}]}}}}
     make=_box_question,
     checks=(
         Check(
-            f"Where in this picture is: {{item[phrase]}}? Give the box that just holds it: {_COORDINATES}.\n"
-            'As JSON: {{"box": [0, 0, 1000, 1000]}}',
+            PROMPTS["grounding_check"],
             _same_box,
             schema=json_object(box=_BOX),
             shows=_all(Image),

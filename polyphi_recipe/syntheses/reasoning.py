@@ -15,6 +15,7 @@ from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     final_answer,
@@ -57,7 +58,6 @@ LEVELS = (
 SHORTEST_PROBLEM = 8
 """Minimum words of a problem."""
 SAMPLING = SamplingParams(max_tokens=4096, temperature=0.8, top_p=0.95)
-_END = "Put the result on a last line of its own, in this form:\nAnswer: <number, word or name>"
 
 
 def _solved(sample: Sample, item: Json) -> str:
@@ -91,13 +91,7 @@ def _conversation(sample: Sample, item: Json) -> Sample:
 
 REASONING_PROBLEM = Synthesis(
     "reasoning_problem",
-    """
-Write a problem in the field of {domain}; it should be {level}. It must have exactly one right answer, a number, a word
-or a name, that follows from the problem alone. Write in {language}. Then solve it step by step, check each step before
-the next, and end the solution with a line in this form, with the English word in front:
-Answer: <number, word or name>
-As JSON: {{"problem": "...", "solution": "...", "answer": "..."}}
-""",
+    PROMPTS["reasoning_problem"],
     read=lambda sample: {
         "domain": pick(sample, "domain", DOMAINS),
         "level": pick(sample, "level", LEVELS),
@@ -106,9 +100,7 @@ As JSON: {{"problem": "...", "solution": "...", "answer": "..."}}
     schema=json_object(problem=JSON_TEXT, solution=JSON_TEXT, answer=JSON_TEXT),
     verify=_solved,
     make=_conversation,
-    checks=(
-        Check(f"{{item[problem]}}\n\nThink step by step. {_END}", _same_result, by_judge=True),
-    ),
+    checks=(Check(PROMPTS["reasoning_problem_check"], _same_result, by_judge=True),),
     sampling=SAMPLING,
     tries=2,
     varied=True,
@@ -141,15 +133,7 @@ def _pair(sample: Sample, chosen: str, **meta: str) -> Sample:
 
 CORRECTION = Synthesis(
     "correction",
-    f"""
-{{problem}}
-
-Somebody wrote this solution, and its result is wrong:
-
-{{wrong}}
-
-Write the right solution from its beginning, step by step, and nothing about the wrong one. {_END}
-""",
+    PROMPTS["correction"],
     read=lambda sample: (
         _problem(sample) | {"wrong": sample.meta["rejected"]} if _is_by(sample, "model") else None
     ),
@@ -171,14 +155,7 @@ def _wrong_and_right(sample: Sample, item: Json) -> str:
 
 TYPICAL_MISTAKE = Synthesis(
     "typical_mistake",
-    f"""
-{{problem}}
-
-The right answer is {{answer}}. Write two solutions. The first is by a student who makes one typical mistake on the way
-and doesn't notice, so that the result is wrong. The second is right, step by step. Say nothing about mistakes in
-either. In each: {_END}
-As JSON: {{{{"wrong": "...", "corrected": "..."}}}}
-""",
+    PROMPTS["typical_mistake"],
     read=lambda sample: _problem(sample) if _is_by(sample, "rule") else None,
     schema=json_object(wrong=JSON_TEXT, corrected=JSON_TEXT),
     verify=_wrong_and_right,

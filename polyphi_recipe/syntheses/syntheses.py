@@ -34,6 +34,7 @@ from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.verifiers import equations
 from polyphi_recipe.syntheses.judge import yes_or_no
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.synthesize import Check, Json, Synthesis
 from polyphi_recipe.text.lexicon import LANGUAGES
 
@@ -161,15 +162,7 @@ def passage(sample: Sample) -> str:
 
 PASSAGE_TEXT = Synthesis(
     "passage_text",
-    """
-Here is a passage:
-
-{passage}
-
-Write a text of your own that teaches a curious student what can be learned from it. Explain step by step, give
-an example that the passage doesn't have, and end with one exercise and its solution. Don't quote the passage or
-mention that it exists. Write in the passage's language. Give the text alone.
-""",
+    PROMPTS["passage_text"],
     read=lambda sample: {"passage": passage(sample)} if passage(sample).strip() else None,
     verify=_new_text,
     make=lambda sample, text: replace(sample, messages=(Message("document", (Text(text),)),)),
@@ -217,13 +210,7 @@ def wrong_step(reasoning: str) -> str:
 
 MATH_REASONING = Synthesis(
     "math_reasoning",
-    """
-{problem}
-
-Think it through step by step and check each step before the next. Put what you find on a last line of its own,
-in this form:
-Answer: <number or expression>
-""",
+    PROMPTS["math_reasoning"],
     read=lambda sample: {"problem": sample.messages[0].text} if len(sample.messages) > 1 else None,
     verify=reaches_answer,
     make=lambda sample, reasoning: replace(
@@ -246,11 +233,7 @@ def _is_description(sample: Sample, text: str) -> str:
 
 CAPTION = Synthesis(
     "caption",
-    """
-Describe this picture in one to three sentences for someone who can't see it: what there is, how many, which
-colours, where each thing lies, and any writing, quoted. Say nothing that can't be seen. Give the description
-alone.
-""",
+    PROMPTS["caption"],
     read=lambda sample: {} if media(sample.messages, Image) else None,
     shows=Image,
     verify=_is_description,
@@ -268,12 +251,7 @@ def _is_on_page(sample: Sample, item: Json) -> str:
 
 OCR_QA = Synthesis(
     "ocr_qa",
-    """
-Read this page. First write down all of its text, line by line, exactly as it stands. Then ask up to five
-different questions that can be answered only by reading it, and answer each in the words of the page, as
-shortly as possible. Use the page's language.
-As JSON: {{"text": "...", "pairs": [{{"question": "...", "answer": "..."}}]}}
-""",
+    PROMPTS["ocr_qa"],
     read=lambda sample: {} if media(sample.messages, Image) else None,
     shows=Image,
     schema=json_object(text=JSON_TEXT, pairs=PAIRS),
@@ -312,12 +290,7 @@ def _follows_from_chart(sample: Sample, item: Json) -> str:
 
 CHART_QA = Synthesis(
     "chart_qa",
-    """
-Read this chart. First write down its table: each label with its value. Then ask up to five different questions
-about it, from reading a value to comparing, adding and averaging, and answer each with one label, one number,
-yes or no.
-As JSON: {{"table": [{{"label": "...", "value": 1.0}}], "pairs": [{{"question": "...", "answer": "..."}}]}}
-""",
+    PROMPTS["chart_qa"],
     read=lambda sample: {} if media(sample.messages, Image) else None,
     shows=Image,
     schema=json_object(
@@ -357,16 +330,7 @@ def _about_speech(sample: Sample, item: Json) -> Sample:
 
 SPEECH_QA = Synthesis(
     "speech_qa",
-    """
-Someone says in a recording:
-
-{transcript}
-
-Ask up to four different questions that a listener could answer from this alone, and answer each in a phrase or
-a sentence, as close to the words said as you can. Use the recording's language. Speak of "the speaker" or "the
-recording", never of a written text.
-As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}
-""",
+    PROMPTS["speech_qa"],
     read=lambda sample: {"transcript": text} if (text := transcript(sample)) else None,
     schema=json_object(pairs=PAIRS),
     items=lambda answer: answer["pairs"],
@@ -413,18 +377,7 @@ def _in_form(sample: Sample, item: Json) -> str:
 
 SPEECH_SUMMARY = Synthesis(
     "speech_summary",
-    """
-Several people talk in a recording. What they say:
-
-{transcript}
-
-Imagine five people who want summaries of it: some of all of it, some of one topic, decision or speaker. Write
-what each would ask, in natural words that name the wanted form and length, and the summary that does as asked
-and says nothing that wasn't said. Use each of these forms once: "words" and "sentences" (running text, at most
-so many), "bullets" (lines that start with "- ", at most so many), "json" (a JSON object) and "email" (starts
-with "Subject:"). "limit" is the length that was asked for, 0 for json and email.
-As JSON: {{"summaries": [{{"question": "...", "form": "words", "limit": 50, "answer": "..."}}]}}
-""",
+    PROMPTS["speech_summary"],
     read=_long_speech,
     schema=json_object(
         summaries=json_list(
@@ -456,16 +409,7 @@ def _facts(sample: Sample) -> dict[str, str] | None:
 
 AUDIO_QA = Synthesis(
     "audio_qa",
-    """
-This is known about a recording:
-
-{facts}
-
-Ask up to four different questions for someone who only hears it: which sounds there are, who or what makes
-them, their order and number, the mood, the place, what is said. Answer each in a word to a sentence. Ask
-nothing that the facts don't answer or that can't be heard, and never mention metadata, tags or captions.
-As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}
-""",
+    PROMPTS["audio_qa"],
     read=_facts,
     schema=json_object(pairs=PAIRS),
     items=lambda answer: answer["pairs"],

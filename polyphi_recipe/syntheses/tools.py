@@ -14,6 +14,7 @@ from polyphi.data.shards import Sample
 from polyphi.types.messages import Message, with_calls, with_tools
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams
+from polyphi_recipe.syntheses.prompts import PROMPTS
 from polyphi_recipe.syntheses.syntheses import (
     JSON_TEXT,
     json_list,
@@ -152,17 +153,7 @@ def _make(sample: Sample, item: Json) -> Sample:
 _CALL = json_object(name=JSON_TEXT, arguments=JSON_TEXT)
 TOOL_CONVERSATION = Synthesis(
     "tool_conversation",
-    """
-Write a conversation between a user and an assistant that calls tools, in the field of {field}. What happens: {plan}.
-First describe two to four tools; "parameters" is a JSON schema of type object, written as a text. Then the turns:
-- "user": "text" is what the user says
-- "calls": one or more calls, "arguments" a JSON object written as a text; take values only from what was said before
-- "results": what the calls return, in their order, each a JSON value written as a text
-- "assistant": "text" is the answer to the user, from the results
-Use small, realistic, invented data. Fields of a turn that it doesn't need are "" or [].
-As JSON: {{"tools": [{{"name": "...", "description": "...", "parameters": "..."}}], "turns": [{{"role": "user", "text":
-"...", "calls": [{{"name": "...", "arguments": "..."}}], "results": ["..."]}}]}}
-""",
+    PROMPTS["tool_conversation"],
     read=lambda sample: {
         "field": pick(sample, "field", FIELDS),
         "plan": pick(sample, "plan", PLANS),
@@ -180,15 +171,7 @@ As JSON: {{"tools": [{{"name": "...", "description": "...", "parameters": "..."}
     ),
     verify=_verify,
     make=_make,
-    checks=(
-        judged("""
-<conversation>
-{answer}
-</conversation>
-
-Does the assistant call the right tools, with values that the user or a result gave, and answer from the results alone?
-"""),
-    ),
+    checks=(judged(PROMPTS["tool_conversation_check"]),),
     sampling=SamplingParams(max_tokens=4096, temperature=0.8, top_p=0.95),
     tries=2,
     varied=True,
