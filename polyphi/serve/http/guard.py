@@ -16,13 +16,14 @@ import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyphi.serve.admission.quotas import Quotas, client_of
 from polyphi.serve.admission.settings import Settings, check_key
-from polyphi.serve.http.bodies import Bodies, Body
+from polyphi.serve.http.bodies import Bodies, Body, over_capacity
 from polyphi.serve.http.errors import ApiError, body_for
 
 log = logging.getLogger("polyphi.serve")
@@ -30,6 +31,8 @@ access = logging.getLogger("polyphi.serve.access")
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
 """Paths that need no key, for GET and HEAD only; compared exactly."""
+PROBES = PUBLIC - {"/"}
+"""Paths that are answered beyond every limit: they say whether the server works."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Listen addresses that stand for all of the machine's addresses."""
@@ -107,16 +110,10 @@ class AccessGuard:
         self.bodies = Bodies(settings, (quotas or Quotas(settings)).bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = scope.get("state", {}).get("connection")  # of connection.py
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif connection is None:
-            await self._exchange(scope, receive, send)
         else:
-            await connection.answer(self._exchange, scope, receive, send)
-
-    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Exchange(self, scope, receive, send).run()
+            await Exchange(self, scope, receive, send).run()
 
 
 class Exchange:
@@ -135,6 +132,10 @@ class Exchange:
         self.body: Body | None = None
         self.status: int | None = None
         self.ended = self.disconnected = self._body_sent = False
+        self._received = False
+        """Whether the body was received completely, or the client has disconnected."""
+        self._start: Message | None = None
+        """The start of a response to HEAD, which is sent with its end."""
 
     async def run(self) -> None:
         try:
@@ -155,6 +156,8 @@ class Exchange:
         finally:
             if self.body:
                 self.body.release()
+            if connection := self.scope.get("state", {}).get("connection"):  # of connection.py
+                connection.request_ended(complete=self.ended)
             path = self.scope.get("raw_path") or self.scope["path"].encode()
             log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
             status = 499 if self.disconnected and not self.ended else self.status or 500
@@ -163,6 +166,9 @@ class Exchange:
 
     async def _handle(self) -> None:
         self._check_headers()
+        connection = self.scope.get("state", {}).get("connection")
+        if connection is not None and connection.surplus and self.scope["path"] not in PROBES:
+            raise over_capacity()
         self._check_host()
         if (origin := self.headers.get(b"origin")) is not None:
             self._check_origin(origin.decode("latin-1").lower())
@@ -179,7 +185,7 @@ class Exchange:
         self.body = await self.guard.bodies.read(
             client_of(tenant, address),
             self._declared_length(),
-            self._receive,
+            self._receive_body,
             json=self._content_type() == JSON,
         )
         if self.body is None:
@@ -335,6 +341,21 @@ class Exchange:
             raise ApiError(400, "Content-Length must be a number of bytes")
         return int(length)
 
+    async def _receive_body(self) -> Message:
+        message = await self._receive()
+        self._received = not message.get("more_body", False)
+        return message
+
+    async def _discard_body(self) -> None:
+        """Receives the rest of a body whose response was sent. A connection that were closed before would be reset, and
+        its client wouldn't receive the response."""
+        if b"expect" in self.headers:
+            return  # the client waits before it sends the body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.guard.settings.header_seconds):
+                while not self._received:
+                    await self._receive_body()
+
     async def receive(self) -> Message:
         """The app's `receive`: the pieces of the body, then the disconnect of the client."""
         assert self.body is not None
@@ -360,6 +381,15 @@ class Exchange:
             message = {**message, "headers": headers}
             if self.body:
                 self.body.release()
+        if self.method == "HEAD":
+            # With the headers its client has the whole response, and may send the next request at once.
+            if message["type"] == "http.response.start":
+                self._start = message
+                return
+            if message.get("more_body"):
+                return
+            assert self._start is not None
+            await self._send(self._start)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
@@ -390,7 +420,11 @@ class Exchange:
             await self._send({"type": "websocket.http.response.body", "body": body})
         else:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": body})
+            more = not self._received and self.method != "HEAD"
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
+            if more:
+                await self._discard_body()
+                await self.send({"type": "http.response.body"})
 
 
 def headers_too_long(cap: int) -> ApiError:

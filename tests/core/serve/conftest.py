@@ -16,7 +16,6 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
-from polyphi.serve.http.connection import Connections
 from polyphi.serve.run import bind, uvicorn_config
 
 
@@ -47,7 +46,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(uvicorn_config(app, Connections(settings)))
+    server = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

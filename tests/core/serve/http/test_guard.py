@@ -72,6 +72,8 @@ async def page(request: Request) -> PlainTextResponse:
 
 
 async def slow(request: Request) -> PlainTextResponse:
+    if connection := getattr(request.state, "connection", None):
+        connection.admitted = True
     await asyncio.sleep(1.0)
     return PlainTextResponse("slow")
 
@@ -693,7 +695,7 @@ def test_s21_a_websocket_of_another_page_is_refused() -> None:
 class Served:
     """A real uvicorn in a thread, with short limits."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keep_alive: int = 2) -> None:
         self.app = app(settings)
         config = uvicorn.Config(
             self.app,
@@ -704,7 +706,7 @@ class Served:
             access_log=False,
             server_header=False,
             log_level="error",
-            timeout_keep_alive=2,
+            timeout_keep_alive=keep_alive,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
@@ -981,10 +983,9 @@ def test_bytes_that_arrive_one_by_one_are_the_same_requests() -> None:
         server.stop()
 
 
-def test_a_connection_without_another_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_another_request_is_closed() -> None:
     """Not while the headers of another one arrive, which have their own time."""
-    monkeypatch.setattr("polyphi.serve.http.connection.KEEP_ALIVE", 0.5)
-    server = Served(replace(SMALL, header_seconds=1.5))
+    server = Served(replace(SMALL, header_seconds=1.5), keep_alive=1)
     try:
         with server.dial(GET) as peer:
             assert answers(peer).endswith(b"page")
@@ -1000,7 +1001,8 @@ def test_a_connection_without_another_request_is_closed(monkeypatch: pytest.Monk
 
 def test_a_method_of_another_protocol_is_refused(served: Served) -> None:
     with served.dial(b"DESCRIBE / RTSP/1.0\r\nhost: localhost\r\n\r\n") as peer:
-        assert read_all(peer).startswith(b"HTTP/1.1 400 ")
+        got = read_all(peer)
+        assert got.startswith(b"HTTP/1.1 4"), got
 
 
 @pytest.mark.parametrize(
@@ -1118,20 +1120,36 @@ def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
 
 
 def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
-    """An address has at most three quarters of the connections (3 of 4), and other addresses the rest."""
+    """Where all connections have admitted requests, a new one is served for probes alone, also of a busy address."""
     slow = GET.replace(b"/v1/models", b"/slow")
-    busy = [served.dial(slow) for _ in range(3)]
-    until(lambda: len(served.server.server_state.tasks) == 3)
-    with served.dial() as peer:
-        got = read_all(peer)
-    assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in got
-    busy.append(served.dial(slow, "127.0.0.2"))
-    time.sleep(0.1)
-    with served.dial(GET, "127.0.0.3") as peer:
-        assert read_all(peer).startswith(b"HTTP/1.1 503 ")
+    busy = [served.dial(slow, f"127.0.0.{1 + n % 2}") for n in range(4)]
+    until(lambda: len(served.server.server_state.tasks) == 4)
+    for address in ("127.0.0.1", "127.0.0.3"):
+        with served.dial(GET, address) as peer:
+            got = answers(peer)
+        assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in got
+        with served.dial(GET.replace(b"/v1/models", b"/health"), address) as peer:
+            assert answers(peer).endswith(b"page")
     for peer in busy:
         assert answers(peer).endswith(b"slow")
         peer.close()
+
+
+def test_s19_bodies_that_wait_of_two_addresses_leave_connections_to_a_third(
+    served: Served,
+) -> None:
+    """Each new connection of the busy addresses takes the place of one of their own."""
+    with served.dial(address="127.0.0.3") as third:
+        waiting = []
+        for number in range(12):
+            body = HEAD + b"content-length: 300\r\n\r\n" + b" " * 299
+            waiting.append(served.dial(body, f"127.0.0.{1 + number % 2}"))
+            third.sendall(GET)
+            assert answers(third).startswith(b"HTTP/1.1 200")
+            with served.dial(GET.replace(b"/v1/models", b"/health"), "127.0.0.4") as probe:
+                assert answers(probe).endswith(b"page")
+        for peer in waiting:
+            peer.close()
 
 
 def test_s19_idle_connections_of_one_address_leave_those_of_others(served: Served) -> None:
