@@ -128,6 +128,8 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._loading.app is not None:  # requests of new connections don't pass `Loading`
+            self.config.loaded_app = self._loading.app
         return await super().on_tick(counter) or self._loading.error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -270,15 +270,21 @@ class HttpConnection(HttpToolsProtocol):
             return
         self._complete = True
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was the rest of a refused body
+            self.connection.stop_deadline("read")
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # The response
 
     def on_response_complete(self) -> None:
-        if not self._complete:  # nobody waits for the rest of the request (guard.py)
-            self.transport.close()
         super().on_response_complete()
         if self.transport.is_closing():  # the peer has some time to read the rest
             self.connection.start_deadline("read", self._settings.body_seconds)
+        elif not self._complete:  # the rest of a refused body is ignored
+            self._unset_keepalive_if_required()
+            self.connection.start_deadline("read", self._settings.header_seconds)
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):

@@ -10,11 +10,13 @@ import httpx2
 import pytest
 import uvicorn
 from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
+from starlette.requests import HTTPConnection
 
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
+from polyphi.serve.answer.server import Server
 from polyphi.serve.app import create_app
 from polyphi.serve.run import bind, uvicorn_config
 
@@ -58,6 +60,12 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(30)
         listening.close()
+
+
+def request_of(server: Server, client: bytes) -> HTTPConnection:
+    """A request of a client as AccessGuard passes it on."""
+    state = {"tenant": b"", "client": client, "bytes": server.quotas.bytes.take(client, 0)}
+    return HTTPConnection({"type": "http", "headers": [], "state": state})
 
 
 def tiny_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
