@@ -54,6 +54,7 @@ class Connection:
         self.settings = connections.settings
         self._connections, self._loop = connections, asyncio.get_running_loop()
         self._timers: dict[str, TimerHandle] = {}
+        self._is_closed = False
         self.since = self._loop.time()
         """When the connection was opened, or its last request ended."""
 
@@ -65,6 +66,7 @@ class Connection:
         self._connections.add(self)
 
     def closed(self) -> None:
+        self._is_closed = True
         self.stop_deadline("read")
         self.stop_deadline("write")
         self._connections.remove(self)
@@ -72,17 +74,22 @@ class Connection:
     def start_deadline(self, name: str, seconds: float) -> None:
         """Closes the connection after so many seconds, unless the deadline is stopped or started again."""
         self.stop_deadline(name)
-        self._timers[name] = self._loop.call_later(seconds, self.transport.abort)
+        if not self._is_closed:
+            self._timers[name] = self._loop.call_later(seconds, self.transport.abort)
 
     def stop_deadline(self, name: str) -> None:
         if name in self._timers:
             self._timers.pop(name).cancel()
 
-    def request_ended(self, *, complete: bool) -> None:
-        """Counts the connection as idle. After an incomplete response, the peer has some time to read the rest."""
+    def response_ended(self) -> None:
+        """Counts the connection as idle."""
         self.admitted, self.since = False, self._loop.time()
-        if not complete:
-            self.start_deadline("read", self.settings.body_seconds)
+
+    def response_failed(self) -> None:
+        """Counts the connection as idle, and gives the peer some time to read the rest of an incomplete response, or of
+        a WebSocket."""
+        self.response_ended()
+        self.start_deadline("read", self.settings.body_seconds)
 
 
 class Connections:
@@ -279,6 +286,7 @@ class HttpConnection(HttpToolsProtocol):
     # The response
 
     def on_response_complete(self) -> None:
+        self.connection.response_ended()
         super().on_response_complete()
         if self.transport.is_closing():  # the peer has some time to read the rest
             self.connection.start_deadline("read", self._settings.body_seconds)

@@ -158,8 +158,9 @@ class Exchange:
         finally:
             if self.bytes:
                 self.bytes.release()
-            if connection := self.scope.get("state", {}).get("connection"):  # of connection.py
-                connection.request_ended(complete=self.ended)
+            connection = self.scope.get("state", {}).get("connection")  # of connection.py
+            if connection is not None and not self.ended:
+                connection.response_failed()
             path = self.scope.get("raw_path") or self.scope["path"].encode()
             log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
             status = 499 if self.disconnected and not self.ended else self.status or 500
