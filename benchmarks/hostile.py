@@ -34,7 +34,7 @@ other request of ten times and 5 s; each is answered; /health always answers wit
 attackers have disconnected, none of their requests is in progress; within a minute memory is released; no attacker
 receives an error of the server itself (5xx, except 503). After an attack whose requests stay in progress, the others
 get a new server. The exit code is 1 if an aim is missed. Options of `polyphi serve` follow `--`, for example
-`-- --prompts-gb 0.1` with a short context, so that prompts_memory fills it.
+`-- --requests-gb 0.1` with a short context, so that prompts_memory fills it.
 
 `--all-at-once`: hostile_together.py.
 

@@ -1,25 +1,25 @@
 """Writes docs/limits.md from polyphi/serve/admission (quotas.py, settings.py): `python tests/limits_page.py`."""
 
 import ast
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
-from unittest import mock
 
 import jinja2
 
+from polyphi.decoding.grammars import PROCESS_MEMORY
 from polyphi.engine.engine import MAX_NUM_SEQS
-from polyphi.serve.admission import quotas
+from polyphi.serve.admission.quotas import LARGE_IMAGE, SMALL_THREADS, Quotas, share
 from polyphi.serve.admission.settings import MIB, Settings
+from polyphi.serve.answer.fetch import FETCHES
+from polyphi.serve.answer.server import MATCHERS
+from polyphi.serve.audio.transcriptions import DECODERS, RECORDINGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 SETTINGS = Settings("phi")
 CORES = (1, 64)
-"""Some quotas depend on the machine's cores: the page has the values for few and for many."""
+"""Numbers of cores: some slots depend on those of the machine."""
 Row = tuple[str, str, str, str]
 """What, the limit of one client, that of all clients, and what happens beyond."""
 
@@ -58,16 +58,15 @@ ONE_REQUEST = {
 }
 """Settings that limit one request, and what happens beyond. New ones follow with the text of their docstring."""
 OF_ALL_CLIENTS = {
-    "max_bodies_bytes",
     "max_connections",
-    "max_prepared_bytes",
+    "max_requests_bytes",
     "max_stored_bytes",
     "max_waiting",
     "max_live_sessions",
     "max_adapters",
     "max_adapter_bytes",
 }
-"""Settings that stand in the tables of quotas."""
+"""Settings that stand in the table of pools."""
 OTHER = {"drain_seconds", "max_live_event_bytes", "max_live_buffer_seconds"}
 OTHER |= {"live_idle_seconds", "live_seconds"}
 """Settings of the server, and those of live sessions, which docs/live.md has."""
@@ -80,44 +79,80 @@ def text() -> str:
         trim_blocks=True,
     )
     page = templates.get_template("limits.md")
-    return page.render(quotas=quota_rows(), requests=request_rows())
+    return page.render(pools=pool_rows(), slots=slot_rows(), requests=request_rows())
 
 
-def quota_rows() -> Iterator[Row]:
-    """A row for each quota of `Quotas`."""
-    few, many = (all_quotas(cores) for cores in CORES)
-    assert few.keys() == many.keys()
-    for name, quota in few.items():
-        other = many[name]
-        client, total = (
-            amount(quota.unit, getattr(quota, whose), getattr(other, whose))
-            for whose in ("client", "total")
-        )
-        yield quota.what, client, total, quota.beyond
+def pool_rows() -> Iterator[Row]:
+    """A row for each amount that clients share."""
+    pools = Quotas(SETTINGS, MAX_NUM_SEQS)
+    connections, stored = SETTINGS.max_connections, SETTINGS.max_stored_bytes
+    always = number("bytes", pools.bytes.always)
+    for what, unit, client, total, beyond in (
+        (
+            "open connections, each client being an address",
+            "connections",
+            connections,
+            connections,
+            "the address with the most connections loses the one that has been idle, or without an admitted request, "
+            "for longest; HTTP 503 where every one has an admitted request, but never for `/live`, `/health` and "
+            "`/ready`",
+        ),
+        (
+            "requests that run or wait (`--max-num-seqs`, `--max-waiting`)",
+            "requests",
+            share(pools.requests.total, 0),
+            pools.requests.total,
+            "HTTP 429 with Retry-After; a client without another request is always admitted",
+        ),
+        (
+            "memory of requests: body, media, prompt, output that waits to be read (`--requests-gb`)",
+            "bytes",
+            share(pools.bytes.total, 0),
+            pools.bytes.total,
+            f"HTTP 429 with Retry-After, or 503; a stream ends; never for the first {always} of a request",
+        ),
+        (
+            "sessions of [live transcription](live.md#limits)",
+            "sessions",
+            share(pools.sessions.total, 0),
+            pools.sessions.total,
+            "`error` with `too_many_sessions`, close code 1013",
+        ),
+        (
+            "[stored responses](server_api.md#responses-api) (`--store-mb`)",
+            "bytes",
+            stored // 4,
+            stored,
+            "the least recently used are dropped, also beyond 1,024 of one client; a response that is larger alone is "
+            "not stored",
+        ),
+        (
+            "[adapters loaded at runtime](operations.md#loading-adapters-at-runtime)",
+            "adapters",
+            SETTINGS.max_adapters,
+            SETTINGS.max_adapters,
+            f"HTTP 400, as beyond {SETTINGS.max_adapter_bytes / MIB:,.0f} MiB of their files",
+        ),
+    ):
+        yield what, number(unit, client), number(unit, total), beyond
 
 
-def all_quotas(cores: int) -> dict[str, quotas.Quota]:
-    """The quotas of a server on a machine with so many cores, by the name of their attribute."""
-    with mock.patch("polyphi.devices.cpu.usable", lambda: cores):
-        module = loaded_again(quotas)
-    attributes = vars(module.Quotas(SETTINGS, MAX_NUM_SEQS))
-    return {name: getattr(one, "quota", one) for name, one in attributes.items()}
-
-
-def loaded_again(module: ModuleType) -> ModuleType:
-    """A second copy of a module, whose constants are computed again."""
-    spec = importlib.util.spec_from_file_location(f"{module.__name__}_again", str(module.__file__))
-    assert spec and spec.loader
-    copy = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, {spec.name: copy}):  # dataclasses look their module up
-        spec.loader.exec_module(copy)
-    return copy
-
-
-def amount(unit: str, few: int, many: int) -> str:
-    if few != many:
-        return f"{few:,} to {number(unit, many)}, by cores"
-    return number(unit, few)
+def slot_rows() -> Iterator[tuple[str, str]]:
+    """A row for each kind of work that waits for slots."""
+    few, many = (max(1, min(4, cores // 4)) for cores in CORES)
+    yield "parsing a JSON body of more than 16 KiB", "1"
+    yield "short work, such as texts of at most 32,768 characters", str(SMALL_THREADS)
+    yield "preparing long texts, images and audio", f"{few} to {many}, by cores"
+    yield f"decoding an image of more than {LARGE_IMAGE:,} pixels", "1"
+    yield "decoding videos and documents", "2"
+    yield "fetching media, and looking up their hosts", f"{FETCHES} each"
+    yield "compiling a grammar", "2"
+    matchers = f"{max(MATCHERS, MAX_NUM_SEQS)}, at least `--max-num-seqs`"
+    yield (
+        f"a request with a grammar, with a process of at most {PROCESS_MEMORY // MIB} MiB",
+        matchers,
+    )
+    yield "transcribing a recording; decoding it", f"{RECORDINGS}; {DECODERS}"
 
 
 def number(unit: str, value: float) -> str:

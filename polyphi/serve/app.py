@@ -3,7 +3,6 @@
 >>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -36,7 +35,6 @@ from polyphi.serve.http.events import ClientGone
 from polyphi.serve.http.fields import validation_error
 from polyphi.serve.http.guard import AccessGuard
 from polyphi.serve.http.refusals import other_base, unserved
-from polyphi.serve.http.response_json import PacedBodyMiddleware
 from polyphi.serve.openai import chat, completions, embeddings, lora, stored_responses, tokenize
 from polyphi.serve.openai import responses as responses_api
 from polyphi.serve.page import page
@@ -55,9 +53,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         server.start()
-        heartbeats = asyncio.create_task(server.heartbeats.run())
         yield
-        heartbeats.cancel()
         server.close()
 
     app = FastAPI(
@@ -96,7 +92,6 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.include_router(lora.routes(server), responses=body)
-    app.add_middleware(PacedBodyMiddleware)
     # The last one added runs first.
     app.add_middleware(AccessGuard, settings=settings, quotas=server.quotas)
     return app
@@ -189,7 +184,7 @@ def _health(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/health",
-        summary="Whether the engine is running and its threads respond",
+        summary="Whether the engine is running and responds",
         response_model=Health,
         responses=not_yet,
     )

@@ -21,12 +21,11 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from polyphi.runtime.heap import keep_large_blocks_apart
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.http.addresses import is_loopback
-from polyphi.serve.http.connection import KEEP_ALIVE, Connections
+from polyphi.serve.http.connection import KEEP_ALIVE, Connections, WebSocketConnection
 from polyphi.serve.page.loading import Loading, Progress
 
 SWITCH_INTERVAL = 0.0005
@@ -118,8 +117,7 @@ class DrainingServer(uvicorn.Server):
     when the load fails."""
 
     def __init__(self, loading: Loading, settings: Settings) -> None:
-        self._connections = Connections(settings)
-        super().__init__(uvicorn_config(loading, self._connections))
+        super().__init__(uvicorn_config(loading, settings))
         self._loading = loading
         self._watchdog = Watchdog(settings.drain_seconds + FORCE_SECONDS)
 
@@ -130,6 +128,8 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._loading.app is not None:  # requests of new connections don't pass `Loading`
+            self.config.loaded_app = self._loading.app
         return await super().on_tick(counter) or self._loading.error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -137,19 +137,19 @@ class DrainingServer(uvicorn.Server):
         if self._loading.app is None:
             for server in self.servers:
                 server.close()
-            self._connections.abort()
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
         # A traceback for each request that is cancelled.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
-def uvicorn_config(app: ASGIApp, connections: Connections) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """The configuration of uvicorn: with the limits of connection.py, and without uvicorn's own log and headers."""
-    settings = connections.settings
     return uvicorn.Config(
         app,
-        http=connections.protocol,
-        ws=WebSocketsSansIOProtocol,
+        http=Connections(settings).protocol,
+        ws=WebSocketConnection,
         ws_max_size=settings.max_live_event_bytes,
         ws_per_message_deflate=False,  # a small message could expand to a large one
         log_config=None,
@@ -157,8 +157,7 @@ def uvicorn_config(app: ASGIApp, connections: Connections) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=round(settings.drain_seconds),
-        # uvicorn sees no headers before they are complete, so its own time must not end first.
-        timeout_keep_alive=round(KEEP_ALIVE + settings.header_seconds) + 1,
+        timeout_keep_alive=KEEP_ALIVE,
     )
 
 

@@ -99,11 +99,8 @@ class Settings:
 
     max_header_bytes: Internal[int] = 32 << 10
     max_body_bytes: Internal[int] = 100 * MIB
-    """Maximum bytes of a body. This, `max_bodies_bytes`, `body_seconds` and `max_audio_bytes` are larger where
+    """Maximum bytes of a body. This, `max_requests_bytes`, `body_seconds` and `max_audio_bytes` are larger where
     `max_audio_seconds` is."""
-    max_bodies_bytes: Internal[int] = 512 * MIB
-    """Maximum bytes of the bodies of all requests, each until its prompt is prepared; one client may have a quarter, or
-    one body (quotas.py)."""
     max_connections: Internal[int] = 512
     header_seconds: Internal[float] = 10.0
     """Time limit for the complete headers of a request."""
@@ -141,18 +138,18 @@ class Settings:
     max_answers: Internal[int] = 8
     max_tokens: Internal[int] = 16_384
     """Maximum tokens of an answer; the context may leave fewer."""
-    max_prepared_bytes: Annotated[
+    max_requests_bytes: Annotated[
         int,
         Parameter(
-            name="--prompts-gb",
+            name="--requests-gb",
             metavar="FLOAT",
             converter=partial(in_bytes, unit=10**9),
             show_default=False,
             group=LOAD,
         ),
-    ] = 1024 * MIB
-    """Memory for the prompts of all requests, media included (token ids, crops and log-mel frames); default: 1 GiB. A
-    single request may take more; further ones receive HTTP 429."""
+    ] = 2048 * MIB
+    """Memory for all requests: bodies, media, prompts (token ids, crops and log-mel frames) and output that waits to be
+    read; default: 2 GiB. A single request may take more; further ones receive HTTP 429."""
     max_stored_bytes: Annotated[
         int,
         Parameter(
@@ -166,7 +163,7 @@ class Settings:
     max_waiting: Annotated[NonNegativeInt, Parameter(group=LOAD)] = 64
     """Maximum number of waiting requests; further ones receive HTTP 429."""
     max_live_sessions: Internal[int] = 32
-    """Sessions of live transcription; one client may have three quarters of them."""
+    """Sessions of live transcription."""
     max_live_event_bytes: Internal[int] = 4 * MIB
     """Maximum bytes of a message to a live session: 60 s of audio."""
     max_live_buffer_seconds: Internal[float] = 300.0
@@ -192,7 +189,10 @@ class Settings:
             for name, least in (
                 ("max_audio_bytes", round(longer * Settings.max_audio_bytes)),
                 ("max_body_bytes", body),
-                ("max_bodies_bytes", Settings.max_bodies_bytes - Settings.max_body_bytes + body),
+                (
+                    "max_requests_bytes",
+                    Settings.max_requests_bytes - Settings.max_body_bytes + body,
+                ),
                 ("body_seconds", longer * Settings.body_seconds),
             ):
                 object.__setattr__(self, name, max(getattr(self, name), least))

@@ -1,6 +1,6 @@
 """Threads that clients use in turn.
 
->>> threads = Threads(quotas.large, "prepare large")
+>>> threads = Threads(LARGE_THREADS, "prepare large")
 >>> ids = await threads.run(b"client", tokenizer.encode, text)
 >>> row = await threads.run_steps(b"client", engine.rows.row_steps(messages))    # a turn for each image
 """
@@ -29,12 +29,12 @@ class StepsResult(Generic[T]):
 
 
 class Threads:
-    """A pool of as many threads as there are `slots`. A slot is free again when its thread is, which may be later than
+    """A pool of `total` threads, each with a slot. A slot is free again when its thread is, which may be later than
     the end of the request whose work the thread does."""
 
-    def __init__(self, slots: FairSlots, name: str) -> None:
-        self.slots = slots
-        self.pool = ThreadPoolExecutor(slots.quota.total, name)
+    def __init__(self, total: int, name: str) -> None:
+        self.slots = FairSlots(total)
+        self.pool = ThreadPoolExecutor(total, name)
         self._closed = threading.Event()
 
     async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:

@@ -1,6 +1,6 @@
 """Load the images, audio and videos that a request refers to, within size limits.
 
->>> media = Media(settings, quotas)
+>>> media = Media(settings)
 >>> with media.request(b"client") as request_media:      # all media of one request, within its total limit
 ...     data = await request_media.image("data:image/png;base64,iVBORw0...", "messages[0].content[1].image_url.url")
 
@@ -37,7 +37,7 @@ from polyphi.media.file_types import is_audio, is_image, is_pdf, is_video
 from polyphi.media.isolated import pdfs_unavailable as pdf_isolation_missing
 from polyphi.media.isolated import unavailable as isolation_missing
 from polyphi.media.media import MediaError
-from polyphi.serve.admission.quotas import QuotaExceeded, Quotas, Reservation
+from polyphi.serve.admission.quotas import FairSlots, QuotaExceeded, Reservation
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.admission.threads import Threads
 from polyphi.serve.http.addresses import (
@@ -67,6 +67,8 @@ CONNECT_SECONDS = 5.0
 """Connection timeout of one of a host's IP addresses, after which the next one is tried."""
 ADDRESSES = 4
 """Maximum IP addresses of a host that are tried, in their order."""
+FETCHES = 16
+"""Media that are fetched at once, and host names that are looked up."""
 Resolve = Callable[[str, int], Sequence[str]]
 
 
@@ -77,7 +79,6 @@ class Media:
     def __init__(
         self,
         settings: Settings,
-        quotas: Quotas | None = None,
         *,
         trusted: bool = False,
         resolve: Resolve | None = None,
@@ -85,11 +86,12 @@ class Media:
     ) -> None:
         self.settings, self._trusted = settings, trusted
         self._resolve, self._tls = resolve or resolve_host, tls
-        self._shares = quotas or Quotas(settings)
+        self._slots = FairSlots(FETCHES)
         self._client = b""
         # Dedicated threads: name servers that don't answer must not block the shared ones.
-        self._resolvers = Threads(self._shares.resolvers, "look up hosts")
+        self._resolvers = Threads(FETCHES, "look up hosts")
         self._reservation: Reservation | None = None
+        self._loaded = 0
         self.containers = self._accepts("M4A, MP4, WebM, AAC, AMR and videos", isolation_missing())
         """Whether audio and videos that FFmpeg decodes are accepted."""
         self.pdfs = not trusted and self._accepts("PDFs", pdf_isolation_missing())
@@ -107,15 +109,16 @@ class Media:
         return accepted
 
     @contextmanager
-    def request(self, client: bytes) -> "Iterator[Media]":
+    def request(self, client: bytes, reservation: Reservation | None = None) -> "Iterator[Media]":
         """A loader for one request of a client: it loads at most `max_body_bytes` in total, one after the other, and
-        its bytes count towards the quotas of the client and of all until the context ends."""
+        its bytes count in the request's reservation until the context ends."""
         media = copy(self)
-        media._client, media._reservation = client, self._shares.media.take(client, 0)
+        media._client, media._reservation = client, reservation
         try:
             yield media
         finally:
-            media._reservation.release()
+            if reservation is not None:
+                reservation.grow(-media._loaded)
 
     def close(self) -> None:
         self._resolvers.close(wait=False)
@@ -227,7 +230,7 @@ class Media:
         """Counts bytes that were loaded from outside the request; raises ApiError above a limit."""
         if (reservation := self._reservation) is None:
             return
-        if reservation.amount + count > (limit := self.settings.max_body_bytes):
+        if self._loaded + count > (limit := self.settings.max_body_bytes):
             raise ApiError(
                 413,
                 f"expected at most {limit:,} bytes in all media of a request, found more",
@@ -235,6 +238,7 @@ class Media:
             )
         try:
             reservation.grow(count)
+            self._loaded += count
         except QuotaExceeded as full:
             whose = "this client's" if full.by_client else "all"
             raise ApiError(
@@ -275,7 +279,7 @@ class Media:
                 "(data:...;base64,...)",
                 param=param,
             )
-        slots, loop, started = self._shares.fetches, asyncio.get_running_loop(), False
+        slots, loop, started = self._slots, asyncio.get_running_loop(), False
         try:
             async with asyncio.timeout(WAIT_SECONDS) as timeout, slots.exclusive(self._client):
                 timeout.reschedule(loop.time() + self.settings.fetch_seconds)

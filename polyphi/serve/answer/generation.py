@@ -68,16 +68,16 @@ async def answer(
     stream: bool | None,
 ) -> Response:
     """The response to a request. `formatted` also frees the request's copy of the conversation."""
-    with server.admit(server.caller(request)) as admitted:
+    with server.admit(request) as admitted:
         admitted.use_adapter(generation.adapter)
         row, sampling = await unless_disconnected(
             request, _prepare(server, request, admitted, generation)
         )
+        admitted.keep([row])
         (job,) = await server.submit(admitted, [row], sampling)
         del row  # its pixels are freed when the answers have ended
         generation.turns = ()
         result = formatted(job, sampling)
-        request.state.body.release()
         if stream:
             return Events(result.events(), admitted.transfer())
         return await unless_disconnected(request, result.whole())
@@ -88,7 +88,7 @@ async def _prepare(
 ) -> tuple[Batch, SamplingParams]:
     turns, param = generation.turns, generation.param
     sampling = await server.check_sampling(admitted, generation.sampling, generation.body)
-    with server.media.request(admitted.caller.client) as media:
+    with server.media.request(admitted.caller.client, admitted.bytes) as media:
         messages = await conversation(media, turns, server.settings, param)
         if server.settings.log_prompts:
             server.log_prompt(request, [(m.role, m.text) for m in messages])
@@ -111,7 +111,7 @@ async def count_tokens(
     """The tokens of a prompt, without running the model; of images and most audio only the headers are read."""
 
     async def counted(admitted: AdmittedRequest) -> Tokens:
-        with server.media.request(admitted.caller.client) as media:
+        with server.media.request(admitted.caller.client, admitted.bytes) as media:
             messages = await conversation(media, turns, server.settings, param)
             messages = with_tools(messages, list(tools))
             expanded = await with_expansion(server, admitted, messages)
@@ -122,7 +122,7 @@ async def count_tokens(
                 return await server.in_steps(is_large(messages), admitted.caller, count)
 
     with (
-        server.admit(server.caller(request)) as admitted,
+        server.admit(request) as admitted,
         server.api_errors(param, turns),
     ):
         return await unless_disconnected(request, counted(admitted))

@@ -43,8 +43,8 @@ class OutputDelta:
 
 class Job:
     """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. Deltas wait
-    in memory where a client doesn't read its stream: beyond `UNCOUNTED` bytes they count in `unread`, and where these
-    reach a limit, the answers end with an error.
+    in memory where a client doesn't read its stream: beyond `UNCOUNTED` bytes they count in `reservation`, and where
+    that reaches a limit, the answers end with an error.
 
     `on_end` is called when all have ended, from any thread; `delivered_tokens`: those of the deltas so far."""
 
@@ -54,15 +54,15 @@ class Job:
         metrics: ServerMetrics,
         requests: Sequence[Request],
         loop: asyncio.AbstractEventLoop,
-        unread: Reservation,
+        reservation: Reservation,
     ) -> None:
-        self.requests, self.unread = requests, unread
+        self.requests, self._reservation = requests, reservation
         self.on_end: Callable[[], None] = lambda: None
         self.delivered_tokens = 0
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         self._lock = threading.Lock()
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._counted = 0
         self._count_lock = threading.Lock()
         self._token_counts, self._last_token_at = [0] * len(requests), [0.0] * len(requests)
         self._running = set(range(len(requests)))
@@ -114,8 +114,9 @@ class Job:
         """Counts deltas that wait, or no longer do. Raises QuotaExceeded where too much waits."""
         with self._count_lock:
             waiting = self._waiting_bytes + change
-            self.unread.grow(max(0, waiting - UNCOUNTED) - self.unread.amount)
-            self._waiting_bytes = waiting
+            counted = max(0, waiting - UNCOUNTED)
+            self._reservation.grow(counted - self._counted)
+            self._waiting_bytes, self._counted = waiting, counted
 
     def _end_unread(self, number: int, full: QuotaExceeded) -> None:
         """Ends all answers with an error, after the deltas that wait."""

@@ -70,10 +70,9 @@ NOT_IN_VLLM = (
     "encoder_",
     "kv_cache_b",
     "engine_",
-    "prepared_",
+    "requests_bytes",
     "live_",
     "stored_",
-    "unread_",
 )
 """Prefixes of the names that vLLM doesn't have."""
 
@@ -95,16 +94,14 @@ class Times:
 @dataclass(frozen=True)
 class Load:
     """The current load: the engine's counters, the number of waiting requests (also outside the engine), the bytes of
-    all requests' prompts, the sessions of live transcription, the number and bytes of stored responses, and the bytes
-    of responses that wait to be read."""
+    all requests, the sessions of live transcription, and the number and bytes of stored responses."""
 
     counters: Counters
     waiting: int
-    prepared_bytes: int
+    requests_bytes: int
     live_sessions: int = 0
     stored_responses: int = 0
     stored_bytes: int = 0
-    unread_bytes: int = 0
 
 
 class ServerMetrics(Collector):
@@ -271,17 +268,13 @@ class ServerMetrics(Collector):
                 "Memory of the KV cache: it grows with the blocks that were ever used, and stays.",
             ),
             "encoder_cached_bytes": (engine.encoded_bytes, "Bytes of cached encoder outputs."),
-            "prepared_bytes": (
-                load.prepared_bytes,
-                "Bytes of the prompts of all requests: ids, crops, log-mel frames.",
+            "requests_bytes": (
+                load.requests_bytes,
+                "Bytes of all requests: bodies, media, prompts, and output that waits to be read.",
             ),
             "live_sessions": (load.live_sessions, "Open sessions of live transcription."),
             "stored_responses": (load.stored_responses, "Stored responses."),
             "stored_responses_bytes": (load.stored_bytes, "Bytes of stored responses."),
-            "unread_bytes": (
-                load.unread_bytes,
-                "Bytes of responses and streams that wait to be read by their clients.",
-            ),
         }
         counters: dict[str, tuple[int, str]] = {
             "num_preemptions": (

@@ -100,7 +100,6 @@ def _row(
     row, seconds = yield from timed(
         engine.rows.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
     )
-    admitted.resize(row.nbytes)
     if row.inputs:
         metrics.media_decoded({name: one.size for name, one in row.inputs.items()}, seconds)
     return row, server.fit_sampling(row, sampling)

@@ -1,6 +1,6 @@
 """The engine behind the routes: one thread steps it for all requests, and handlers wait for its output.
 
->>> with server.admit(server.caller(request)) as admitted:            # or 429
+>>> with server.admit(request) as admitted:                           # or 429
 ...     row, sampling = await prepare(server, admitted, messages, "auto", sampling)  # prepare.py; raises for errors
 ...     (job,) = await server.submit(admitted, [row], sampling)
 ...     async for delta in job: ...                      # OutputDelta: number of the answer, text, finish reason
@@ -32,7 +32,14 @@ from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.media.media import MediaError
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.steps import Steps, result_of
-from polyphi.serve.admission.quotas import FairSlots, QuotaExceeded, Quotas, Reservation, client_of
+from polyphi.serve.admission.quotas import (
+    LARGE_THREADS,
+    SMALL_THREADS,
+    FairSlots,
+    QuotaExceeded,
+    Quotas,
+    Reservation,
+)
 from polyphi.serve.admission.settings import MIB, Settings
 from polyphi.serve.admission.threads import Threads
 from polyphi.serve.answer import decoders
@@ -40,7 +47,6 @@ from polyphi.serve.answer.adapter_models import AdapterModels
 from polyphi.serve.answer.conversation import InputTurn, media_paths
 from polyphi.serve.answer.expansion import caps
 from polyphi.serve.answer.fetch import Media, media_api_error
-from polyphi.serve.answer.heartbeat import Heartbeats
 from polyphi.serve.answer.jobs import Job
 from polyphi.serve.answer.metrics import Load, ServerMetrics
 from polyphi.serve.answer.store import ResponseStore
@@ -56,6 +62,11 @@ log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
 TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
 """Minimum seconds between two returns of free memory to the system: without running requests, and with them."""
+STEP_SECONDS = 300.0
+"""Time after the last step of the engine, or its last look for requests, from which it counts as stuck. A step of a
+large model on a slow CPU may take minutes."""
+MATCHERS = 16
+"""Requests with a grammar that may run or wait in any case."""
 LARGE = 32 << 10
 """Characters of text, or token ids, above which a request is large; one with images or audio always is."""
 
@@ -66,15 +77,17 @@ class AdmittedRequest:
     The end of a `with` block releases it, unless `transfer` was called.
     """
 
-    def __init__(self, server: "Server", caller: Client, live: bool) -> None:
-        self.caller, self.live = caller, live
+    def __init__(self, server: "Server", request: HTTPConnection, live: bool) -> None:
+        self.caller, self.live = server.caller(request), live
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
-        self._admission = server.take_slots(caller.client, live)
+        self._admission = server.take_slots(self.caller.client, live)
         self._slots: list[FairSlots] = []
-        self._reservation = server.quotas.prompts.take(caller.client, 0)
-        self._rows = 1
+        self.bytes: Reservation = request.state.bytes
+        self._rows = self._row_bytes = 0
+        if (connection := getattr(request.state, "connection", None)) is not None:
+            connection.admitted = True  # until the end of the response
         self._lock = threading.Lock()
         self._adapter: str | None = None
         self._released = self._transferred = False
@@ -83,21 +96,22 @@ class AdmittedRequest:
     def released(self) -> bool:
         return self._released
 
-    def reserve(self, count: int, rows: int = 1) -> None:
-        """Reserves `count` more bytes for the rows of this request, until their answers have ended. Raises ApiError 429
-        where other requests leave too little."""
-        self._rows = rows
-        self._server.reserve(self._reservation, count)
+    def reserve(self, count: int) -> None:
+        """Reserves `count` more bytes for the rows of this request. Raises ApiError 429 where other requests leave too
+        little."""
+        self._server.reserve(self.bytes, count)
 
-    def resize(self, count: int) -> None:
-        """Sets the bytes that are reserved to the size of the rows."""
-        self._reservation.resize(count)
+    def keep(self, rows: Sequence[Batch]) -> None:
+        """Sets the bytes that are reserved to those of the rows, until their answers have ended: the body and its media
+        are no longer in memory."""
+        self._rows, self._row_bytes = len(rows), sum(row.nbytes for row in rows)
+        self.bytes.resize(self._row_bytes)
 
     def _row_ended(self) -> None:
         with self._lock:
             self._rows -= 1
             if not self._rows:
-                self._reservation.release()
+                self.bytes.grow(-self._row_bytes)
 
     async def take_slot(self, slots: FairSlots) -> None:
         """Waits for a slot, and occupies it until the release."""
@@ -133,7 +147,6 @@ class AdmittedRequest:
             self._server.adapters.release(self._adapter)
             for job in self._jobs:
                 self._server.drop(job)
-            self._reservation.release()
             self._free_slots()
             for reservation in self._admission:
                 reservation.release()
@@ -153,9 +166,9 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.quotas = Quotas(settings, engine.scheduler.max_num_seqs)
-        self.parser = Parser(self.quotas.parsing)
-        self.media = Media(settings, self.quotas)
-        self.store = ResponseStore(self.quotas.stored)
+        self.parser = Parser()
+        self.media = Media(settings)
+        self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = ServerMetrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.adapters = AdapterModels(engine, settings, self.metrics)
         self.adapter = self.adapters.select
@@ -166,26 +179,25 @@ class Server:
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.answers = Writer(
-            self.quotas.answers, lambda scope: self.caller(HTTPConnection(scope)).client
-        )
-        self._small = Threads(self.quotas.small, "prepare")
-        self._large = Threads(self.quotas.large, "prepare large")
-        self._grammars = Threads(self.quotas.grammars, "compile grammars")
-        self.expansion_threads = Threads(self.quotas.expansions, "decode videos and documents")
-        self.large_media_threads = Threads(self.quotas.large_media, "decode large media")
+        self.answers = Writer()
+        self._small = Threads(SMALL_THREADS, "prepare")
+        self._large = Threads(LARGE_THREADS, "prepare large")
+        self._grammars = Threads(2, "compile grammars")
+        self.matchers = FairSlots(max(MATCHERS, engine.scheduler.max_num_seqs))
+        """For each request with a grammar, until its end: it has a process of its own."""
+        self.expansion_threads = Threads(2, "decode videos and documents")
+        self.large_media_threads = Threads(1, "decode large media")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
-        self.heartbeats = Heartbeats(
-            self._small.pool.submit, self._abort_pool.submit, engine.counters
-        )
+        self._stepped_at = time.monotonic()
         engine.processor.caps = caps(settings)
         engine.encoders.on_encode = self.metrics.encoded
 
     def start(self) -> None:
         self.engine.processor.decoders = decoders.start(self.settings)
         self.engine.on_step = self.metrics.step
+        self._stepped_at = time.monotonic()
         self._thread.start()
 
     def close(self) -> None:
@@ -212,8 +224,8 @@ class Server:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's thread runs, and the threads that requests need respond."""
-        return self._thread.is_alive() and self.heartbeats.alive
+        """Whether the engine's thread runs, and its last step ended a short time ago."""
+        return self._thread.is_alive() and time.monotonic() - self._stepped_at < STEP_SECONDS
 
     @property
     def ready(self) -> bool:
@@ -228,6 +240,7 @@ class Server:
         self.engine.run(self._stop, self._poll_jobs)
 
     def _poll_jobs(self, error: BaseException | None) -> None:
+        self._stepped_at = time.monotonic()
         if error is not None:
             log.error("a step failed", exc_info=error)
         for job in list(self._jobs):
@@ -246,20 +259,19 @@ class Server:
     def _load(self) -> Load:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
-        store, unread = self.store, self.quotas.answers.used + self.quotas.streams.used
-        prompts, sessions = self.quotas.prompts.used, self.live_sessions
-        return Load(counters, waiting, prompts, sessions, store.count, store.bytes, unread)
+        store, used, sessions = self.store, self.quotas.bytes.used, self.live_sessions
+        return Load(counters, waiting, used, sessions, store.count, store.bytes)
 
     @property
     def capacity(self) -> int:
         """Maximum number of requests that run or wait at once."""
-        return self.quotas.requests.quota.total
+        return self.quotas.requests.total
 
     @property
     def admitted(self) -> int:
         return self.quotas.requests.used
 
-    def admit(self, caller: Client, live: bool = False) -> AdmittedRequest:
+    def admit(self, request: HTTPConnection, live: bool = False) -> AdmittedRequest:
         """Admits a request or, with `live`, a session of live transcription. Raises ApiError 429 with the estimated
         waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
         if self.draining:
@@ -268,7 +280,7 @@ class Server:
                 "the server is stopping; try another server or try again later",
                 code="stopping",
             )
-        return AdmittedRequest(self, caller, live)
+        return AdmittedRequest(self, request, live)
 
     @property
     def live_sessions(self) -> int:
@@ -301,14 +313,15 @@ class Server:
 
     def _take_session(self, client: bytes) -> Reservation:
         sessions = self.quotas.sessions
-        quota, own = sessions.quota, sessions.used_by(client)
+        own = sessions.used_by(client)
         try:
             return sessions.take(client, 1)
         except QuotaExceeded:
             raise ApiError(
                 429,
                 f"{sessions.used} sessions of live transcription are open, {own} of them by this client; at most "
-                f"{quota.total} may be, {quota.client} by one client and fewer beside others; try again later",
+                f"{sessions.total} may be, three quarters of them by one client and fewer beside others; try again "
+                "later",
                 code="too_many_sessions",
                 headers={"Retry-After": "60"},
             ) from None
@@ -328,7 +341,7 @@ class Server:
             whose = "those of one client" if full.by_client else "all"
             raise ApiError(
                 429,
-                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; of all prompts {whose} may "
+                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; of all requests {whose} may "
                 f"use {full.limit / MIB:,.1f} MiB at present, of which {full.in_use / MIB:,.1f} are in use; try again "
                 f"in about {wait} s, or with fewer images or less audio",
                 code="memory_full",
@@ -366,7 +379,7 @@ class Server:
         self, admitted: AdmittedRequest, sampling: SamplingParams
     ) -> SamplingParams:
         """The sampling with its grammar compiled, in turn with the other grammars of the client."""
-        await admitted.take_slot(self.quotas.matchers)
+        await admitted.take_slot(self.matchers)
         stop = threading.Event()
         work = self.engine.rows.with_grammar
         try:
@@ -404,8 +417,8 @@ class Server:
 
     def caller(self, request: HTTPConnection) -> Client:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
-        tenant, address = request.state.tenant, request.client.host if request.client else ""
-        return Client(client_of(tenant, address), b"" if self.settings.share_prefixes else tenant)
+        tenant = b"" if self.settings.share_prefixes else request.state.tenant
+        return Client(request.state.client, tenant)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of the server's own short `work`, run in one of a few threads."""
@@ -463,9 +476,8 @@ class Server:
             requests_by_row = self.engine.enter_all(rows, sampling, caller=admitted.caller)
         except UnknownAdapter as error:
             raise as_api_error(error) from None
-        unread, client = self.quotas.streams, admitted.caller.client
         jobs = [
-            Job(self.engine, self.metrics, requests, loop, unread.take(client, 0))
+            Job(self.engine, self.metrics, requests, loop, admitted.bytes)
             for requests in requests_by_row
         ]
         for row, job in zip(rows, jobs, strict=True):
@@ -479,7 +491,6 @@ class Server:
 
     def drop(self, job: Job) -> None:
         """Aborts a job's requests without waiting, and drops its output."""
-        job.unread.release()
         if job.requests and any(request.finish_reason is None for request in job.requests):
             self._abort_pool.submit(self._abort, job.requests)
 

@@ -1,6 +1,6 @@
 """Responses in memory, so that a client can continue, read or delete them by their id.
 
->>> store = ResponseStore(quotas.stored)
+>>> store = ResponseStore(256 << 20)
 >>> items = tuple(stored_item(value["id"], json_pieces(value)) for value in values)
 >>> store.add(owner, StoredResponse("resp_1", previous=None, items=items))        # while it is generated
 >>> store.complete(owner, "resp_1", (b"{...}",))
@@ -17,8 +17,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-
-from polyphi.serve.admission.quotas import Quota
 
 MAX_RESPONSES = 1024
 """Maximum number of responses of one owner."""
@@ -139,20 +137,20 @@ class _Owner:
 
 
 class ResponseStore:
-    """Stored responses: at most `quota.total` bytes for all owners, and `quota.client` for each; 0 stores nothing. Used
+    """Stored responses: at most `total` bytes for all owners, and a quarter of that for each; 0 stores nothing. Used
     by one thread, the event loop's. Other threads may read `count` and `bytes`: of all responses, also of those that
     haven't ended."""
 
-    def __init__(self, quota: Quota, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = self.bytes = 0
-        self._quota, self._clock = quota, clock
+        self._total, self._clock = total, clock
         self._owners: dict[bytes, _Owner] = {}
         self._expired_at = clock()
 
     @property
     def max_size(self) -> int:
         """Most bytes of one owner, and so of one response."""
-        return self._quota.client
+        return self._total // 4
 
     def add(self, owner: bytes, stored: StoredResponse) -> bool:
         """Stores a response; False if there is no memory for it."""
@@ -168,7 +166,7 @@ class ResponseStore:
             entry.bytes > self.max_size or len(entry.responses) > MAX_RESPONSES
         ):
             self._drop_oldest(owner)
-        while self.bytes > self._quota.total and (owners := self._owners_with_responses()):
+        while self.bytes > self._total and (owners := self._owners_with_responses()):
             self._drop_oldest(max(owners, key=lambda name: self._owners[name].bytes))
         return stored.id in entry.responses
 

@@ -27,7 +27,7 @@ from polyphi.serve.answer.server import LARGE, Server
 from polyphi.serve.audio.realtime_schema import RATES, Append, SessionSettings, Update, parse_event
 from polyphi.serve.audio.transcriptions import logprobs, longest_segment, usage
 from polyphi.serve.http.errors import ApiError, as_api_error
-from polyphi.serve.http.json_scanner import Scanner
+from polyphi.serve.http.json_parser import checked
 from polyphi.transcription import longform
 from polyphi.transcription.live import (
     AudioItem,
@@ -86,7 +86,7 @@ class Session:
         sender = asyncio.ensure_future(self._send())
         error: ApiError | None = None
         try:
-            with self._server.admit(self._caller, live=True):
+            with self._server.admit(self._socket, live=True):
                 try:
                     self._start()
                     await self._receive(sender)
@@ -190,8 +190,7 @@ class Session:
         event_id: Any = None
         try:
             try:
-                Scanner().scan(text.encode(), last=True)  # within the limits of a body
-                value = json.loads(text)
+                value = json.loads(checked(text.encode()))  # within the limits of a body
             except (ValueError, RecursionError):
                 raise ApiError(400, "expected a JSON text message", code="invalid_json") from None
             event_id = value.get("event_id") if isinstance(value, dict) else None

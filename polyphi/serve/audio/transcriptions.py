@@ -29,6 +29,7 @@ from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Stopped
 from polyphi.engine.request import Client
 from polyphi.media.media import MediaError
+from polyphi.serve.admission.quotas import FairSlots
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.fetch import media_api_error
 from polyphi.serve.answer.metrics import Times
@@ -43,6 +44,8 @@ from polyphi.transcription.transcript import text_of
 from polyphi.types.transcript import Transcript
 
 log = logging.getLogger("polyphi.serve")
+RECORDINGS, DECODERS = 8, 2
+"""Recordings that are transcribed at once, and those of them that are being decoded."""
 WINDOW = 30.0
 """Maximum seconds of a segment where the text is streamed or `chunking_strategy` is "auto". The first words arrive when
 the first segment has been transcribed; shorter segments would have less context and overlap more often."""
@@ -95,8 +98,8 @@ class Transcriber:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._recordings, self._decoders = server.quotas.recordings, server.quotas.decoders
-        self._threads = ThreadPoolExecutor(self._recordings.quota.total, "transcribe")
+        self._recordings, self._decoders = FairSlots(RECORDINGS), FairSlots(DECODERS)
+        self._threads = ThreadPoolExecutor(RECORDINGS, "transcribe")
 
     async def answer(
         self, request: HttpRequest, form_type: type[TranscriptionForm | TranslationForm]
@@ -112,7 +115,7 @@ class Transcriber:
             options = self._options(request, form_type.parse(fields))
             self._server.media.check(await upload.read(512), "audio", "file")
             await upload.seek(0)
-            admitted = self._server.admit(options.caller)
+            admitted = self._server.admit(request)
             admitted.use_adapter(options.task.adapter)
         except BaseException:
             upload.file.close()

@@ -2,9 +2,9 @@
 
 >>> app.add_middleware(AccessGuard, settings=settings, quotas=quotas)       # the last one added runs first
 
-`AccessGuard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API
-keys, body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
-connection.py has the limits that apply before headers are complete.
+`AccessGuard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS) and
+API keys. Then it receives the body within its limits of size, time and memory. Of a WebSocket it checks the opening
+request; realtime.py limits what follows. connection.py has the limits that apply before headers are complete.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ import logging
 import re
 import secrets
 import time
+from contextlib import suppress
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyphi.serve.admission.quotas import Quotas, client_of
+from polyphi.serve.admission.quotas import QuotaExceeded, Quotas, Reservation, client_of
 from polyphi.serve.admission.settings import Settings, check_key
-from polyphi.serve.http.bodies import Bodies, Body
 from polyphi.serve.http.errors import ApiError, body_for
 
 log = logging.getLogger("polyphi.serve")
@@ -30,11 +30,14 @@ access = logging.getLogger("polyphi.serve.access")
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
 """Paths that need no key, for GET and HEAD only; compared exactly."""
+PROBES = PUBLIC - {"/"}
+"""Paths that are answered beyond every limit: they say whether the server works."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Listen addresses that stand for all of the machine's addresses."""
-JSON = "application/json"
-BODIES = frozenset({JSON, "multipart/form-data"})
+BODIES = frozenset({"application/json", "multipart/form-data"})
+BLOCK = 64 << 10
+"""Bytes of a body, or of a response, that are passed on at once."""
 SINGLE_HEADERS = frozenset(
     {b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key"}
 )
@@ -80,7 +83,8 @@ class AccessGuard:
     """ASGI middleware that passes allowed requests to `app` with their complete body, and answers all others itself.
 
     It sets in `scope["state"]` (`request.state`): `request_id`; `tenant`, bytes that differ between API keys (b"" where
-    none are needed) and reveal nothing about them; `body` (bodies.py), which is released at the start of the response.
+    none are needed) and reveal nothing about them; `client` (quotas.py); `body`, a bytearray, which the app may
+    replace; `bytes`, the request's reservation of memory, which is released at its end.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, quotas: Quotas | None = None) -> None:
@@ -104,19 +108,13 @@ class AccessGuard:
         own_names = set() if settings.host in WILDCARDS else {settings.host}
         self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own_names, *settings.hosts}}
         self.origins = {origin.rstrip("/").lower() for origin in settings.origins}
-        self.bodies = Bodies(settings, (quotas or Quotas(settings)).bodies)
+        self.bytes = (quotas or Quotas(settings)).bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = scope.get("state", {}).get("connection")  # of connection.py
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif connection is None:
-            await self._exchange(scope, receive, send)
         else:
-            await connection.answer(self._exchange, scope, receive, send)
-
-    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Exchange(self, scope, receive, send).run()
+            await Exchange(self, scope, receive, send).run()
 
 
 class Exchange:
@@ -132,9 +130,14 @@ class Exchange:
         valid = len(request_ids) == 1 and REQUEST_ID.fullmatch(request_ids[0])
         self.id = request_ids[0].decode() if valid else new_id()
         self.cors: Headers = []
-        self.body: Body | None = None
+        self.body = bytearray()
+        self.bytes: Reservation | None = None
         self.status: int | None = None
         self.ended = self.disconnected = self._body_sent = False
+        self._received = False
+        """Whether the body was received completely, or the client has disconnected."""
+        self._start: Message | None = None
+        """The start of a response to HEAD, which is sent with its end."""
 
     async def run(self) -> None:
         try:
@@ -153,8 +156,11 @@ class Exchange:
             failure = ApiError(500, f"the server failed; its log has details under {self.id}")
             await self._send_error(failure)
         finally:
-            if self.body:
-                self.body.release()
+            if self.bytes:
+                self.bytes.release()
+            connection = self.scope.get("state", {}).get("connection")  # of connection.py
+            if connection is not None and not self.ended:
+                connection.response_failed()
             path = self.scope.get("raw_path") or self.scope["path"].encode()
             log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
             status = 499 if self.disconnected and not self.ended else self.status or 500
@@ -163,6 +169,9 @@ class Exchange:
 
     async def _handle(self) -> None:
         self._check_headers()
+        connection = self.scope.get("state", {}).get("connection")
+        if connection is not None and connection.surplus and self.scope["path"] not in PROBES:
+            raise over_capacity()
         self._check_host()
         if (origin := self.headers.get(b"origin")) is not None:
             self._check_origin(origin.decode("latin-1").lower())
@@ -170,22 +179,18 @@ class Exchange:
                 await self._preflight()
                 return
         tenant = self._check_key()
-        self.scope.setdefault("state", {}).update(request_id=self.id, tenant=tenant)
+        address, _ = self.scope.get("client") or ("", 0)
+        client = client_of(tenant, address)
+        self.bytes = self.guard.bytes.take(client, 0)
+        state = {"request_id": self.id, "tenant": tenant, "client": client, "bytes": self.bytes}
+        self.scope.setdefault("state", {}).update(state, body=self.body)
         if self.socket:
             await self.guard.app(self.scope, self._receive, self.send_socket)
             return
         self._check_body()
-        address, _ = self.scope.get("client") or ("", 0)
-        self.body = await self.guard.bodies.read(
-            client_of(tenant, address),
-            self._declared_length(),
-            self._receive,
-            json=self._content_type() == JSON,
-        )
-        if self.body is None:
-            self.disconnected = True
+        await self._receive_body()
+        if self.disconnected:
             return
-        self.scope["state"]["body"] = self.body
         scope = self.scope
         if self.method == "HEAD":  # handled as GET; uvicorn omits the body
             scope = {**scope, "method": "GET"}
@@ -335,14 +340,71 @@ class Exchange:
             raise ApiError(400, "Content-Length must be a number of bytes")
         return int(length)
 
+    async def _receive_body(self) -> None:
+        """Receives the whole body. Raises ApiError if it is too large, too slow or not as long as declared, or if there
+        is no memory for it."""
+        settings, declared = self.guard.settings, self._declared_length()
+        cap = settings.max_body_bytes
+        if declared is not None and declared > cap:
+            raise ApiError(413, f"expected a body of at most {cap} bytes, found {declared}")
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                while not self._received:
+                    self._add(await self._receive_piece(), declared)
+                    if len(self.body) > cap:
+                        raise ApiError(413, f"expected a body of at most {cap} bytes, found more")
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"expected the whole body within {settings.body_seconds:g} s",
+                headers={"Connection": "close"},
+            ) from None
+
+    async def _receive_piece(self) -> bytes:
+        """The next bytes of the body, whose last ones, or the client's disconnection, set `_received`."""
+        message = await self._receive()
+        self._received = not message.get("more_body", False)
+        self.disconnected = message["type"] == "http.disconnect"
+        piece: bytes = message.get("body", b"")
+        return piece
+
+    def _add(self, piece: bytes, declared: int | None) -> None:
+        """Adds bytes to the body."""
+        assert self.bytes is not None
+        try:
+            self.bytes.grow(len(piece))
+        except QuotaExceeded as full:
+            raise over_share(full) if full.by_client else over_capacity() from None
+        self.body += piece
+        size, ends = len(self.body), self._received and not self.disconnected
+        if declared is not None and (size > declared or (ends and size < declared)):
+            raise ApiError(
+                400,
+                f"expected a body of {declared} bytes (Content-Length), found {size}",
+                headers={"Connection": "close"},
+            )
+
+    async def _discard_body(self) -> None:
+        """Receives the rest of a body whose response was sent. A connection that were closed before would be reset, and
+        its client wouldn't receive the response."""
+        if b"expect" in self.headers:
+            return  # the client waits before it sends the body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.guard.settings.header_seconds):
+                while not self._received:
+                    await self._receive_piece()
+
     async def receive(self) -> Message:
         """The app's `receive`: the pieces of the body, then the disconnect of the client."""
-        assert self.body is not None
-        if not self._body_sent or self.body.pieces:
+        body: bytearray = self.scope["state"]["body"]
+        if not self._body_sent or body:
+            assert self.bytes is not None
             self._body_sent = True
             await asyncio.sleep(0)  # the app may read all pieces without a pause
-            piece = self.body.take() if self.body.pieces else b""
-            return {"type": "http.request", "body": piece, "more_body": bool(self.body.pieces)}
+            piece = bytes(body[:BLOCK])
+            del body[:BLOCK]
+            self.bytes.grow(-len(piece))
+            return {"type": "http.request", "body": piece, "more_body": bool(body)}
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.ended:
             self.disconnected = True
@@ -358,11 +420,32 @@ class Exchange:
             headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
             headers += [*self.cors, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
-            if self.body:
-                self.body.release()
-        await self._send(message)
+        if self.method == "HEAD":
+            # With the headers its client has the whole response, and may send the next request at once.
+            if message["type"] == "http.response.start":
+                self._start = message
+                return
+            if message.get("more_body"):
+                return
+            assert self._start is not None
+            await self._send(self._start)
+            await self._send(message)
+        else:
+            await self._send_parts(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
+
+    async def _send_parts(self, message: Message) -> None:
+        """Passes a message on, its body in parts of at most `BLOCK` bytes, each when the client has read those before:
+        uvicorn copies what the system doesn't take at once."""
+        body = memoryview(message.get("body", b""))
+        while len(body) > BLOCK:
+            await self._send({"type": message["type"], "body": body[:BLOCK], "more_body": True})
+            body = body[BLOCK:]
+            message = {**message, "body": body}
+            # The system may take megabytes at once, of each of many responses: others run in between.
+            await asyncio.sleep(0)
+        await self._send(message)
 
     async def send_socket(self, message: Message) -> None:
         """The `send` of the app of a WebSocket."""
@@ -390,7 +473,35 @@ class Exchange:
             await self._send({"type": "websocket.http.response.body", "body": body})
         else:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": body})
+            self.body.clear()
+            if self.bytes:
+                self.bytes.resize(0)
+            closes = self.scope.get("http_version") == "1.0" or "Connection" in error.headers
+            closes = closes or b"close" in self.headers.get(b"connection", b"").lower()
+            more = closes and not self._received and self.method != "HEAD"
+            await self.send({"type": "http.response.body", "body": body, "more_body": more})
+            if more:
+                await self._discard_body()
+                await self.send({"type": "http.response.body"})
+
+
+def over_share(full: QuotaExceeded) -> ApiError:
+    """The error for a client whose requests take too much memory for another body."""
+    return ApiError(
+        429,
+        f"your requests may have {full.limit:,} bytes together at present; wait for answers to some of them",
+        code="too_many_bytes",
+        headers={"Retry-After": "1"},
+    )
+
+
+def over_capacity() -> ApiError:
+    """The error where all clients together have too many connections, or too much memory."""
+    return ApiError(
+        503,
+        "the server's capacity for connections or bodies is used up; try again later",
+        headers={"Retry-After": "1"},
+    )
 
 
 def headers_too_long(cap: int) -> ApiError:

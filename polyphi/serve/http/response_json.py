@@ -3,12 +3,12 @@
 Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
 Python's global lock for a whole call, and all other threads wait for that lock.
 
->>> writer = Writer(quotas.answers, client_of_scope)
+>>> writer = Writer()
 >>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
 >>> return await writer.response({"text": text, "logprobs": logprobs})
 
-Large responses are sent in pieces, as fast as the client reads. Until they are sent, their bytes count in the pool
-`quotas.answers`.
+Large responses are sent in pieces, as fast as the client reads. Until they are sent, they count as bytes of the
+request.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from polyphi.serve.admission.quotas import Pool, QuotaExceeded, Reservation
+from polyphi.serve.admission.quotas import QuotaExceeded
 from polyphi.serve.admission.settings import MIB
 from polyphi.serve.http.errors import ApiError, body_for
 from polyphi.types.completion import Completion
@@ -148,11 +148,9 @@ def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Writer:
-    """Builds and encodes responses: small ones directly, large ones in a thread. `unread`: the pool for the bytes of
-    large responses; `client_of`: the client of an ASGI scope."""
+    """Builds and encodes responses: small ones directly, large ones in a thread."""
 
-    def __init__(self, unread: Pool, client_of: Callable[[Scope], bytes]) -> None:
-        self._unread, self._client_of = unread, client_of
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "write answers")
 
     def close(self) -> None:
@@ -168,10 +166,7 @@ class Writer:
         """A JSON response. A large one is replaced by an error if its client has too many responses to read."""
         if _size(value) <= SMALL:
             return JSONResponse(value)
-        return CountedJson((await self.encoded(value)).pieces, self._take)
-
-    def _take(self, scope: Scope, amount: int) -> Reservation:
-        return self._unread.take(self._client_of(scope), amount)
+        return CountedJson((await self.encoded(value)).pieces)
 
     async def event(self, value: Any, name: str | None = None) -> AsyncIterator[bytes]:
         """A server-sent event in pieces; those of a large one are encoded when the client has read the piece before."""
@@ -193,28 +188,6 @@ class Writer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-class PacedBodyMiddleware:
-    """ASGI middleware: passes bodies on in parts of at most `CHUNK_BYTES` bytes, each when the client has read those
-    before. uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_parts(message: Message) -> None:
-            body = memoryview(message.get("body", b""))
-            for end in range(CHUNK_BYTES, len(body), CHUNK_BYTES):
-                part = body[end - CHUNK_BYTES : end]
-                await send({"type": message["type"], "body": part, "more_body": True})
-                # The system may take megabytes at once, of each of many responses: others run in between.
-                await asyncio.sleep(0)
-            if len(body) > CHUNK_BYTES:
-                message = {**message, "body": body[(len(body) - 1) // CHUNK_BYTES * CHUNK_BYTES :]}
-            await send(message)
-
-        await self.app(scope, receive, send_parts if scope["type"] == "http" else send)
-
-
 class ChunkedJson(Response):
     """A JSON response that is sent piece by piece, as fast as the client reads."""
 
@@ -222,8 +195,8 @@ class ChunkedJson(Response):
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = deque(pieces)
-        self._unsent = sum(map(len, self._pieces))
-        super().__init__(headers={"content-length": str(self._unsent)})
+        self._size = sum(map(len, self._pieces))
+        super().__init__(headers={"content-length": str(self._size)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -231,40 +204,30 @@ class ChunkedJson(Response):
         while self._pieces:
             piece = self._pieces.popleft()
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            self._unsent -= len(piece)
-            self.piece_sent()
+            self.piece_sent(scope, len(piece))
         await send({"type": "http.response.body", "body": b""})
 
-    def piece_sent(self) -> None:
-        """Do nothing. Subclasses override this method, which is called after each piece was passed on."""
+    def piece_sent(self, scope: Scope, size: int) -> None:
+        """Do nothing. A subclass overrides this method, which is called after each piece was passed on."""
 
 
 class CountedJson(ChunkedJson):
-    """A JSON response in pieces to which nothing else refers: until they are sent, they count in a pool, of which
-    `take` takes the client's part. Where the pool has too little, an error is sent instead."""
-
-    def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Reservation]) -> None:
-        super().__init__(pieces)
-        self._take = take
-        self._reservation: Reservation | None = None
+    """A JSON response in pieces to which nothing else refers: until they are sent, they count in the reservation of the
+    request. Where there is too little memory, an error is sent instead."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._reservation = self._take(scope, self._unsent)
+            scope["state"]["bytes"].grow(self._size)
         except QuotaExceeded as full:
             self._pieces.clear()
             error = too_many_unread(full)
             refusal = JSONResponse(body_for(error, scope["path"]), error.status, error.headers)
             await refusal(scope, receive, send)
-            return
-        try:
+        else:
             await super().__call__(scope, receive, send)
-        finally:
-            self._reservation.release()
 
-    def piece_sent(self) -> None:
-        assert self._reservation is not None
-        self._reservation.resize(self._unsent)
+    def piece_sent(self, scope: Scope, size: int) -> None:
+        scope["state"]["bytes"].grow(-size)
 
 
 def too_many_unread(full: QuotaExceeded) -> ApiError:
@@ -272,7 +235,7 @@ def too_many_unread(full: QuotaExceeded) -> ApiError:
     clients, status = ("this client", 429) if full.by_client else ("all clients", 503)
     return ApiError(
         status,
-        f"responses of {full.in_use / MIB:,.1f} MiB wait to be read by {clients}, and this one would add "
+        f"requests of {clients} have {full.in_use / MIB:,.1f} MiB of memory, and this response would add "
         f"{full.amount / MIB:,.1f} MiB to at most {full.limit / MIB:,.0f} MiB; read or close the others, then try "
         "again",
         code="unread_responses",

@@ -47,14 +47,14 @@ def routes(server: Server) -> APIRouter:
             max_tokens=1 if prompt_only else body.max_tokens or 16,
             logprobs=body.logprobs,
         )
-        with server.admit(server.caller(request)) as admitted:
+        with server.admit(request) as admitted:
             admitted.use_adapter(adapter)
             sampling = await server.check_sampling(admitted, requested, body)
             rows = await unless_disconnected(
                 request,
                 text_rows(server, admitted.caller, body.prompt, adapter, "prompt", MAX_PROMPTS),
             )
-            admitted.reserve(sum(row.nbytes for row in rows), len(rows))
+            admitted.reserve(sum(row.nbytes for row in rows))
             if body.echo and body.logprobs is not None:
                 most = max(body.logprobs, body.prompt_logprobs or 0)
                 sampling = replace(sampling, prompt_logprobs=most)
@@ -66,7 +66,7 @@ def routes(server: Server) -> APIRouter:
                 )
             server.log_prompt(request, body.prompt)
             body.prompt = ""
-            request.state.body.release()
+            admitted.keep(rows)
             answer = CompletionsAnswer(server, request, body, sampling, rows)
             if prompt_only and sampling.prompt_logprobs is None and not body.return_token_ids:
                 if body.stream:

@@ -56,16 +56,16 @@ def routes(server: Server) -> APIRouter:
             raise ApiError(
                 400, f"dimensions: expected at most {size}, found {count}", param="dimensions"
             )
-        with server.admit(server.caller(request)) as admitted:
+        with server.admit(request) as admitted:
             admitted.use_adapter(adapter)
             rows = await unless_disconnected(
                 request,
                 text_rows(server, admitted.caller, body.input, adapter, "input", MAX_INPUTS),
             )
-            admitted.reserve(sum(row.nbytes for row in rows), len(rows))
+            admitted.reserve(sum(row.nbytes for row in rows))
             server.log_prompt(request, body.input)
             body.input = ""
-            request.state.body.release()
+            admitted.keep(rows)
             return await unless_disconnected(request, _answer(server, admitted, body, rows, count))
 
     return router

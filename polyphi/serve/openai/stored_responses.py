@@ -70,12 +70,12 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
                 param="stream",
             )
         try:
-            values = server.quotas.answers.take(owner, VALUE_BYTES * size)
+            request.state.bytes.grow(VALUE_BYTES * size)
         except QuotaExceeded as full:
             raise too_many_unread(full) from None
         response = await server.answers.in_thread(lambda: json.loads(b"".join(stored.response)))
         events = named_stream(server.answers, _numbered(response), _failure)
-        return Events(events, values.release)
+        return Events(events, lambda: None)
 
     @router.get("/v1/responses/{id}/input_items", summary="The input items of a stored response")
     async def input_items(

@@ -60,7 +60,7 @@ def routes(server: Server) -> APIRouter:
         turns, end = chat_turns(body.messages or ()), prompt_end(body)
 
         async def tokenized(admitted: AdmittedRequest) -> Tokenized:
-            with server.media.request(admitted.caller.client) as media:
+            with server.media.request(admitted.caller.client, admitted.bytes) as media:
                 messages = await conversation(media, turns, server.settings, "messages")
                 messages = with_tools(messages, available_tools(body.tools or ()))
                 # Videos and documents are decoded: their headers don't have the numbers of frames and pages.
@@ -76,7 +76,7 @@ def routes(server: Server) -> APIRouter:
                     )
 
         with (
-            server.admit(server.caller(request)) as admitted,
+            server.admit(request) as admitted,
             server.api_errors("messages", turns),
         ):
             result = await unless_disconnected(request, tokenized(admitted))

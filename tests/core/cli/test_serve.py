@@ -61,8 +61,8 @@ def test_a_key_with_blanks_is_refused_before_the_server_listens(
 
 
 def test_amounts_are_bytes_and_limits_are_no_options() -> None:
-    chosen = settings("--store-mb", "3", "--prompts-gb", "0.5")
-    assert (chosen.max_stored_bytes, chosen.max_prepared_bytes) == (3 * MIB, 500_000_000)
+    chosen = settings("--store-mb", "3", "--requests-gb", "0.5")
+    assert (chosen.max_stored_bytes, chosen.max_requests_bytes) == (3 * MIB, 500_000_000)
     assert settings() == Settings()
 
 
@@ -72,7 +72,7 @@ def test_amounts_are_bytes_and_limits_are_no_options() -> None:
         ("--port", "70000"),
         ("--port", "80.5"),
         ("--store-mb", "-1"),
-        ("--prompts-gb", "nan"),
+        ("--requests-gb", "nan"),
         ("--max-waiting", "-1"),
         ("--max-num-seqs", "0"),
         ("--drain-seconds", "90000"),

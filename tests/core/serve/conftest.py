@@ -10,13 +10,14 @@ import httpx2
 import pytest
 import uvicorn
 from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
+from starlette.requests import HTTPConnection
 
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
+from polyphi.serve.answer.server import Server
 from polyphi.serve.app import create_app
-from polyphi.serve.http.connection import Connections
 from polyphi.serve.run import bind, uvicorn_config
 
 
@@ -47,7 +48,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(uvicorn_config(app, Connections(settings)))
+    server = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -59,6 +60,12 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
         server.should_exit = True
         thread.join(30)
         listening.close()
+
+
+def request_of(server: Server, client: bytes) -> HTTPConnection:
+    """A request of a client as AccessGuard passes it on."""
+    state = {"tenant": b"", "client": client, "bytes": server.quotas.bytes.take(client, 0)}
+    return HTTPConnection({"type": "http", "headers": [], "state": state})
 
 
 def tiny_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811

@@ -5,11 +5,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serve.conftest import Running, serving
+from serve.conftest import Running, request_of, serving
 from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Client
 from polyphi.serve.admission.quotas import Pool
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
@@ -77,10 +76,10 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     # Otherwise a client without another request would have a place.
-    server.quotas.requests = Pool(server.quotas.requests.quota)
+    server.quotas.requests = Pool("requests", server.capacity)
     with ExitStack() as stack:
         for number in range(server.capacity):
-            stack.enter_context(server.admit(Client(bytes([number]))))
+            stack.enter_context(server.admit(request_of(server, bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}
     server.draining = True

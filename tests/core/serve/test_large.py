@@ -21,7 +21,6 @@ from variants import few
 from polyphi.engine.engine import Engine
 from polyphi.media import media
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.admission.quotas import Pool, Quota
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.http.fields import Fields
 from polyphi.serve.openai.schema import (
@@ -177,34 +176,30 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     assert at_once and max(map(len, at_once)) < 20_000
 
 
-def test_a_client_with_responses_to_read_gets_no_other_large_one(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unread = Pool(Quota("responses", "bytes", 1 << 20, 1 << 30, ""), single=True)
-    monkeypatch.setattr(server(running).quotas, "answers", unread)
-    monkeypatch.setattr(server(running).answers, "_unread", unread)
+def test_a_client_with_responses_to_read_gets_no_other_large_one(engine: Engine) -> None:
     body = {"prompt": "the quick fox 1 + 2 " * 5000}
-    with running.client() as client:
-        assert client.post("/tokenize", json=body).status_code == 200
-        until(lambda: unread.used == 0)
-        reservation = unread.take(b"127.0.0.1", 1 << 20)
-        assert 'unread_bytes{model_name="tiny"} 1.048576e+06' in client.get("/metrics").text
-        refused = client.post("/tokenize", json=body)
-        error = refused.json()["error"]
-        assert (refused.status_code, error["code"]) == (429, "unread_responses")
-        assert int(refused.headers["retry-after"]) >= 1
-        assert client.post("/tokenize", json={"prompt": "a b"}).status_code == 200
-        reservation.release()
-        assert client.post("/tokenize", json=body).status_code == 200
-    until(lambda: unread.used == 0)
+    with serving(engine, Settings("tiny", max_requests_bytes=2 << 20)) as running:
+        pool = server(running).quotas.bytes
+        with running.client() as client:
+            assert client.post("/tokenize", json=body).status_code == 200
+            until(lambda: pool.used == 0)
+            reservation = pool.take(b"127.0.0.1", 3 * (2 << 20) // 4 - 120_000)
+            refused = client.post("/tokenize", json=body)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (429, "unread_responses")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert client.post("/tokenize", json={"prompt": "a b"}).status_code == 200
+            reservation.release()
+            assert client.post("/tokenize", json=body).status_code == 200
+        until(lambda: pool.used == 0)
 
 
 @pytest.fixture
 def short(engine: Engine) -> Iterator[Running]:
     """A server with memory for at most one image."""
-    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
+    with serving(engine, Settings("tiny", max_requests_bytes=120_000)) as running:
         yield running
-        assert server(running).quotas.prompts.used == 0
+        assert server(running).quotas.bytes.used == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -226,9 +221,9 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            reserved = server(short).quotas.prompts.used
+            reserved = server(short).quotas.bytes.used
             assert 40_000 < reserved < 80_000
-            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(reserved)}'
+            gauge = f'polyphi:requests_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
             refused = client.post(CHAT, json=seen)
             error = refused.json()["error"]
@@ -238,7 +233,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             assert (
                 client.post(CHAT, json=chat("hi")).status_code == 200
             )  # text needs next to nothing
-        until(lambda: server(short).quotas.prompts.used == 0)
+        until(lambda: server(short).quotas.bytes.used == 0)
         assert client.post(CHAT, json=seen).status_code == 200
 
 
@@ -278,7 +273,7 @@ def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
             assert 400 <= client.post(CHAT, json=broken).status_code < 500
         prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
         assert client.post(COMPLETIONS, json=prompts).status_code == 200
-        reservation = server(short).quotas.prompts.take(b"other", 10_000)
+        reservation = server(short).quotas.bytes.take(b"other", 60_000)
         answer = client.post(COMPLETIONS, json=prompts)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
         reservation.release()

@@ -18,14 +18,12 @@ import httpx2
 import psutil
 import pytest
 import torch
-from serve.conftest import Running, serving
+from serve.conftest import Running, request_of, serving
 from serve.page.saved import save
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import NOBODY
-from polyphi.serve.admission.quotas import SMALL_THREADS
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.answer.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
+from polyphi.serve.answer import server as server_module
 from polyphi.serve.answer.server import AdmittedRequest
 from polyphi.serve.run import FORCE_SECONDS, bind
 from polyphi.types.messages import Message
@@ -247,7 +245,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
     row = engine.rows.prepare([Message.user("hi")], SamplingParams(500))
-    ticket = AdmittedRequest(server, NOBODY, live=False)
+    ticket = AdmittedRequest(server, request_of(server, b""), live=False)
     ticket.release()
     asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
     until(running.idle)
@@ -275,36 +273,17 @@ def statuses(client: httpx2.Client) -> list[int]:
     return [client.get(path).status_code for path in ("/live", "/health", "/ready")]
 
 
-def test_health_fails_while_no_thread_for_short_work_responds(running: Running) -> None:
-    """`/live` goes on. One busy thread of them is no failure."""
-    server, release = client_server(running), threading.Event()
-    server.heartbeats.small.limit = 2.0
-    with running.client() as client:
-        server._small.pool.submit(release.wait, 100)
-        time.sleep(4)
-        assert statuses(client) == [200, 200, 200]
-        for _ in range(SMALL_THREADS):
-            server._small.pool.submit(release.wait, 100)
-        until(lambda: statuses(client) == [200, 503, 503], 60)
-        release.set()
-        until(lambda: statuses(client) == [200, 200, 200], 60)
-
-
-def test_a_long_step_is_no_failure_until_the_limit_of_the_engine(running: Running) -> None:
-    """It holds the engine's lock, which requests wait for in the threads for short work."""
-    server = client_server(running)
-    heartbeats = server.heartbeats
-    assert heartbeats.small.limit == SMALL_POOL_SECONDS < ENGINE_SECONDS == heartbeats.engine.limit
-    heartbeats.small.limit = 2.0
+def test_a_long_step_is_no_failure_until_the_limit_of_the_engine(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/live` goes on."""
     with running.client() as client:
         with running.engine._lock:
-            for _ in range(SMALL_THREADS):
-                server._small.pool.submit(running.engine.counters)
-            until(lambda: heartbeats.small.pending and heartbeats.engine.seconds > 4)
+            time.sleep(1)
             assert statuses(client) == [200, 200, 200]
-            heartbeats.engine.limit = 3.0
-            assert statuses(client) == [200, 503, 503]
-        until(lambda: statuses(client) == [200, 200, 200])
+            monkeypatch.setattr(server_module, "STEP_SECONDS", 0.5)
+            until(lambda: statuses(client) == [200, 503, 503], 60)
+        until(lambda: statuses(client) == [200, 200, 200], 60)
 
 
 STUCK = """

@@ -18,11 +18,10 @@ import soundfile
 import torch
 from PIL import Image as pil
 from serve.answer.test_fetch import Net, net, page  # noqa: F401
-from serve.conftest import Running, serving
+from serve.conftest import Running, request_of, serving
 from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Client
 from polyphi.media import media
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import prepare
@@ -142,10 +141,10 @@ def test_a_greeting_does_not_wait_for_long_chats_of_other_clients(engine: Engine
 
 def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: Running) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit(Client(bytes([n]))) for n in range(server.capacity)]
+    tickets = [server.admit(request_of(server, bytes([n]))) for n in range(server.capacity)]
     with running.client() as client:
         assert client.post(CHAT, json=chat("hi")).status_code == 200
-        own = server.admit(Client(b"127.0.0.1"))
+        own = server.admit(request_of(server, b"127.0.0.1"))
         assert client.post(CHAT, json=chat("hi")).status_code == 429, "one slot"
     for ticket in (*tickets, own):
         ticket.release()
@@ -352,7 +351,7 @@ def test_large_pictures_do_not_delay_another_clients(
                 for client in (one, other):
                     picture = client.post(CHAT, json=images(small, 1), timeout=20)
                     assert picture.status_code == 200
-                assert server.quotas.large_media.running == 1 and not responses
+                assert server.large_media_threads.slots.running == 1 and not responses
             finally:
                 go.set()
         assert [r.status_code for r in responses] == [200] * 5
@@ -530,7 +529,7 @@ def test_b8_names_that_never_resolve_occupy_one_clients_threads_only(
 
 def test_b9_prompts_of_one_client_leave_memory_to_others(engine: Engine) -> None:
     seen = chat([image_part()], max_tokens=1500, stream=True, ignore_eos=True)
-    settings, lines = Settings("tiny", max_prepared_bytes=250_000), []
+    settings, lines = Settings("tiny", max_requests_bytes=250_000), []
     with two_clients(engine, settings) as (server, one, other), ExitStack() as streams:
         for _ in range(6):
             stream = streams.enter_context(one.stream("POST", CHAT, json=seen))
@@ -543,8 +542,8 @@ def test_b9_prompts_of_one_client_leave_memory_to_others(engine: Engine) -> None
         assert answer.status_code == 200, "the first client has all memory"
         error = json.loads(stream.read())["error"]
         assert error["code"] == "memory_full" and "of one client" in error["message"]
-        assert server.quotas.prompts.used_by(b"127.0.0.1") > 100_000
-    until(lambda: server.quotas.prompts.used == 0)
+        assert server.quotas.bytes.used_by(b"127.0.0.1") > 100_000
+    until(lambda: server.quotas.bytes.used == 0)
 
 
 def test_many_small_requests_of_one_client_do_not_delay_anothers(

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from polyphi.serve.admission.quotas import (
     FairSlots,
     Pool,
-    Quota,
     QuotaExceeded,
     Quotas,
     Reservation,
-    most_of,
 )
 from polyphi.serve.admission.settings import Settings
 
@@ -32,21 +30,13 @@ STEPS = st.lists(
 )
 
 
-def pool(client: int = 60, total: int = 100, **options: bool) -> Pool:
-    return Pool(Quota("prompts", "bytes", client, total, "HTTP 429"), **options)
-
-
-def turns(client: int, total: int) -> FairSlots:
-    return FairSlots(Quota("work", "slots", client, total, "waits"))
-
-
-@pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("always", [0, 5])
+@pytest.mark.parametrize("first", [False, True])
 @given(steps=STEPS)
 def test_what_is_used_is_the_sum_of_the_reservations(
-    leaves: bool, single: bool, steps: list[tuple[str, bytes, int, int]]
+    always: int, first: bool, steps: list[tuple[str, bytes, int, int]]
 ) -> None:
-    shared = pool(single=single, leaves=leaves)
+    shared = Pool("bytes", 100, always=always, first=first)
     reservations: dict[Reservation, tuple[bytes, int]] = {}
     ended: list[Reservation] = []
 
@@ -54,15 +44,12 @@ def test_what_is_used_is_the_sum_of_the_reservations(
         return sum(count for who, count in reservations.values() if client in (None, who))
 
     def fits(client: bytes, count: int, before: int = 0) -> bool:
-        alone = single and used(client) == before
-        others = used() - used(client)
-        most = 60
-        if leaves and others and used(client) > before:
-            most = min(60, (100 - others) * 3 // 4)
-        return not count or (
-            (used(client) + count <= most or alone)
-            and (used() + count <= 100 or (alone and used() == before))
-        )
+        is_only = used(client) == before
+        if not count or before + count <= always or used() == before or (is_only and first):
+            return True
+        left = 100 - used() + used(client)
+        most = left - left // 4 if first else left * 3 // 4
+        return (is_only or used(client) + count <= most) and used() + count <= 100
 
     for step, client, count, which in steps:
         if step == "take":
@@ -103,24 +90,25 @@ def test_what_is_used_is_the_sum_of_the_reservations(
 
 
 def test_b9_a_client_leaves_its_share_to_others() -> None:
-    shared = pool(single=True)
-    first = shared.take(b"a", 60)
+    shared = Pool("bytes", 100)
+    first = [shared.take(b"a", 40), shared.take(b"a", 35)]
     with pytest.raises(QuotaExceeded) as full:
         shared.take(b"a", 1)
-    assert full.value.by_client and "the 60 of one client" in str(full.value)
-    other = shared.take(b"b", 40)
+    assert full.value.by_client and "the 75 of one client" in str(full.value)
+    other = shared.take(b"b", 25)
     with pytest.raises(QuotaExceeded) as full:
         shared.take(b"c", 1)
     assert not full.value.by_client and "the 100 of all clients" in str(full.value)
     assert shared.take(b"c", 0).amount == 0
-    first.release()
-    other.release()
+    for one in (*first, other):
+        one.release()
+    assert shared.used == 0
 
 
 @pytest.mark.parametrize("total", [8, 96, 1024])
 def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(total: int) -> None:
     """One that came first has more only until its reservations end."""
-    shared = pool(most_of(total), total, leaves=True)
+    shared = Pool("requests", total)
     reservations: dict[bytes, list[Reservation]] = {client: [] for client in CLIENTS}
 
     def take_all(client: bytes) -> None:
@@ -142,33 +130,39 @@ def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(to
     assert sum(amounts) == shared.used <= total and max(amounts) <= 1.05 * min(amounts) + 2, amounts
 
 
-@pytest.mark.parametrize("name", ["requests", "sessions", "prompts", "media"])
+@pytest.mark.parametrize("name", ["requests", "sessions", "bytes"])
 def test_three_clients_that_want_all_leave_a_part_of_it(name: str) -> None:
     shared: Pool = getattr(Quotas(Settings("phi")), name)
-    part = shared.quota.total // 96 or 1
+    part = shared.total // 96 or 1
     for client in CLIENTS:
         with suppress(QuotaExceeded):
             while True:
                 shared.take(client, part)
-    assert shared.used <= shared.quota.total - part
+    assert shared.used <= shared.total - part
     assert shared.take(b"d", part).amount == part
 
 
-def test_a_reservation_without_another_one_may_exceed_the_limits() -> None:
-    shared = pool(single=True)
+def test_a_reservation_without_another_one_may_exceed_the_total() -> None:
+    shared = Pool("bytes", 100, always=5)
     reservation = shared.take(b"a", 50)
     reservation.grow(100)
     assert shared.used == 150
     with pytest.raises(QuotaExceeded) as full:
-        shared.take(b"b", 1)
+        shared.take(b"b", 6)
     assert not full.value.by_client
+    assert shared.take(b"b", 5).amount == shared.take(b"a", 5).amount == 5
     reservation.release()
+
+
+def test_a_client_without_a_request_is_always_admitted() -> None:
+    shared = Quotas(Settings("phi", max_waiting=0), 1).requests
+    assert [shared.take(client, 1).amount for client in CLIENTS] == [1, 1, 1]
     with pytest.raises(QuotaExceeded):
-        pool().take(b"a", 61)
+        shared.take(b"a", 1)
 
 
 def test_reservations_of_many_threads_add_up() -> None:
-    shared = pool(1000, 2000)
+    shared = Pool("bytes", 2000)
     most, refused = [0], [0]
 
     def work(seed: int) -> None:
@@ -199,7 +193,7 @@ def test_clients_take_turns() -> None:
             order.append(name)
 
     async def all_of_them() -> None:
-        slots = turns(1, 1)
+        slots = FairSlots(1)
         tasks = [asyncio.ensure_future(work(slots, b"a", f"a{i}")) for i in range(5)]
         await asyncio.sleep(0)
         tasks += [asyncio.ensure_future(work(slots, b"b", f"b{i}")) for i in range(2)]
@@ -212,7 +206,7 @@ def test_clients_take_turns() -> None:
 
 def test_a_client_never_has_more_than_its_share_of_the_slots() -> None:
     async def all_of_them() -> None:
-        slots, go = turns(2, 3), asyncio.Event()
+        slots, go = FairSlots(3), asyncio.Event()
         running: list[bytes] = []
 
         async def work(client: bytes) -> None:
@@ -238,7 +232,7 @@ def test_a_client_never_has_more_than_its_share_of_the_slots() -> None:
 
 def test_work_that_is_cancelled_just_after_it_got_its_slot_frees_it() -> None:
     async def both() -> None:
-        slots = turns(1, 1)
+        slots = FairSlots(1)
         await slots.take(b"a")
         waiting = asyncio.ensure_future(slots.take(b"b"))
         last = asyncio.ensure_future(slots.take(b"c"))
@@ -274,7 +268,7 @@ def test_cancelled_work_loses_no_slot(seed: int) -> None:
                 by_client[client] -= 1
 
     async def all_of_them() -> None:
-        slots = turns(2, 3)
+        slots = FairSlots(3)
         tasks: list[asyncio.Future[None]] = []
         for _ in range(60):
             tasks.append(asyncio.ensure_future(work(slots, dice.randrange(4))))
@@ -289,9 +283,20 @@ def test_cancelled_work_loses_no_slot(seed: int) -> None:
     assert most <= 3 and running == 0 and done > 20
 
 
-def test_no_share_exceeds_its_total() -> None:
-    assert [most_of(n) for n in (1, 2, 4, 8)] == [1, 2, 3, 6]
-    for name, limit in vars(Quotas(Settings("phi"))).items():
-        share = limit if isinstance(limit, Quota) else limit.quota
-        assert 1 <= share.client <= share.total and share.what and share.unit, name
-        assert share.beyond, name
+def test_two_clients_that_take_all_slots_leave_one_to_a_third() -> None:
+    async def work() -> None:
+        for total in (8, 16, 32):
+            slots = FairSlots(total)
+            tasks = [
+                asyncio.ensure_future(slots.take(client))
+                for client in (b"a", b"b")
+                for _ in range(total)
+            ]
+            await asyncio.sleep(0)
+            await asyncio.wait_for(slots.take(b"c"), 10)
+            assert slots.waiting
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(work())

@@ -10,13 +10,12 @@ import pytest
 
 from polyphi.runtime.steps import Steps
 from polyphi.serve.admission import threads as threads_module
-from polyphi.serve.admission.quotas import FairSlots, Quota
 from polyphi.serve.admission.threads import Threads
 
 
 @contextmanager
-def threads(client: int, total: int) -> Iterator[Threads]:
-    pool = Threads(FairSlots(Quota("work", "threads", client, total, "waits")), "work")
+def threads(total: int) -> Iterator[Threads]:
+    pool = Threads(total, "work")
     try:
         yield pool
     finally:
@@ -41,7 +40,7 @@ def test_clients_take_turns_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     async def both() -> list[str]:
-        with threads(1, 1) as pool:
+        with threads(1) as pool:
             runs = [
                 pool.run_steps(client, work(order, name, 4))
                 for client, name in ((b"1", "a"), (b"1", "b"), (b"2", "c"))
@@ -61,7 +60,7 @@ def test_short_steps_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     async def both() -> None:
-        with threads(1, 1) as pool:
+        with threads(1) as pool:
             runs = [pool.run_steps(c, work(order, c.decode(), 3)) for c in (b"a", b"b")]
             await asyncio.gather(*runs)
 
@@ -84,7 +83,7 @@ def test_b4_cancelled_steps_stop_and_their_thread_is_free_only_then() -> None:
             closed.append(True)
 
     async def cancelled() -> None:
-        with threads(1, 1) as pool:
+        with threads(1) as pool:
             task = asyncio.ensure_future(pool.run_steps(b"a", steps()))
             await asyncio.to_thread(began.wait, 30)
             task.cancel()
@@ -113,7 +112,7 @@ def test_steps_stop_when_the_server_does() -> None:
             yield
 
     async def closing() -> None:
-        with threads(1, 1) as pool:
+        with threads(1) as pool:
             task = asyncio.ensure_future(pool.run_steps(b"a", steps()))
             await asyncio.to_thread(began.wait, 30)
             await asyncio.to_thread(pool.close)
@@ -130,7 +129,7 @@ def test_errors_of_work_free_its_thread(caplog: pytest.LogCaptureFixture) -> Non
         raise ValueError("damaged")
 
     async def failing() -> None:
-        with threads(1, 1) as pool:
+        with threads(1) as pool:
             for _ in range(3):
                 with pytest.raises(ValueError, match="damaged"):
                     await pool.run_steps(b"a", steps())
@@ -159,7 +158,7 @@ def test_a_client_leaves_threads_to_others() -> None:
     go = threading.Event()
 
     async def both() -> None:
-        with threads(3, 4) as pool:
+        with threads(4) as pool:
             tasks = [asyncio.ensure_future(pool.run(b"a", go.wait, 30)) for _ in range(9)]
             await until(lambda: pool.slots.running == 3)
             assert await pool.run(b"b", str, 1) == "1"

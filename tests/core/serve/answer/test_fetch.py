@@ -21,7 +21,7 @@ import anyio
 import pytest
 from PIL import Image as pil
 
-from polyphi.serve.admission.quotas import FairSlots, Quota, Quotas
+from polyphi.serve.admission.quotas import FairSlots, Pool
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import fetch
 from polyphi.serve.answer.fetch import Media
@@ -145,13 +145,16 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     net.secure.close()
 
 
+ANY = Pool("bytes of requests", 1 << 30)
+
+
 def media(net: Net | None = None, *remote: str, slots: int = 16, **settings: object) -> Media:
     """A loader that fetches `slots` addresses at once, also of one client."""
     trusted = ssl.create_default_context(cafile=str(PEM))
     chosen = Settings("phi", remote=remote, **{"fetch_seconds": 5.0, **settings})
-    quotas = Quotas(chosen)
-    quotas.fetches = FairSlots(Quota("media that are being fetched", "addresses", slots, slots, ""))
-    return Media(chosen, quotas, resolve=net.resolve if net else None, tls=trusted)
+    loader = Media(chosen, resolve=net.resolve if net else None, tls=trusted)
+    loader._slots = FairSlots(slots)
+    return loader
 
 
 def get(media: Media, url: str, kind: str = "image") -> bytes:
@@ -552,7 +555,10 @@ def test_s4_few_are_fetched_at_once(net: Net) -> None:
     loader = media(net, "*", slots=2)
 
     async def all_at_once() -> list[bytes]:
-        with loader.request(b"a") as one, loader.request(b"b") as other:
+        with (
+            loader.request(b"a", ANY.take(b"a", 0)) as one,
+            loader.request(b"b", ANY.take(b"b", 0)) as other,
+        ):
             loads = [one.image("http://media.example.org/a", PARAM) for _ in range(4)]
             loads += [other.image("http://media.example.org/a", PARAM) for _ in range(4)]
             return await asyncio.gather(*loads)
@@ -567,14 +573,15 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(PICTURE)
     urls = ["http://media.example.org/a", f"file://{tmp_path}/a.png"]
     size = len(PICTURE)
-    loader = media(net, "*", local=tmp_path, max_body_bytes=3 * size, max_bodies_bytes=5 * size)
+    loader = media(net, "*", local=tmp_path, max_body_bytes=3 * size)
+    pool = Pool("bytes", 5 * size)
 
     async def ask() -> list[int]:
-        with loader.request(b"a") as one:
+        with loader.request(b"a", pool.take(b"a", 0)) as one:
             for number in range(3):
                 await one.image(urls[number % 2], PARAM)
             results = []
-            with loader.request(b"b") as other:
+            with loader.request(b"b", pool.take(b"b", 0)) as other:
                 for who, url in (
                     (one, urls[0]),
                     (one, urls[1]),
@@ -600,16 +607,17 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
 def test_b9_media_of_one_client_leave_memory_to_others(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PICTURE)
     url, size = f"file://{tmp_path}/a.png", len(PICTURE)
-    loader = media(local=tmp_path, max_body_bytes=2 * size, max_bodies_bytes=8 * size)
+    loader = media(local=tmp_path, max_body_bytes=2 * size)
+    pool = Pool("bytes", 4 * size)
 
     async def load() -> list[int | str]:
         results: list[int | str] = []
         with (
-            loader.request(b"a") as one,
-            loader.request(b"a") as two,
-            loader.request(b"b") as other,
+            loader.request(b"a", pool.take(b"a", 0)) as one,
+            loader.request(b"a", pool.take(b"a", 0)) as two,
+            loader.request(b"b", pool.take(b"b", 0)) as other,
         ):
-            for who in (one, two, one, other):
+            for who in (one, two, two, one, other):
                 try:
                     await who.image(url, PARAM)
                     results.append(200)
@@ -618,7 +626,7 @@ def test_b9_media_of_one_client_leave_memory_to_others(tmp_path: Path) -> None:
         return results
 
     refused_ = "the memory for media of this client's requests is full; try again later"
-    assert asyncio.run(load()) == [200, 200, refused_, 200]
+    assert asyncio.run(load()) == [200, 200, 200, refused_, 200]
 
 
 def test_a_fetch_has_its_time_from_its_turn_on(net: Net) -> None:
@@ -630,7 +638,7 @@ def test_a_fetch_has_its_time_from_its_turn_on(net: Net) -> None:
     loader = media(net, "*", slots=1, fetch_seconds=3)
 
     async def all_at_once() -> list[bytes]:
-        with loader.request(b"a") as one:
+        with loader.request(b"a", ANY.take(b"a", 0)) as one:
             loads = [one.image("http://media.example.org/a", PARAM) for _ in range(5)]
             return await asyncio.gather(*loads)
 
@@ -645,7 +653,10 @@ def test_a_fetch_whose_turn_does_not_come_is_refused(
     loader = media(net, "*", slots=1, fetch_seconds=2)
 
     async def both() -> list[bytes | BaseException]:
-        with loader.request(b"a") as one, loader.request(b"b") as other:
+        with (
+            loader.request(b"a", ANY.take(b"a", 0)) as one,
+            loader.request(b"b", ANY.take(b"b", 0)) as other,
+        ):
             loads = [
                 one.image("http://media.example.org/a", PARAM),
                 other.image("http://media.example.org/b", PARAM),

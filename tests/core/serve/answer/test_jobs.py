@@ -5,10 +5,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from serve.conftest import request_of
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Client
-from polyphi.serve.admission.quotas import Pool, Quota
+from polyphi.serve.admission.quotas import Pool
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.jobs import UNCOUNTED, Job, OutputDelta
 from polyphi.serve.answer.prepare import prepare
@@ -18,7 +18,7 @@ from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 
 LIMIT = 60_000
-"""Bytes of output that one client may leave unread."""
+"""Bytes of all requests, with output that waits to be read."""
 LONG = SamplingParams(temperature=0.0, max_tokens=450, logprobs=20)
 Work = Callable[[Server, "Answers"], Coroutine[Any, Any, None]]
 
@@ -31,20 +31,22 @@ class Answers:
         self.tickets: list[AdmittedRequest] = []
 
     async def start(self, client: bytes, sampling: SamplingParams = LONG) -> Job:
-        ticket = self._server.admit(Client(client, b""))
+        ticket = self._server.admit(request_of(self._server, client))
         self.tickets.append(ticket)
         messages = [Message.user("hi")]
         row, sampling = await prepare(self._server, ticket, messages, "auto", sampling)
+        ticket.keep([row])
         (job,) = await self._server.submit(ticket, [row], sampling)
         return job
 
 
 def run(engine: Engine, work: Work) -> None:
-    """Runs `work` with a server, whose pool for unread streams is small."""
+    """Runs `work` with a server whose memory for requests is small, and partly taken."""
 
     async def main() -> None:
         server = Server(engine, Settings("tiny"))
-        server.quotas.streams = Pool(Quota("unread output", "bytes", LIMIT, 2 * LIMIT, ""))
+        server.quotas.bytes = Pool("bytes of requests", LIMIT)
+        server.quotas.bytes.take(b"other", 1)
         server.start()
         answers = Answers(server)
         try:
@@ -52,7 +54,8 @@ def run(engine: Engine, work: Work) -> None:
         finally:
             for ticket in answers.tickets:
                 ticket.release()
-            assert server.quotas.streams.used == 0
+                ticket.bytes.release()
+            assert server.quotas.bytes.used == 1
             server.close()
 
     asyncio.run(main())
@@ -74,14 +77,14 @@ def test_a_stream_that_is_not_read_ends(engine: Engine) -> None:
     async def work(server: Server, answers: Answers) -> None:
         job = await answers.start(b"a")
         await ended(job)
-        assert 0 < server.quotas.streams.used <= LIMIT
+        assert 0 < server.quotas.bytes.used <= LIMIT
         waiting = [delta for delta in job._deltas._queue if delta.error is None]  # type: ignore[attr-defined]
         assert sum(delta.size for delta in waiting) <= LIMIT + UNCOUNTED
         with pytest.raises(ApiError) as caught:
             await read(job)
         assert (caught.value.status, caught.value.code) == (429, "unread_stream")
         assert job.delivered_tokens == len(waiting)
-        assert server.quotas.streams.used == 0
+        assert server.quotas.bytes.used == 1
 
     run(engine, work)
 
@@ -92,7 +95,7 @@ def test_streams_that_are_read_go_on_beside_it(engine: Engine) -> None:
     async def work(server: Server, answers: Answers) -> None:
         for client in (b"a", b"b"):
             await ended(await answers.start(client))
-        assert server.quotas.streams.used > 1.9 * LIMIT
+        assert server.quotas.bytes.used > 0.9 * LIMIT
         for client in (b"a", b"d"):
             job = await answers.start(client)
             deltas = await read(job)
@@ -106,6 +109,6 @@ def test_output_without_log_probabilities_counts_too(engine: Engine) -> None:
         sampling = SamplingParams(temperature=0.0, max_tokens=1500, n=2)
         job = await answers.start(b"a", sampling)
         await ended(job)
-        assert server.quotas.streams.used > LIMIT // 2
+        assert server.quotas.bytes.used > LIMIT // 2
 
     run(engine, work)

@@ -32,11 +32,10 @@ LOAD = Load(
         encoder_hits=4,
     ),
     waiting=3,
-    prepared_bytes=5000,
+    requests_bytes=5000,
     live_sessions=1,
     stored_responses=8,
     stored_bytes=9000,
-    unread_bytes=600,
 )
 VLLMS = {
     "num_requests_running",
@@ -71,13 +70,12 @@ OURS = {
     "kv_cache_blocks_cached",
     "kv_cache_bytes",
     "engine_steps",
-    "prepared_bytes",
+    "requests_bytes",
     "live_sessions",
     "live_transcript_seconds",
     "live_revisions",
     "stored_responses",
     "stored_responses_bytes",
-    "unread_bytes",
 }
 
 
@@ -168,7 +166,6 @@ def test_events_become_the_right_numbers() -> None:
         "live_sessions": 1,
         "stored_responses": 8,
         "stored_responses_bytes": 9000,
-        "unread_bytes": 600,
     }
     assert {name: values.get(name) for name in expected} == pytest.approx(expected)
     assert not any("created" in name for name in values)
@@ -198,8 +195,8 @@ def test_gauges_are_those_of_the_moment() -> None:
     now = [LOAD]
     metrics = ServerMetrics("phi", lambda: now[0])
     assert read(metrics)["polyphi:num_requests_running"] == 2
-    assert read(metrics)["polyphi:prepared_bytes"] == 5000
-    now[0] = Load(replace(LOAD.counters, running=0), waiting=0, prepared_bytes=0)
+    assert read(metrics)["polyphi:requests_bytes"] == 5000
+    now[0] = Load(replace(LOAD.counters, running=0), waiting=0, requests_bytes=0)
     assert read(metrics)["polyphi:num_requests_running"] == 0
 
 

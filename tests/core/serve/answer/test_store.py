@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-from polyphi.serve.admission.quotas import Quota
 from polyphi.serve.answer import store as module
 from polyphi.serve.answer.store import (
     BLOB,
@@ -25,7 +24,7 @@ RESPONSE = (b"{}",)
 
 def store_of(total: int, clock: Callable[[], float] = time.monotonic) -> ResponseStore:
     """A store of `total` bytes, of which a quarter is for each owner."""
-    return ResponseStore(Quota("", "bytes", total // 4, total, ""), clock)
+    return ResponseStore(total, clock)
 
 
 def put(

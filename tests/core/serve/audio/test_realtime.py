@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from openai import OpenAI
 from serve.audio.test_transcriptions import engine  # noqa: F401
-from serve.conftest import Running, serving
+from serve.conftest import Running, request_of, serving
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from tones import say
@@ -25,7 +25,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Client
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.http.errors import ApiError
@@ -563,7 +562,7 @@ def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
     with local(engine) as client:
         server = client.app.state.server  # type: ignore[attr-defined]
         clients = [b"testclient", *(bytes([n]) for n in range(server.capacity - 1))]
-        tickets = [server.admit(Client(client, b"")) for client in clients]
+        tickets = [server.admit(request_of(server, client)) for client in clients]
         with client.websocket_connect(HERE + PATH) as opened:
             peer = Peer(opened)
             assert peer.error()["code"] == "queue_full" and peer.closed() == 1013

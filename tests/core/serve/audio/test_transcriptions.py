@@ -31,15 +31,15 @@ from openai import (
     OpenAI,
     RateLimitError,
 )
-from serve.conftest import Running, serving
+from serve.conftest import Running, request_of, serving
 from starlette.requests import Request as HttpRequest
 from tones import say
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.request import Client
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.audio import form as audio_form
 from polyphi.serve.audio import transcriptions
+from polyphi.serve.audio.transcriptions import RECORDINGS
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.events import ClientGone
 from polyphi.transcription import longform, subtitles
@@ -642,7 +642,7 @@ def test_who_hangs_up_frees_everything(
         weight[list(running.engine.processor.tokenizer.eos_ids)] = 0
     body = form(large, **({"stream": "true"} if when == "streamed" else {}))
     port = int(running.url.rpartition(":")[2])
-    count = server.quotas.recordings.quota.total + 2 if when == "waiting" else 1
+    count = RECORDINGS + 2 if when == "waiting" else 1
     lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for line in lines:
         line.sendall(head(len(body)) + body)
@@ -662,7 +662,7 @@ def test_who_hangs_up_frees_everything(
 def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
     others = [bytes([i]) for i in range(server.capacity - 1)]
-    tickets = [server.admit(Client(client)) for client in (b"127.0.0.1", *others)]
+    tickets = [server.admit(request_of(server, client)) for client in (b"127.0.0.1", *others)]
     with pytest.raises(RateLimitError) as caught:
         client.audio.transcriptions.create(file=CLIP, model="tiny")
     assert int(caught.value.response.headers["retry-after"]) >= 1
@@ -719,7 +719,8 @@ def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
     for name in ("max_audio_bytes", "max_body_bytes", "body_seconds"):
         assert getattr(hour, name) == 2 * getattr(half, name)
     assert (
-        hour.max_bodies_bytes - hour.max_body_bytes == half.max_bodies_bytes - half.max_body_bytes
+        hour.max_requests_bytes - hour.max_body_bytes
+        == half.max_requests_bytes - half.max_body_bytes
     )
     with pytest.raises(ValueError, match="between 1 and 10,080"):
         Settings("tiny", max_audio_seconds=10_081)
@@ -733,8 +734,9 @@ def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
         with serving(engine, settings) as running, running.client() as client:
             answer = client.post("/v1/chat/completions", json=chat)
             assert answer.status_code == status and message in answer.text
-            prompts = running.uvicorn.config.app.state.server.quotas.prompts
-            reservation = prompts.take(b"another", prompts.quota.total)
+            prompts = running.uvicorn.config.app.state.server.quotas.bytes
+            prompts.always = 0
+            reservation = prompts.take(b"another", prompts.total - len(CLIP) - 1000)
             answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
             assert answer.status_code == (200 if settings is half else 429), answer.text
             reservation.release()

@@ -5,7 +5,6 @@ import gc
 import json
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -18,12 +17,10 @@ from serve.conftest import Running, serving
 from variants import few
 
 from polyphi.engine.engine import Engine
-from polyphi.serve.admission.quotas import FairSlots, Quota
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.http import json_parser
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.json_parser import LARGE, MAX_CHARACTERS, MAX_NAME, PAUSE_FACTOR, Parser
-from polyphi.serve.http.json_scanner import Scanner
 from polyphi.serve.openai.schema import ChatRequest, CompletionRequest
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -139,23 +136,8 @@ def refused_beside_others(running: Running, path: str, body: bytes, count: int) 
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert len(answer.text) < 1000
         assert max(beside) < max(2, 20 * max(alone)), "the event loop was blocked"
-        until(lambda: server(running).quotas.bodies.used == 0)
+        until(lambda: server(running).quotas.bytes.used == 0)
         assert client.post(CHAT, content=HI, headers=JSON).status_code == 200
-
-
-def test_b6_the_rest_of_a_refused_body_is_not_kept(running: Running) -> None:
-    used: list[int] = []
-
-    def pieces() -> Iterator[bytes]:
-        yield b'{"prompt":['
-        for _ in range(200):
-            used.append(server(running).quotas.bodies.used)
-            yield b"[1]," * 20_000
-
-    with running.client() as client:
-        answer = client.post(COMPLETIONS, content=pieces(), headers=JSON)
-        assert answer.status_code == 413 and "20,000 lists" in answer.text
-    assert len(used) == 200 and max(used) < MB
 
 
 # B3: bodies in memory
@@ -172,7 +154,7 @@ def test_b3_padded_bodies_leave_memory_to_others_while_they_are_answered(
         padded = json.dumps(long).encode() + b" " * size
     else:
         padded = json.dumps({**long, "user": "a b\n" * (size // 5)}).encode()
-    settings = Settings("tiny", max_body_bytes=MB, max_bodies_bytes=6 * MB)
+    settings = Settings("tiny", max_body_bytes=MB, max_requests_bytes=8 * MB)
     with serving(engine, settings) as running, from_address(running, OTHER) as other:
         statuses: list[int] = []
 
@@ -187,14 +169,14 @@ def test_b3_padded_bodies_leave_memory_to_others_while_they_are_answered(
         assert not statuses
         large = HI + b" " * (MB // 2)
         assert other.post(CHAT, content=large, headers=JSON).status_code == 200
-        assert server(running).quotas.bodies.used < 10_000
+        assert server(running).quotas.bytes.used < 10_000
         for dictionary in [one for one in gc.get_objects() if type(one) is dict]:
             of_request = dictionary.get("max_tokens") == 1800 and dictionary is not long
             assert not (of_request and dictionary.get("messages")), "FastAPI keeps the body"
         for thread in threads:
             thread.join()
         assert statuses == [200] * 6
-        assert server(running).quotas.bodies.used == 0
+        assert server(running).quotas.bytes.used == 0
 
 
 @pytest.mark.long
@@ -217,7 +199,7 @@ def test_b3_six_padded_bodies_of_full_size(running: Running) -> None:
         while any(thread.is_alive() for thread in threads):
             assert other.post(CHAT, content=HI, headers=JSON).status_code == 200
     assert set(statuses) <= {200, 413, 429}
-    assert server(running).quotas.bodies.used == 0
+    assert server(running).quotas.bytes.used == 0
 
 
 # What honest clients send
@@ -257,8 +239,7 @@ def test_a_hundred_megabytes_of_media_are_parsed(running: Running) -> None:
 
 
 def load(model: Any, body: Any) -> Any:
-    pieces = deque(Scanner().scan(json.dumps(body).encode(), last=True))
-    return json_parser.parse(pieces, model)
+    return json_parser.parse(bytearray(json.dumps(body).encode()), model)
 
 
 def test_texts_are_bounded_together_and_media_are_not() -> None:
@@ -293,8 +274,38 @@ def test_the_size_of_a_body_is_that_of_its_values() -> None:
     assert MB < padded < 1.1 * MB
 
 
-def test_a_mark_in_a_text_is_text() -> None:
-    assert load(CompletionRequest, {"prompt": "0" * 32 + "0;"})[0].prompt == "0" * 32 + "0;"
+@pytest.mark.parametrize("block", [1 << 18, 5, 4, 3, 2])
+def test_escapes_are_read_as_they_are_written(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Wherever the text is cut."""
+    monkeypatch.setattr(json_parser, "BLOCK", block)
+    for prompt in ("a/b", "\\/", "\\\\/", '"/', "\n/", '\\"{[,:', '\\\\"["'):
+        written = json.dumps({"prompt": prompt})
+        for text in (written, written.replace("/", "\\/"), written.replace("[", "\\u005b")):
+            value, _ = json_parser.parse(bytearray(text.encode()), CompletionRequest)
+            assert value.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (b'["' + b'","' * 1_200_000 + b'"]', "values"),
+        (b"[" + b"1," * 1_100_000 + b"1]", "values"),
+        (b"[" + b"[]," * 20_000 + b"[]]", "lists"),
+        (b"[" + b"{}," * 20_001 + b"[]]", "objects"),
+        (b"[" + b" " * (12 << 20) + b"]", "bytes outside"),
+        (b'["' + b"\\n" * 6_000_001 + b'"]', "escapes"),
+        (b'["' + b"\xc3\xa9" * (12 << 20) + b'"]', "bytes in addition"),
+    ],
+    ids=["strings", "numbers", "lists", "objects", "blanks", "escapes", "text"],
+)
+def test_what_takes_the_parser_long_is_refused(body: bytes, what: str) -> None:
+    with pytest.raises(ApiError, match=f"at most [0-9,]+ {what}"):
+        json_parser.checked(body)
+
+
+def test_what_is_in_strings_is_no_value() -> None:
+    for text in (b"[{,:" * 30_000, b'\\"[' * 30_000, b"\\\\", b"a" * (30 << 20)):
+        json_parser.checked(b'["' + text + b'"]')
 
 
 @pytest.mark.parametrize(
@@ -313,15 +324,19 @@ def test_large_bodies_are_parsed_in_turns_that_leave_time_to_others(
 ) -> None:
     times: list[tuple[float, float]] = []
 
-    def work() -> None:
+    def work(*_: Any) -> None:
         start = time.monotonic()
         time.sleep(0.02)
         times.append((start, time.monotonic()))
 
+    monkeypatch.setattr(json_parser, "parse", work)
+
     async def several() -> None:
-        parser = Parser(FairSlots(Quota("bodies", "bodies", 1, 1, "waits")))
+        parser = Parser()
         first, cancelled, *others = [
-            asyncio.create_task(parser._in_turn(client, work))
+            asyncio.create_task(
+                parser._threads.run(client, parser._parse_large, bytearray(), ChatRequest)
+            )
             for client in (b"a", b"a", b"b", b"c")
         ]
         await first

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse, Response
 
-from polyphi.serve.admission.quotas import Pool, Quota, Quotas
+from polyphi.serve.admission.quotas import Pool
 from polyphi.serve.admission.settings import MIB, Settings
 from polyphi.serve.http import response_json
+from polyphi.serve.http.guard import AccessGuard
 from polyphi.serve.http.response_json import (
     CHUNK_BYTES,
     ChunkedJson,
     EncodedJson,
-    PacedBodyMiddleware,
     Writer,
     json_pieces,
 )
@@ -102,7 +102,7 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
             return super().__len__()
 
     async def answer() -> tuple[Any, Any, Any]:
-        writer = Writer(Quotas(Settings("tiny")).answers, lambda scope: b"")
+        writer = Writer()
         try:
             small = await writer.response({"a": [1, 2]})
             part = await writer.build_part(lambda: [threading.get_ident(), *range(10_000)], 10_000)
@@ -121,7 +121,8 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(large({"type": "http"}, None, send))  # type: ignore[arg-type]
+    state = {"bytes": Pool("bytes", 1 << 20).take(b"", 0)}
+    asyncio.run(large({"type": "http", "state": state}, None, send))  # type: ignore[arg-type]
     body = b"".join(message["body"] for message in sent[1:])
     builder, *numbers = json.loads(body)["a"]
     assert builder != here and numbers == list(range(10_000))
@@ -133,22 +134,18 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
     assert json.loads(event.removeprefix(b"data: "))["a"][1:] == numbers
 
 
-def pool(client: int, total: int, always: int = 0) -> Pool:
-    return Pool(Quota("responses", "bytes", client, total, ""), single=True, always=always)
-
-
 class Reader:
     """Sends responses of one client, which reads piece by piece."""
 
-    def __init__(self, writer: Writer, client: str) -> None:
-        self.writer, self.client = writer, client
+    def __init__(self, writer: Writer, pool: Pool, client: bytes) -> None:
+        self.writer, self.reservation = writer, pool.take(client, 0)
         self.sent: list[dict[str, Any]] = []
         self._may_send = asyncio.Semaphore(0)
         self.task: asyncio.Task[None] | None = None
 
     async def start(self, size: int) -> "Reader":
         response = await self.writer.response("x" * size)
-        scope = {"type": "http", "path": "/v1/responses", "client": self.client}
+        scope = {"type": "http", "path": "/v1/responses", "state": {"bytes": self.reservation}}
         self.task = asyncio.ensure_future(response(scope, None, self._send))  # type: ignore[arg-type]
         await self.read(1)
         return self
@@ -174,38 +171,45 @@ class Reader:
 
 
 def test_what_waits_to_be_read_counts_until_it_is_sent() -> None:
-    unread = pool(3 * MIB, 5 * MIB, always=MIB // 4)
+    unread = Pool("bytes", 5 * MIB, always=MIB // 16)
 
     async def run() -> None:
-        writer = Writer(unread, lambda scope: scope["client"].encode())
+        writer = Writer()
         try:
-            first = await Reader(writer, "a").start(2 * MIB)
+            first = await Reader(writer, unread, b"a").start(2 * MIB)
             assert first.status == 200 and unread.used == 2 * MIB + 2
             await first.read(MIB // CHUNK_BYTES)
             assert MIB - CHUNK_BYTES <= unread.used <= MIB + 2 * CHUNK_BYTES
-            alone = await Reader(writer, "b").start(3 * MIB + MIB // 2)
+            alone = await Reader(writer, unread, b"b").start(3 * MIB + MIB // 2)
             assert alone.status == 200, "a client with nothing to read may have one response"
-            refused = await Reader(writer, "b").start(MIB // 8)
+            refused = await Reader(writer, unread, b"b").start(MIB // 8)
             body = json.loads(await refused.read_all())
             assert refused.status == 429 and body["error"]["code"] == "unread_responses"
             assert "3.5 MiB" in body["error"]["message"] and "0.1 MiB" in body["error"]["message"]
             assert dict(refused.sent[0]["headers"])[b"retry-after"] == b"10"
-            full = await Reader(writer, "c").start(MIB)
+            full = await Reader(writer, unread, b"c").start(MIB)
             assert full.status == 503, "all clients together have a limit"
-            small = await Reader(writer, "c").start(MIB // 5)
+            small = await Reader(writer, unread, b"c").start(MIB // 20)
             assert small.status == 200, "others' unread responses don't refuse a small one"
-            assert len(json.loads(await small.read_all())) == MIB // 5
+            assert len(json.loads(await small.read_all())) == MIB // 20
             assert len(json.loads(await first.read_all())) == 2 * MIB
             assert unread.used_by(b"a") == 0
             assert alone.task
             alone.task.cancel()
             await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            alone.reservation.release()  # at the end of the request
             assert unread.used == 0
         finally:
             writer.close()
 
     asyncio.run(run())
+
+
+SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+
+
+async def empty() -> Any:
+    return {"type": "http.request", "body": b""}
 
 
 @pytest.mark.parametrize(
@@ -219,8 +223,8 @@ def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = PacedBodyMiddleware(response(body))
-    asyncio.run(app({"type": "http"}, None, send))  # type: ignore[arg-type]
+    app = AccessGuard(response(body), Settings("tiny"))
+    asyncio.run(app(SCOPE, empty, send))  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == [
         "http.response.start",
         *["http.response.body"] * (len(sent) - 1),
@@ -244,9 +248,8 @@ def test_large_bodies_leave_the_event_loop_to_others_after_each_part() -> None:
             async def send(message: Any) -> None:
                 order.append(number)
 
-            await PacedBodyMiddleware(Response(bytes(3 * CHUNK_BYTES)))(
-                {"type": "http"}, None, send
-            )  # type: ignore[arg-type]
+            guard = AccessGuard(Response(bytes(3 * CHUNK_BYTES)), Settings("tiny"))
+            await guard(SCOPE, empty, send)
 
         await asyncio.gather(*map(respond, range(3)))
 
@@ -260,7 +263,7 @@ def test_a_large_event_is_encoded_when_it_is_read(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(response_json, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
 
     async def run() -> None:
-        writer = Writer(pool(1, 1), lambda scope: b"")
+        writer = Writer()
         try:
             pieces = writer.event({"a": list(range(1_000_000))}, "name")
             first = await anext(pieces)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,10 @@ import psutil
 import pytest
 from decoding.test_matcher_process import NEVER_COMPILES, processes, until
 from serve.admission.test_fairness import CHAT, chat, from_address
-from serve.conftest import Running
+from serve.conftest import Running, serving
+
+from polyphi.engine.engine import Engine
+from polyphi.serve.admission.settings import Settings
 
 
 def schema(value: Any, **more: object) -> dict[str, object]:
@@ -60,7 +64,25 @@ def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
         until(lambda: not grammar_processes(running) and running.idle())
         assert other.post(CHAT, json=WORDS).status_code == 200
     app = running.uvicorn.config.app
-    assert not app.state.server.admitted and not app.state.server.quotas.grammars.waiting
+    assert not app.state.server.admitted and not app.state.server._grammars.slots.waiting
+
+
+def test_grammars_of_two_addresses_leave_another_a_turn(engine: Engine) -> None:
+    """Sixty requests, each of which occupies a slot for grammars until its answer has ended."""
+    engine.scheduler.max_num_seqs = 4
+    regex = {"type": "regex", "regex": "(yes|no){600}"}
+    long = chat("hi", response_format=regex, max_tokens=1500, stream=True)
+    with (
+        serving(engine, Settings("tiny", max_waiting=200)) as running,
+        from_address(running, "127.0.0.3") as other,
+        ExitStack() as peers,
+    ):
+        for number in range(60):
+            peers.enter_context(send(running, f"127.0.0.{1 + number % 2}", long))
+        server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+        until(lambda: server.admitted == 60 and server.matchers.waiting > 40)
+        assert other.post(CHAT, json=schema({"type": "boolean"})).status_code == 200
+        assert server.matchers.waiting > 20, "it didn't wait for them"
 
 
 PATTERNS = [{"type": "string", "pattern": f"(a|b)*c{{{i}}}.*"} for i in range(1, 21)]

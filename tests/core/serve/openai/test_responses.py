@@ -298,20 +298,15 @@ def test_what_a_stored_response_takes_as_a_stream_counts(
     running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a response that its client hasn't read: beside others that fill its share, it is refused."""
-    pool, quotas = running.uvicorn.config.app.state.server.quotas.answers, []  # type: ignore[union-attr]
-    take = pool.take
-
-    def recorded(client: bytes, amount: int) -> Any:
-        quotas.append((client, amount))
-        return take(client, amount)
-
-    monkeypatch.setattr(pool, "take", recorded)
+    pool = running.uvicorn.config.app.state.server.quotas.bytes  # type: ignore[union-attr]
+    owners, take = set(), pool.take
+    monkeypatch.setattr(pool, "take", lambda owner, n: owners.add(owner) or take(owner, n))
     response = client.responses.create(model="tiny", input="hi", max_output_tokens=4)
     assert list(client.responses.retrieve(response.id, stream=True))
     until(lambda: not pool.used)
-    ((owner, amount),) = [pair for pair in quotas if pair[1]]
-    assert amount > 10 * len(response.output[0].model_dump_json())
-    others = take(owner, pool.quota.client)
+    (owner,) = owners
+    pool.always = 0
+    others = take(owner, pool.total * 3 // 4)
     with pytest.raises(RateLimitError) as caught:
         client.responses.retrieve(response.id, stream=True)
     assert caught.value.code == "unread_responses"

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from polyphi.serve.admission.quotas import Quotas
-from polyphi.serve.admission.settings import Settings
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.response_json import Writer
 from polyphi.serve.openai.extensions import StreamOptions
@@ -29,7 +27,7 @@ async def source(values: list[Any], closed: list[Any] | None = None) -> AsyncGen
 
 def events(values: list[Any], options: StreamOptions | None) -> list[Any]:
     async def collect() -> list[bytes]:
-        writer = Writer(Quotas(Settings("tiny")).answers, lambda scope: b"")
+        writer = Writer()
         last, so_far = lambda: {"usage": 1}, lambda: {"so far": 1}
         try:
             return [e async for e in stream(writer, source(values), last, options, so_far)]
