@@ -98,7 +98,7 @@ def test_parquet_is_read_in_parts(server: str) -> None:
 
 @pytest.mark.parametrize("name", ["jsonl", "json", "csv", "txt", "parquet", "folder"])
 def test_an_endless_answer_ends(name: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("files", "limits"):
+    for module in ("row_files", "limits"):
         monkeypatch.setattr(f"polyphi.data.{module}.MAX_TEXT", 1 << 21)
     address = f"{server}/endless" if name == "folder" else f"{server}/endless.{name}"
     with pytest.raises((ValueError, OSError)):

@@ -498,16 +498,16 @@ WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
     ({"alternative": Grammar("regex", "(")}, "unclosed"),
     ({"alternative": Grammar("json", '{"enum": []}')}, "Unsatisfiable"),
     ({"alternative": Grammar("json", "[1]")}, "an object, true or false"),
-    ({"kind": "regex", "text": "a", "max_calls": 1}, "found kind 'regex'"),
-    ({"kind": "json", "text": "true", "alternative": WORD}, "found kind 'json'"),
-    ({"alternative": Grammar("regex", "a", max_calls=1)}, "found kind 'regex'"),
+    ({"format": "regex", "text": "a", "max_calls": 1}, "found 'regex'"),
+    ({"format": "json", "text": "true", "alternative": WORD}, "found 'json'"),
+    ({"alternative": Grammar("regex", "a", max_calls=1)}, "found 'regex'"),
 ]
 
 
 @pytest.mark.parametrize("fields, message", WRONG_TOOLS, ids=[m for _, m in WRONG_TOOLS])
 def test_invalid_limits_and_alternatives(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        drawn(Grammar(**{"kind": "tools", "text": ONE_TOOL, **fields}), most=2)
+        drawn(Grammar(**{"format": "tools", "text": ONE_TOOL, **fields}), most=2)
 
 
 @pytest.mark.parametrize(

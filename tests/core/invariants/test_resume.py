@@ -151,7 +151,7 @@ def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Pa
 def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
     """A run with fresh samples resumes with the next ones; one with another generator is refused."""
     fresh = {"questions": GeneratedSamples(small.fresh_question, "one")}
-    options = {**OFTEN, "fresh": fresh}
+    options = {**OFTEN, "generated": fresh}
     manifest = run(tmp_path / "straight", corpora, budget=SIX, **options)
     assert manifest["data"]["questions"] == {"fresh": "one"}
     assert isinstance(manifest["data"]["pictures"], list)
@@ -160,7 +160,7 @@ def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
         run(half, corpora, replace(EVERYTHING, objective=Fails(3)), SIX, **options)
     for other in ({}, {"questions": GeneratedSamples(small.fresh_question, "two")}):
         with pytest.raises(ValueError, match="holds a run made with data"):
-            run(half, corpora, budget=SIX, **{**options, "fresh": other})
+            run(half, corpora, budget=SIX, **{**options, "generated": other})
     run(half, corpora, budget=SIX, **options)
     same(tmp_path / "straight", half)
 
