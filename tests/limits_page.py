@@ -144,7 +144,7 @@ def slot_rows() -> Iterator[tuple[str, str]]:
     yield "short work, such as texts of at most 32,768 characters", str(SMALL_THREADS)
     yield "preparing long texts, images and audio", f"{few} to {many}, by cores"
     yield f"decoding an image of more than {LARGE_IMAGE:,} pixels", "1"
-    yield "decoding videos and documents", "2"
+    yield "decoding videos and documents; between two pages a PDF gives its slot back", "2"
     yield "fetching media, and looking up their hosts", f"{FETCHES} each"
     yield "compiling a grammar", "2"
     matchers = f"{max(MATCHERS, MAX_NUM_SEQS)}, at least `--max-num-seqs`"
