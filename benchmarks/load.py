@@ -72,7 +72,7 @@ IN_USE = (
     "num_requests_running",
     "num_requests_waiting",
     "kv_cache_usage_perc",
-    "prepared_bytes",
+    "requests_bytes",
     "live_sessions",
 )
 """Gauges that must be zero in the pause."""

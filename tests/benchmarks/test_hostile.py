@@ -217,7 +217,7 @@ def together(modules: dict[str, ModuleType], **changes: Any) -> Any:
         ({"outcomes": ["wrong", "right"]}, "'wrong': 1"),
         ({"outcomes": ["stopped"]}, "'stopped': 1"),
         ({"outcomes": []}, "no answer"),
-        ({"in_use": {"prepared_bytes": 1.0}}, "prepared_bytes"),
+        ({"in_use": {"requests_bytes": 1.0}}, "requests_bytes"),
         ({"memory": [100] * 6 + [120] * 3}, "memory 1.20"),
         ({"memory_after": None}, "memory not released"),
         ({"seen": {"texts": {"500": 1}}}, "500"),
