@@ -3,7 +3,7 @@
 >>> checkpoint = open_checkpoint(Path("path/to/folder"))
 >>> checkpoint.layout, checkpoint.config.decoder.hidden_size
 
-No weights are read (read.py does), except to find out a head that is stored beside the embedding it equals.
+The weights themselves are read by read.py.
 """
 
 import math
