@@ -429,9 +429,7 @@ class Exchange:
                 return
             assert self._start is not None
             await self._send(self._start)
-            await self._send(message)
-        else:
-            await self._send_parts(message)
+        await self._send_parts(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
 
@@ -445,6 +443,8 @@ class Exchange:
             message = {**message, "body": body}
             # The system may take megabytes at once, of each of many responses: others run in between.
             await asyncio.sleep(0)
+        if message["type"] == "http.response.body" and not message.get("more_body") and self.bytes:
+            self.bytes.release()  # before its client can send the next request
         await self._send(message)
 
     async def send_socket(self, message: Message) -> None:
