@@ -429,6 +429,7 @@ class Exchange:
                 return
             assert self._start is not None
             await self._send(self._start)
+            message = {"type": "http.response.body"}
         await self._send_parts(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
