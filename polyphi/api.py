@@ -57,11 +57,11 @@ from polyphi.runtime.arguments import checked
 from polyphi.transcription import longform
 from polyphi.transcription.transcript_options import LONGEST_RECORDING
 from polyphi.types.batch import Batch
-from polyphi.types.completion import Completion, Delta, Tokens
+from polyphi.types.completion import Completion, Delta
 from polyphi.types.dialects import as_media
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.media_sources import AnyAudio, ImageSource, audio_source
-from polyphi.types.messages import Message, with_tools
+from polyphi.types.messages import Message, Tokens, with_tools
 from polyphi.types.modality import Modality
 from polyphi.types.parts import Audio, Image, Item
 from polyphi.types.sampling import Grammar, SamplingOptions, SamplingParams

@@ -13,11 +13,11 @@ from cyclopts.validators import Number
 from polyphi.cli.inputs import (
     STDIN,
     check_first_word,
-    check_model,
     check_part,
     piped_text,
     source,
 )
+from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,

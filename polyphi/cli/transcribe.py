@@ -10,7 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.errors import OPTIONS
-from polyphi.cli.inputs import check_first_word, check_model, downloaded, is_address
+from polyphi.cli.inputs import check_first_word, downloaded, is_address
+from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,

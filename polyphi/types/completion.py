@@ -86,26 +86,6 @@ class Completion:
         return self.input_tokens.get("audio", 0)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The token counts of a conversation: `text` includes control tokens, `inputs` has those of other modalities."""
-
-    text: int = 0
-    inputs: Mapping[str, int] = field(default_factory=dict, hash=False)
-
-    @property
-    def image(self) -> int:
-        return self.inputs.get("image", 0)
-
-    @property
-    def audio(self) -> int:
-        return self.inputs.get("audio", 0)
-
-    @property
-    def total(self) -> int:
-        return self.text + sum(self.inputs.values())
-
-
 class Answers(Protocol):
     """A model that only generates answers."""
 
