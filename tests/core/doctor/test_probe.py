@@ -34,7 +34,7 @@ def test_a_child_without_an_answer_is_ended(
 
 def test_models_are_fitted_to_the_cpu_and_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fits(device: torch.device, free: int) -> Iterator[Fit]:
-        yield Fit("m", str(device), None, "bfloat16", 4, 8, free, 2048, 4096, 1)
+        yield Fit("m", str(device), None, "bfloat16", 4, 8, free, 2048, 1)
 
     monkeypatch.setattr(published, "fits", fits)
     gpus = [{"device": f"cuda:{index}", "free": 100} for index in range(2)]
