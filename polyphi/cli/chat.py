@@ -17,6 +17,7 @@ from polyphi.cli.inputs import (
     piped_text,
     source,
 )
+from polyphi.cli.load_progress import load_progress, show_placement
 from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
@@ -26,9 +27,7 @@ from polyphi.cli.options import (
     ModelArgument,
     QuantOption,
     console,
-    load_progress,
     parse_adapters,
-    show_placement,
 )
 from polyphi.cli.printable import print_message
 

@@ -1,17 +1,13 @@
 """What several commands share: the layout of their help, options and arguments, and the console they print to."""
 
-import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter, Token, convert
-from rich.progress import Progress
 
-from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_message
+from polyphi.cli.printable import PrintableConsole
 
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
@@ -121,41 +117,3 @@ def application(name: str, text: str) -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-
-
-def show_placement(phi: Any) -> None:
-    """Print a model's device and memory use, if standard error is a terminal."""
-    if sys.stderr.isatty():
-        print_message(str(phi.memory))
-
-
-@contextmanager
-def load_progress() -> Iterator[Callable[[str, float | None], None]]:
-    """Show on standard error what the download and the quantization of a hub id do; yields the `progress` of
-    `polyphi.load`. huggingface_hub shows bars of its downloads."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("polyphi: %(message)s"))
-    loggers = [logging.getLogger(f"polyphi.{name}") for name in ("checkpoints", "hub")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    bars = Progress(console=error_console, transient=True, disable=not sys.stderr.isatty())
-    task = bars.add_task("quantizing", total=1.0)
-
-    def update(stage: str, share: float | None) -> None:
-        if stage == "quantization":  # a bar that began earlier would erase those of downloads
-            bars.start()
-            bars.update(task, completed=share or 0.0)
-        elif stage == "tokenizer":
-            bars.stop()
-
-    try:
-        yield update
-    finally:
-        bars.stop()
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate

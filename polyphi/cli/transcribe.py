@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from polyphi.cli.errors import OPTIONS
 from polyphi.cli.inputs import check_first_word, downloaded, is_address
+from polyphi.cli.load_progress import load_progress, show_placement
 from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
@@ -19,8 +20,6 @@ from polyphi.cli.options import (
     QuantOption,
     console,
     error_console,
-    load_progress,
-    show_placement,
 )
 from polyphi.cli.printable import write_data
 from polyphi.transcription.transcript_options import TranscriptOptions

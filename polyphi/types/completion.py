@@ -1,12 +1,9 @@
-"""The answers of a model, and `Generate`, the protocol through which evaluation uses any model, local or remote."""
+"""The answers of a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from polyphi.runtime.arguments import checked_fields
-from polyphi.types.messages import Message
-from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import FunctionCall
 
 
@@ -84,33 +81,3 @@ class Completion:
     @property
     def audio_tokens(self) -> int:
         return self.input_tokens.get("audio", 0)
-
-
-class Answers(Protocol):
-    """A model that only generates answers."""
-
-    def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = ...,
-        adapter: str | None = "auto",
-    ) -> Completion: ...
-
-
-class Generate(Answers, Protocol):
-    """A model as evaluation uses it: generates answers, and returns log-probabilities of given ones."""
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = ...,
-        adapter: str | None = "auto",
-    ) -> Iterator[Delta]: ...
-
-    def score(
-        self, messages: Sequence[Message], continuation: str, *, adapter: str | None = "auto"
-    ) -> list[float]:
-        """Natural log-probability of each token of `continuation` as the assistant's answer."""
-        ...

@@ -4,7 +4,7 @@
 >>> teacher.chat([Message.user(Image("cat.png"), Text("What is this?"))]).text
 'A cat.'
 
-It implements `Generate` (polyphi/types/completion.py), so it can be evaluated like polyphi's models, except on tasks
+It implements `Generate` (polyphi/types/generate.py), so it can be evaluated like polyphi's models, except on tasks
 that need log-probabilities. OpenAI's SDK sends the requests and reads the responses. Here requests respect rate limits
 (`Pace`), and are retried if the server is busy, fails or can't be reached. The key is read from an environment variable
 for each request, and appears in no message, file or `repr`; the SDK's own variables (OPENAI_API_KEY, ...) aren't sent.
