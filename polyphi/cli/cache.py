@@ -72,9 +72,9 @@ def remove(
         polyphi cache remove microsoft/Phi-4-mini-instruct
         polyphi cache remove microsoft/Phi-4-mini-instruct:int4
     """
-    from polyphi.hub import cache
+    from polyphi.hub import removal
     from polyphi.runtime.files import size_text
 
     for name in names:
-        for row in cache.remove(name):
+        for row in removal.remove(name):
             console.print(f"removed {row.name}: {size_text(row.bytes)}", highlight=False)
