@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from polyphi.runtime.installation import pip_install
 from polyphi.types.completion import Completion, Delta
-from polyphi.types.dialects import media_format, openai_part
 from polyphi.types.messages import Message
+from polyphi.types.openai_parts import media_format, openai_part
 from polyphi.types.parts import Text
 from polyphi.types.routing import normalize_adapter
 from polyphi.types.sampling import SamplingParams
