@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from polyphi.cli.options import application, console
+from polyphi.cli.application import application
+from polyphi.cli.options import console
 
 app = application("cache", "List and remove stored models of the Hub.")
 app.synonym = ("list", "ls", "rm", "remove", "models", "ps")

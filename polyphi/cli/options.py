@@ -1,11 +1,10 @@
-"""What several commands share: the layout of their help, options and arguments, and the console they print to."""
+"""What several commands share: options and arguments, and the console they print to."""
 
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, Group, Parameter, Token, convert
+from cyclopts import Parameter
 
 from polyphi.cli.printable import PrintableConsole
 
@@ -16,7 +15,6 @@ RecipeOption = Annotated[
     str | None,
     Parameter(metavar="FILE", help="Recipe file (.toml), which replaces the size."),
 ]
-RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
@@ -83,37 +81,3 @@ def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
     if len({name for name, _, _ in pairs}) < len(pairs):
         raise ValueError(f"--lora has the same name twice: {', '.join(arguments)}")
     return {name: folder for name, _, folder in pairs}
-
-
-def unrounded(hint: Any, tokens: Sequence[Token]) -> Any:
-    """The value of an option; cyclopts rounds 1.5 to an integer."""
-    value = convert(hint, tokens)
-    if type(value) is int and "." in tokens[0].value:
-        raise ValueError(f"expected an integer, found {tokens[0].value}")
-    return value
-
-
-def application(name: str, text: str) -> App:
-    """A command line or a group of commands. Its errors are raised, and printed by `main`. Of an option that is
-    given twice the last value counts. One that is off or empty shows no default, and a flag has no `--no-FLAG` unless
-    it names one. A value that begins with a bracket is no JSON."""
-    return App(
-        name=name,
-        help=text,
-        version=lambda: f"polyphi {metadata.version('polyphi')}",
-        help_flags=("--help", "-h"),
-        help_format="markdown",
-        version_format="plaintext",
-        group_parameters=Group("Options", sort_key=0),
-        default_parameter=Parameter(
-            negative=(),
-            allow_repeating=True,
-            converter=unrounded,
-            json_list=False,
-            show_default=lambda value: None if value is False or value in ("", (), {}) else value,
-        ),
-        exit_on_error=False,
-        print_error=False,
-        result_action="return_value",
-        suppress_keyboard_interrupt=False,
-    )

@@ -52,7 +52,7 @@ class Models:
         """A `Phi` with the model after a stage, as `polyphi.load` would place the exported one; with `quant` it is
         quantized."""
         model = self.exported(stage)
-        if (dtype := _dtype_for(model, quant)) is not None:
+        if (dtype := dtype_for(model, quant)) is not None:
             model = model.to(dtype)
         return Phi(quantize(model, quant) if quant else model, self.processor)
 
@@ -80,7 +80,7 @@ class Models:
         return self.phi(stage)
 
 
-def _dtype_for(model: nn.Module, quant: str | None) -> torch.dtype | None:
+def dtype_for(model: nn.Module, quant: str | None) -> torch.dtype | None:
     """`choose_dtype` for a model in memory."""
     stored: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
