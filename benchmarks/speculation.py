@@ -45,7 +45,7 @@ from polyphi.engine.scheduler import StepPart
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.published_vocabulary import from_ranks
 from polyphi.quantization.quantize import SCHEMES, quantize
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.batch import row
@@ -286,7 +286,7 @@ def texts(run: Path, ranks: Path, rows: int, precision: str, layers: int, turns:
     import calendar
     import statistics as numbers
 
-    tokenizer = Tokenizer.from_ranks(ranks)
+    tokenizer = from_ranks(ranks)
     config = published(layers)
     engine = Counting(quantize(random_model(config), precision), make_processor(config, tokenizer))
     read, corrected = pages(rows, random.Random(0))

@@ -8,7 +8,8 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from polyphi.cli import main
-from polyphi.cli.options import NANO, RunOption, SizeOption, application, console
+from polyphi.cli.application import application
+from polyphi.cli.options import NANO, SizeOption, console
 from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class RunOptions:
     """A run of the recipe."""
 
     size: SizeOption = "nano"
-    out: RunOption = NANO
+    out: Annotated[Path, Parameter(help="Folder of the run.")] = NANO
     seed: SeedOption = 0
     precision: PrecisionOption = "auto"
 

@@ -22,7 +22,6 @@ import numpy as np
 from experiments.claims.claim import Effect, contrast, paired
 from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
-from polyphi.devices import placement
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
@@ -35,6 +34,7 @@ from polyphi_eval.report.heldout import MODALITIES, number
 from polyphi_eval.statistics import rates
 from polyphi_recipe import stages
 from polyphi_recipe.graph.graph import Run
+from polyphi_recipe.graph.models import dtype_for
 from polyphi_recipe.stages.sizes import NANO
 
 LAST = "joint_1_vision_speech"
@@ -124,7 +124,7 @@ def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
     model, _ = run.recipe.lineage.assemble(
         stage, config, runs, run.seed, untrained=change.untrained
     )
-    if (dtype := placement.dtype_for(model, None)) is not None:  # as the run's evaluation
+    if (dtype := dtype_for(model, None)) is not None:  # as the run's evaluation
         model = model.to(dtype)
     phi, fingerprint = Phi(model.eval(), run.processor), sha256(runs / LAST / MANIFEST)
     for task in tasks:

@@ -55,18 +55,17 @@ from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.runtime.arguments import checked
 from polyphi.transcription import longform
-from polyphi.transcription.transcript_options import LONGEST_RECORDING
 from polyphi.types.batch import Batch
-from polyphi.types.completion import Completion, Delta, Tokens
+from polyphi.types.completion import Completion, Delta
 from polyphi.types.dialects import as_media
 from polyphi.types.inputs.audio import AudioInput
 from polyphi.types.media_sources import AnyAudio, ImageSource, audio_source
-from polyphi.types.messages import Message, with_tools
+from polyphi.types.messages import Message, Tokens, with_tools
 from polyphi.types.modality import Modality
 from polyphi.types.parts import Audio, Image, Item
 from polyphi.types.sampling import Grammar, SamplingOptions, SamplingParams
 from polyphi.types.tools import FunctionCall, functions
-from polyphi.types.transcript import Transcript
+from polyphi.types.transcript import LONGEST_RECORDING, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +76,10 @@ ResponseFormat = Mapping[str, Any] | type | None
 
 
 class Phi:
-    """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi_eval`
-    can evaluate it. `memory`: a report of its memory use on the device. `source`: the folder or hub id that `load` read
-    it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat template or its
-    name."""
+    """A model with its tokenizer and processor. It implements the `Generate` protocol (types/generate.py), so
+    `polyphi_eval` can evaluate it. `memory`: a report of its memory use on the device. `source`: the folder or hub id
+    that `load` read it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat
+    template or its name."""
 
     @checked
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.data.sample import Sample
-from polyphi.types.completion import Generate
+from polyphi.types.generate import Generate
 from polyphi.types.messages import Message
 from polyphi.types.parts import PUBLISHED, Part, Text
 from polyphi.types.routing import modalities_of, route

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polyphi.types.completion import Answers, Completion
+from polyphi.types.completion import Completion
+from polyphi.types.generate import Answers
 from polyphi.types.messages import Message
 from polyphi.types.parts import Text
 from polyphi.types.sampling import SamplingParams

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat
 
-from polyphi.cli.options import ModalityOption, QuantOption, application, console
+from polyphi.cli.application import application
+from polyphi.cli.options import ModalityOption, QuantOption, console
 from polyphi_eval.eval_options import MACHINE, OTHER_MODELS, EvalOptions
 
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import polyphi
 from polyphi.runtime.files import write_json
-from polyphi.types.completion import Answers
+from polyphi.types.generate import Answers
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.data.sample import Sample
-from polyphi.types.completion import Answers
+from polyphi.types.generate import Answers
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Score, TableRow, belongs, benchmarks

@@ -22,6 +22,7 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import audio_size, image_size
 from polyphi.processing import image
+from polyphi.processing.published_vocabulary import from_ranks
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import cache_folder
 from polyphi.train.options import TrainOptions
@@ -103,7 +104,7 @@ def main(folder: Path, names: Sequence[str]) -> None:
     result = json.loads(path.read_text())
     for size in names:
         run = Run(size, folder / size, options=TrainOptions(seed=0))
-        tokenizer = Tokenizer.from_ranks(o200k_base(cache_folder()))
+        tokenizer = from_ranks(o200k_base(cache_folder()))
         result[size] = {}
         print(f"{size}\n| corpus | rows | images | crops | >= 16 / 36 | seconds | tokens |")
         print("|---|---|---|---|---|---|---|")

@@ -26,9 +26,9 @@ from polyphi.cli import (
     train,
     transcribe,
 )
+from polyphi.cli.application import application
 from polyphi.cli.errors import interrupted, sentence, usage
 from polyphi.cli.inputs import with_repeated_options
-from polyphi.cli.options import application
 from polyphi.cli.printable import print_message
 from polyphi.runtime.installation import pip_install
 

@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from polyphi.cli.options import application, console
+from polyphi.cli.application import application
+from polyphi.cli.options import console
 
 app = application("cache", "List and remove stored models of the Hub.")
 app.synonym = ("list", "ls", "rm", "remove", "models", "ps")
@@ -72,9 +73,9 @@ def remove(
         polyphi cache remove microsoft/Phi-4-mini-instruct
         polyphi cache remove microsoft/Phi-4-mini-instruct:int4
     """
-    from polyphi.hub import cache
+    from polyphi.hub import removal
     from polyphi.runtime.files import size_text
 
     for name in names:
-        for row in cache.remove(name):
+        for row in removal.remove(name):
             console.print(f"removed {row.name}: {size_text(row.bytes)}", highlight=False)

@@ -13,11 +13,12 @@ from cyclopts.validators import Number
 from polyphi.cli.inputs import (
     STDIN,
     check_first_word,
-    check_model,
     check_part,
     piped_text,
     source,
 )
+from polyphi.cli.load_progress import load_progress, show_placement
+from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,
@@ -26,9 +27,7 @@ from polyphi.cli.options import (
     ModelArgument,
     QuantOption,
     console,
-    load_progress,
     parse_adapters,
-    show_placement,
 )
 from polyphi.cli.printable import print_message
 

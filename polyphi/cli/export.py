@@ -78,7 +78,7 @@ def export(
     from polyphi.data.shards import Shards
     from polyphi.hub import model_card, push
     from polyphi.hub.location import locate
-    from polyphi.model.adapters import check_mergeable, merge_adapter
+    from polyphi.model.merge import check_mergeable, merge_adapter
     from polyphi.processing.tokenizer import Tokenizer
 
     target = push.target(push_to_hub, public)

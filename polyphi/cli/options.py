@@ -1,17 +1,12 @@
-"""What several commands share: the layout of their help, options and arguments, and the console they print to."""
+"""What several commands share: options and arguments, and the console they print to."""
 
-import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, Group, Parameter, Token, convert
-from rich.progress import Progress
+from cyclopts import Parameter
 
-from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_message
+from polyphi.cli.printable import PrintableConsole
 
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
@@ -20,7 +15,6 @@ RecipeOption = Annotated[
     str | None,
     Parameter(metavar="FILE", help="Recipe file (.toml), which replaces the size."),
 ]
-RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
@@ -87,75 +81,3 @@ def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
     if len({name for name, _, _ in pairs}) < len(pairs):
         raise ValueError(f"--lora has the same name twice: {', '.join(arguments)}")
     return {name: folder for name, _, folder in pairs}
-
-
-def unrounded(hint: Any, tokens: Sequence[Token]) -> Any:
-    """The value of an option; cyclopts rounds 1.5 to an integer."""
-    value = convert(hint, tokens)
-    if type(value) is int and "." in tokens[0].value:
-        raise ValueError(f"expected an integer, found {tokens[0].value}")
-    return value
-
-
-def application(name: str, text: str) -> App:
-    """A command line or a group of commands. Its errors are raised, and printed by `main`. Of an option that is
-    given twice the last value counts. One that is off or empty shows no default, and a flag has no `--no-FLAG` unless
-    it names one. A value that begins with a bracket is no JSON."""
-    return App(
-        name=name,
-        help=text,
-        version=lambda: f"polyphi {metadata.version('polyphi')}",
-        help_flags=("--help", "-h"),
-        help_format="markdown",
-        version_format="plaintext",
-        group_parameters=Group("Options", sort_key=0),
-        default_parameter=Parameter(
-            negative=(),
-            allow_repeating=True,
-            converter=unrounded,
-            json_list=False,
-            show_default=lambda value: None if value is False or value in ("", (), {}) else value,
-        ),
-        exit_on_error=False,
-        print_error=False,
-        result_action="return_value",
-        suppress_keyboard_interrupt=False,
-    )
-
-
-def show_placement(phi: Any) -> None:
-    """Print a model's device and memory use, if standard error is a terminal."""
-    if sys.stderr.isatty():
-        print_message(str(phi.memory))
-
-
-@contextmanager
-def load_progress() -> Iterator[Callable[[str, float | None], None]]:
-    """Show on standard error what the download and the quantization of a hub id do; yields the `progress` of
-    `polyphi.load`. huggingface_hub shows bars of its downloads."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("polyphi: %(message)s"))
-    loggers = [logging.getLogger(f"polyphi.{name}") for name in ("checkpoints", "hub")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    bars = Progress(console=error_console, transient=True, disable=not sys.stderr.isatty())
-    task = bars.add_task("quantizing", total=1.0)
-
-    def update(stage: str, share: float | None) -> None:
-        if stage == "quantization":  # a bar that began earlier would erase those of downloads
-            bars.start()
-            bars.update(task, completed=share or 0.0)
-        elif stage == "tokenizer":
-            bars.stop()
-
-    try:
-        yield update
-    finally:
-        bars.stop()
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate

@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import console, load_progress
+from polyphi.cli.load_progress import load_progress
+from polyphi.cli.options import (
+    console,
+)
 
 
 def pull(

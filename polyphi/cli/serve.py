@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from polyphi.cli.inputs import check_model
+from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,

@@ -33,10 +33,10 @@ from polyphi.engine.sampling import check
 from polyphi.processing.expansion import expand
 from polyphi.text.quantity import quantity
 from polyphi.types.completion import Delta
-from polyphi.types.dialects import openai_part
 from polyphi.types.media_sources import MediaSource
 from polyphi.types.messages import Message
 from polyphi.types.messages import media as parts_of
+from polyphi.types.openai_parts import openai_part
 from polyphi.types.parts import Audio, Image, Item, Part, Text, Video
 from polyphi.types.routing import ROUTES, modalities_of, normalize_adapter, route
 from polyphi.types.sampling import SamplingParams

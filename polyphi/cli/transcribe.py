@@ -10,7 +10,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.errors import OPTIONS
-from polyphi.cli.inputs import check_first_word, check_model, downloaded, is_address
+from polyphi.cli.inputs import check_first_word, downloaded, is_address
+from polyphi.cli.load_progress import load_progress, show_placement
+from polyphi.cli.model_check import check_model
 from polyphi.cli.options import (
     DeviceOption,
     KvOption,
@@ -18,8 +20,6 @@ from polyphi.cli.options import (
     QuantOption,
     console,
     error_console,
-    load_progress,
-    show_placement,
 )
 from polyphi.cli.printable import write_data
 from polyphi.transcription.transcript_options import TranscriptOptions

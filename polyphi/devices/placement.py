@@ -5,15 +5,12 @@
 No decision depends on a processor's name: devices/precision.py says whether a device is fast in a 16-bit dtype.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 import polyphi.kernels as kernels
 from polyphi.devices import precision
-from polyphi.devices.memory import free_memory
 from polyphi.kernels import bf16
 from polyphi.runtime.files import size_text
 
@@ -68,15 +65,6 @@ def choose_dtype(
         return unchanged
     slow_but_small = device.type == "cpu" and size(stored, torch.float32) > free
     return unchanged if slow_but_small else torch.float32
-
-
-def dtype_for(model: nn.Module, quant: str | None) -> torch.dtype | None:
-    """`choose_dtype` for a model in memory."""
-    stored: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters():
-        stored[parameter.dtype] += parameter.numel()
-    device = next(model.parameters()).device
-    return choose_dtype(stored, device, free_memory(device), quant=quant)
 
 
 def size(stored: Mapping[torch.dtype, int], dtype: torch.dtype | None) -> int:

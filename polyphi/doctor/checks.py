@@ -7,14 +7,11 @@ import math
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from packaging.requirements import Requirement
 
 from polyphi.devices import cgroup, cpu
 from polyphi.doctor import probe
@@ -30,16 +27,22 @@ ISA_VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
 )
 """Environment variables that limit the instructions which libraries use."""
-VARIABLES = frozenset(
-    {
-        *ISA_VARIABLES,
-        *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"),
-        *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "XDG_CACHE_HOME"),
-        *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"),
-        *("TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy"),
-    }
+VARIABLES = (
+    *(
+        "POLYPHI_",
+        "HF_",
+        "TRANSFORMERS_",
+        "ATEN_",
+        "ONEDNN_",
+        "DNNL_",
+        "MKL_",
+        "OMP_",
+        "GOMP_",
+        "KMP_",
+    ),
+    *("CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "XDG_CACHE_HOME", "HTTPS_PROXY", "https_proxy"),
 )
-"""Environment variables that change what polyphi does; also all that begin with POLYPHI_."""
+"""Names, or how they begin, of environment variables that change what polyphi does."""
 CLASSES = (
     ("AMX", {"amx_tile"}),
     ("AVX-512 BF16", {"avx512_bf16"}),
@@ -55,8 +58,6 @@ MIN_CONTEXT = 2048
 weights for them: 0.27 GB at the published size, and as much stays free for the activations of a forward."""
 VERSIONS = ("polyphi", *probe.PACKAGES[:4], "transformers", "numpy", "pillow", "soundfile")
 """Packages whose versions are visible where they are installed."""
-HIDDEN = frozenset({"dev", "docs", "all"})
-"""Extras of developers, and the sum of the others."""
 BETTER_CPU = (
     "use a CPU with AVX2 or NEON dot products; for a virtual machine set its CPU type to host"
 )
@@ -76,8 +77,7 @@ def check(facts: Mapping[str, Any]) -> Iterator[Finding]:
     yield from models(facts["models"], facts["memory"])
     if "torch" not in facts["errors"]:
         yield from gpus(facts["gpus"], facts["cuda_build"])
-    yield from packages(facts["versions"], facts["errors"], facts["requirements"])
-    yield from extras(facts["extras"])
+    yield from packages(facts["versions"], facts["errors"])
     yield from caches(facts["caches"], facts["models"])
     yield from environment(facts["environment"], facts["errors"])
 
@@ -102,14 +102,9 @@ def cpu_facts(instructions: Collection[str], torch_threads: int | None) -> dict[
 
 
 def processor(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """The CPU and its class, and whether environment variables limit what libraries use of it."""
+    """The CPU and its class; no class where neither torch nor the system reports instructions."""
     yield Finding("CPU", "processor", facts["model"])
-    if not facts["instructions"]:  # neither torch nor the system reports any
-        return
-    if limits := [variable for variable in ISA_VARIABLES if os.environ.get(variable)]:
-        text = f"{facts['class']}, but environment variables limit what libraries use of it"
-        yield Finding("CPU", "class", text, "slow", f"unset {' '.join(limits)}")
-    else:
+    if facts["instructions"]:
         yield Finding("CPU", "class", facts["class"])
 
 
@@ -161,10 +156,9 @@ def threads(facts: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def memory(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """Memory, swap, and the limit of a container, if it is below the machine's memory."""
-    swap = f"swap: {size_text(facts['swap_used'])} of {size_text(facts['swap_total'])} in use"
-    text = f"{size_text(facts['available'])} available of {size_text(facts['total'])}; "
-    yield Finding("Memory", "machine", text + (swap if facts["swap_total"] else "no swap"))
+    """Memory, and the limit of a container, if it is below the machine's memory."""
+    text = f"{size_text(facts['available'])} available of {size_text(facts['total'])}"
+    yield Finding("Memory", "machine", text)
     if (limit := facts["limit"]) is not None and limit < facts["total"]:
         text = f"{size_text(facts['limit_free'])} free of the limit of {size_text(limit)}"
         yield Finding("Memory", "limit", f"{text} (container or batch system)")
@@ -201,100 +195,42 @@ def gpus(rows: Collection[Mapping[str, Any]], cuda_build: str | None) -> Iterato
     for gpu in rows:
         text = f"{gpu['name']}, {size_text(gpu['free'])} free of {size_text(gpu['total'])}"
         yield Finding("GPU", gpu["device"], text)
-    if rows:
-        return
-    if not has_nvidia():
-        yield Finding("GPU", "GPU", "none; models run on the CPU")
-    elif os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        text = "an NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES"
-        yield Finding("GPU", "GPU", text, "slow", "unset CUDA_VISIBLE_DEVICES")
-    elif cuda_build is None:
-        text = "this machine has an NVIDIA GPU, and this torch was built without CUDA"
-        cure = "install a CUDA build by the selector of https://pytorch.org/get-started/locally"
-        yield Finding("GPU", "GPU", text, "slow", cure)
-    else:
-        text = f"this machine has an NVIDIA GPU, and torch (CUDA {cuda_build}) can't use it"
-        cure = "see what nvidia-smi reports; update the driver to one for this CUDA version"
-        yield Finding("GPU", "GPU", text, "slow", cure)
+    text, cure = "none; models run on the CPU", None
+    if not rows and has_nvidia():
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+            text = "an NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES"
+            cure = "unset CUDA_VISIBLE_DEVICES"
+        elif cuda_build is None:
+            text = "this machine has an NVIDIA GPU, and this torch was built without CUDA"
+            cure = "install a CUDA build by the selector of https://pytorch.org/get-started/locally"
+        else:
+            text = f"this machine has an NVIDIA GPU, and torch (CUDA {cuda_build}) can't use it"
+            cure = "see what nvidia-smi reports; update the driver to one for this CUDA version"
+    if not rows:
+        yield Finding("GPU", "GPU", text, "slow" if cure else "ok", cure)
 
 
 def has_nvidia() -> bool:
     """Whether the driver of an NVIDIA GPU is loaded or installed."""
-    if sys.platform == "darwin":
-        return False
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 # ------------------------------------------------------------------------------ software
 
 
-@dataclass(frozen=True)
-class Dependencies:
-    """Requirements ("torch>=2.11") that are missing or too old, of the package itself and by extra."""
-
-    core: tuple[str, ...]
-    extras: Mapping[str, tuple[str, ...]]
-
-
-def dependencies(package: str = "polyphi") -> Dependencies | None:
-    """The unmet requirements that the metadata of an installed package lists; None if the package isn't installed but
-    only on Python's path."""
-    try:
-        requirements = [Requirement(text) for text in metadata.requires(package) or ()]
-        names = metadata.metadata(package).get_all("Provides-Extra") or []
-    except metadata.PackageNotFoundError:
-        return None
-    core = {str(r) for r in _active(requirements, "")}
-    optional = [r for r in requirements if str(r) not in core]
-
-    def of(extra: str) -> Iterator[Requirement]:
-        for requirement in _active(optional, extra):
-            if requirement.name == package:
-                for other in requirement.extras:
-                    yield from of(other)
-            else:
-                yield requirement
-
-    return Dependencies(
-        _unmet(_active(requirements, "")), {name: _unmet(of(name)) for name in names}
-    )
-
-
-def _active(requirements: Collection[Requirement], extra: str) -> Iterator[Requirement]:
-    """The requirements that hold on this machine with an extra."""
-    return (r for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra}))
-
-
-def _unmet(requirements: Iterator[Requirement]) -> tuple[str, ...]:
-    return tuple(
-        f"{r.name}{r.specifier}"
-        for r in requirements
-        if not ((version := version_of(r.name)) and r.specifier.contains(version, prereleases=True))
-    )
-
-
-def version_of(package: str) -> str | None:
-    """The version of an installed package, None for another one."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of installed packages."""
-    installed = {name: version for name in VERSIONS if (version := version_of(name))}
-    return {"python": platform.python_version(), **installed}
+    installed = {"python": platform.python_version()}
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
-def packages(
-    installed: Mapping[str, str], errors: Mapping[str, str], unmet: Collection[str] | None
-) -> Iterator[Finding]:
-    """Versions, and packages that are missing, too old or can't be imported. `errors`: those of the probe. `unmet`:
-    None where polyphi isn't installed."""
+def packages(installed: Mapping[str, str], errors: Mapping[str, str]) -> Iterator[Finding]:
+    """Versions, and packages that can't be imported. `errors`: those of the probe."""
     text = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield Finding("Software", "system", text)
-    text = ", ".join(f"{name} {version}" for name, version in installed.items())
+    text = ", ".join([text, *(f"{name} {version}" for name, version in installed.items())])
     yield Finding("Software", "versions", text)
     failed = [package for package in probe.PACKAGES if package in errors]
     # Without torch polyphi can't be imported either.
@@ -302,13 +238,6 @@ def packages(
         text = f"can't be imported: {errors[package].strip().partition(chr(10))[0]}"
         cure = _import_cure(package, errors[package])
         yield Finding("Software", package.partition(".")[0], text, "wrong", cure, fatal=True)
-    if unmet is None:
-        text = "is on Python's path, but not installed, so its dependencies aren't checked"
-        yield Finding("Software", "polyphi", text, "missing", pip_install())
-    elif unmet:
-        cure = " ".join(["pip install --upgrade", *(f'"{requirement}"' for requirement in unmet)])
-        text = f"missing or too old: {', '.join(unmet)}"
-        yield Finding("Software", "dependencies", text, "wrong", cure, fatal=True)
     for phase, message in errors.items():
         if phase not in probe.PACKAGES and " must be " not in message:  # a variable's value
             cure = "report the output of `polyphi doctor --json` as a bug"
@@ -324,43 +253,21 @@ def _import_cure(package: str, error: str) -> str:
         return BETTER_CPU
     if package == "polyphi.api":
         return pip_install().replace("install", "install --force-reinstall", 1)
-    if version_of(package) is None:
-        return f"pip install {package}"
     return f"pip install --force-reinstall --no-cache-dir {package}"
-
-
-def extras(unmet: Mapping[str, Collection[str]]) -> Iterator[Finding]:
-    """Extras: the installed ones in one result, the others in a second one."""
-    visible = {name: requirements for name, requirements in unmet.items() if name not in HIDDEN}
-    if installed := [name for name, requirements in visible.items() if not requirements]:
-        yield Finding("Software", "extras", ", ".join(installed))
-    if missing := [name for name, requirements in visible.items() if requirements]:
-        cure = f"{pip_install(*missing)}, or only those that you need"
-        yield Finding("Software", "more extras", ", ".join(missing), "missing", cure)
 
 
 # ------------------------------------------------------------------------------ storage and environment
 
 
 def cache_facts(name: str, path: Path) -> dict[str, Any]:
-    """A cache: bytes of its files, free bytes of its disk, and whether it can be written."""
+    """A cache: free bytes of its disk, and whether it can be written."""
     parent = next(p for p in (path, *path.parents) if p.exists())
     return {
         "name": name,
         "path": str(path),
-        "bytes": sum(
-            _size(Path(folder, file)) for folder, _, files in os.walk(path) for file in files
-        ),
         "free": shutil.disk_usage(parent).free,
         "writable": os.access(parent, os.W_OK),
     }
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size  # symbolic links, as the Hub's cache has, count as none
-    except OSError:  # deleted meanwhile
-        return 0
 
 
 def caches(
@@ -369,14 +276,13 @@ def caches(
     """Caches and free space for the smallest published model."""
     download = min((2 * model["parameters"] for model in fits), default=0)
     for folder in folders:
-        text = f"{folder['path']}: {size_text(folder['bytes'])}, {size_text(folder['free'])} free on its disk"
-        name, variable = f"{folder['name']} cache", "HF_HOME"
-        if folder["name"] == "polyphi":
-            variable = "POLYPHI_CACHE"
+        text = f"{folder['path']}: {size_text(folder['free'])} free on its disk"
+        name = f"{folder['name']} cache"
+        variable = "HF_HOME" if folder["name"] == "Hub" else "POLYPHI_CACHE"
         if not folder["writable"]:
             cure = f"export {variable}=FOLDER (one that you may write to)"
             yield Finding("Storage", name, f"{text}; it can't be written", "wrong", cure)
-        elif folder["name"] == "Hub" and folder["bytes"] + folder["free"] < download:
+        elif folder["name"] == "Hub" and folder["free"] < download:
             text += f"; the smallest published model has {size_text(download)}"
             cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
             yield Finding("Storage", name, text, "missing", cure)
@@ -389,7 +295,7 @@ def variables() -> dict[str, str]:
     return {
         name: display_value(name, value)
         for name, value in sorted(os.environ.items())
-        if name in VARIABLES or name.startswith("POLYPHI_")
+        if name.startswith(VARIABLES)
     }
 
 

@@ -3,7 +3,8 @@
 import getpass
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,38 +35,27 @@ class Finding:
         assert (self.state == "ok") == (self.cure is None), f"{self.name}: {self.state}"
 
 
-class Scrubber:
-    """Removes from text what a public bug report shouldn't have: values of secret environment variables, user names and
-    passwords in URLs, the home folder's path and, as a part of other paths, the user's name."""
-
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        values = {v.strip() for name, v in environment.items() if SECRET.search(name)}
-        self._secrets = sorted((v for v in values if len(v) >= SHORTEST_SECRET), key=len)[::-1]
-        self._home = str(Path.home()).rstrip("/")
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # no name for this number, as in many containers
-            user = ""
-        names = {re.escape(n) for n in (user, Path(self._home).name) if n}
-        self._user = re.compile(rf"(?<=/)(?:{'|'.join(sorted(names))})(?=/|$)") if names else None
-
-    def text(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        text = USER_INFO.sub("", text)
-        if self._home:
-            text = re.sub(rf"{re.escape(self._home)}(?=/|\W|$)", "~", text)
-        return self._user.sub("USER", text) if self._user else text
-
-    def __call__(self, value: Any) -> Any:
-        """A JSON value with all strings scrubbed, keys included."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {self.text(str(k)): self(v) for k, v in value.items()}
-        if isinstance(value, Sequence):
-            return [self(v) for v in value]
+def scrub(value: Any, environment: Mapping[str, str] = os.environ) -> Any:
+    """A JSON value, its keys included, without what a public bug report shouldn't have: values of secret environment
+    variables, user names and passwords in URLs, the home folder's path and, as a part of other paths, the user's
+    name."""
+    if isinstance(value, Mapping):
+        return {scrub(str(k), environment): scrub(v, environment) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [scrub(v, environment) for v in value]
+    if not isinstance(value, str):
         return value
+    secrets = {v.strip() for name, v in environment.items() if SECRET.search(name)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        value = value.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else value
+    value = USER_INFO.sub("", value)
+    names, home = set(), str(Path.home()).rstrip("/")
+    with suppress(KeyError, OSError):  # no name for this number, as in many containers
+        names.add(re.escape(getpass.getuser()))
+    if home:
+        names.add(re.escape(Path(home).name))
+        value = re.sub(rf"{re.escape(home)}(?!\w)", "~", value)
+    return re.sub(rf"(?<=/)({'|'.join(names)})(?=/|$)", "USER", value) if names else value
 
 
 def display_value(name: str, value: str) -> str:

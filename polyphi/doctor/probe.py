@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -50,8 +51,8 @@ def run(limit: float = LIMIT, phases: Mapping[str, Callable[[Facts], Any]] | Non
         except EOFError:
             process.join()
             code = process.exitcode or 0
-            name = signal.Signals(-code).name if code < 0 else ""
-            result.errors[phase] = f"killed by {name}" if name else "it ended"
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else "it ended"
+            result.errors[phase] = killed
             break
         if error is None:
             result.facts[phase] = value
@@ -83,14 +84,8 @@ def _send_all(sender: Connection, phases: Mapping[str, Callable[[Facts], Any]]) 
 # ------------------------------------------------------------------------------ phases
 
 
-@dataclass(frozen=True)
-class Import:
-    """Imports a package and returns its version."""
-
-    package: str
-
-    def __call__(self, facts: Facts) -> str | None:
-        return getattr(importlib.import_module(self.package), "__version__", None)
+def import_package(package: str, facts: Facts) -> None:
+    importlib.import_module(package)
 
 
 def _libraries(facts: Facts) -> Facts:
@@ -115,14 +110,13 @@ def _memory(facts: Facts) -> Facts:
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        gpus.append({"device": f"cuda:{index}", "name": name, "total": total, "free": free})
+        gpus.append((f"cuda:{index}", torch.cuda.get_device_name(index), total, free))
     if device.type == "mps":
-        total = torch.mps.recommended_max_memory()
-        gpus.append(
-            {"device": "mps", "name": "Apple GPU", "total": total, "free": free_memory(device)}
-        )
-    return {"device": device.type, "free": free_memory(torch.device("cpu")), "gpus": gpus}
+        total, free = torch.mps.recommended_max_memory(), free_memory(device)
+        gpus.append(("mps", "Apple GPU", total, free))
+    keys = ("device", "name", "total", "free")
+    rows = [dict(zip(keys, gpu, strict=True)) for gpu in gpus]
+    return {"free": free_memory(torch.device("cpu")), "gpus": rows}
 
 
 def _kernels(facts: Facts) -> Facts:
@@ -183,7 +177,7 @@ def _models(facts: Facts) -> list[Facts]:
 
 
 PHASES: Mapping[str, Callable[[Facts], Any]] = {
-    **{package: Import(package) for package in PACKAGES},
+    **{package: partial(import_package, package) for package in PACKAGES},
     "libraries": _libraries,
     "memory": _memory,
     "kernels": _kernels,

@@ -52,7 +52,6 @@ class Fit:
     weights: int
     free: int
     context: int
-    longest: int
     token_bytes: int
 
 
@@ -92,6 +91,5 @@ def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, fr
         weights=weights,
         free=free,
         context=report.tokens,
-        longest=config.max_position_embeddings,
         token_bytes=each,
     )

@@ -11,10 +11,10 @@ import psutil
 
 from polyphi.devices import cgroup, cpu
 from polyphi.doctor import checks, probe
-from polyphi.doctor.findings import Finding, Scrubber
+from polyphi.doctor.findings import Finding, scrub
 from polyphi.runtime.files import cache_folder
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the report's JSON object: it changes when a key changes its meaning or is removed."""
 PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 """Values of `--quant` on a CPU, the fastest first."""
@@ -62,8 +62,8 @@ def inspect() -> DoctorReport:
 
 def assemble(result: probe.Probe) -> DoctorReport:
     """The report of this machine with the facts and errors of the probe."""
-    libraries, unmet = result.facts.get("libraries") or {}, checks.dependencies()
-    machine, swap, limit = psutil.virtual_memory(), psutil.swap_memory(), cgroup.memory()
+    libraries = result.facts.get("libraries") or {}
+    machine, limit = psutil.virtual_memory(), cgroup.memory()
     instructions = libraries.get("instructions") or cpu.flags()
     folders = {"polyphi": cache_folder()}
     if "huggingface_hub" not in result.errors:
@@ -78,20 +78,15 @@ def assemble(result: probe.Probe) -> DoctorReport:
         "memory": {
             "total": machine.total,
             "available": machine.available,
-            "swap_total": swap.total,
-            "swap_used": swap.used,
             "limit": limit and limit.limit,
             "limit_free": limit and limit.free,
         },
         "gpus": (result.facts.get("memory") or {}).get("gpus", []),
         "cuda_build": libraries.get("cuda_build"),
         "models": result.facts.get("models") or [],
-        "requirements": None if unmet is None else unmet.core,
-        "extras": {} if unmet is None else unmet.extras,
         "caches": [checks.cache_facts(name, path) for name, path in folders.items()],
         "environment": checks.variables(),
         "errors": result.errors,
     }
-    scrub = Scrubber()
     findings = (Finding(**scrub(asdict(finding))) for finding in checks.check(facts))
     return DoctorReport(tuple(findings), scrub(facts))

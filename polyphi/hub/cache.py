@@ -1,8 +1,6 @@
 """Models that are stored on this machine: downloads in the Hub's cache, and quantized models in ours.
 
 >>> for entry in entries(): print(entry.name, entry.bytes)
->>> remove("microsoft/Phi-4-mini-instruct")              # the download; the quantized model stays
->>> remove("microsoft/Phi-4-mini-instruct:int4")
 
 A quantized model lies in `models/OWNER--NAME/COMMIT/SCHEME-vFORMAT` of the cache folder (`cache_folder`). The file
 `models/OWNER--NAME/refs/REVISION` has the commit that a branch or tag had when it was downloaded and verified: until
@@ -13,7 +11,6 @@ the next `polyphi pull`, this commit is used, and the Hub isn't asked again. Dow
 import errno
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,7 +45,7 @@ folder the same command must not load what somebody uploaded to the Hub under th
 class StoredModel:
     """A stored model. `revision`: its commit. `quant`: the scheme of a quantized model, None for a download. `bytes`:
     of its files, those of an interrupted download included. `last_used`: seconds since 1970. `fault`: why it isn't
-    complete, or None. `name` is what `remove` takes: OWNER/NAME, with @REVISION where several are stored, and
+    complete, or None. `name` is what `removal.remove` takes: OWNER/NAME, with @REVISION where several are stored, and
     :SCHEME for quantized models."""
 
     repository: str
@@ -73,10 +70,11 @@ def models_folder() -> Path:
 
 def quantized_folder(repository: str, commit: str, scheme: str, format: int) -> Path:
     """The folder of a commit's quantized model in a version of our layout."""
-    return _folder(repository) / commit / f"{scheme}-v{format}"
+    return repository_folder(repository) / commit / f"{scheme}-v{format}"
 
 
-def _folder(repository: str) -> Path:
+def repository_folder(repository: str) -> Path:
+    """The folder of a repository's quantized models and commits in our cache."""
     return models_folder() / repository.replace("/", "--")  # the Hub allows no -- in names
 
 
@@ -111,7 +109,7 @@ def hub_name(source: str | Path) -> tuple[str, str] | None:
 
 def _is_known(repository: str) -> bool:
     """Whether a model of a repository is or was stored, so that a user has named it before."""
-    return _folder(repository).is_dir() or any(
+    return repository_folder(repository).is_dir() or any(
         hub_folder(repository).glob("snapshots/*/config.json")
     )
 
@@ -159,7 +157,7 @@ def commit_of(repository: str, revision: str) -> str | None:
         matches = [commit for commit in commits if commit.startswith(revision)]
         if len(matches) == 1:
             return matches[0]
-    return read_ref(_folder(repository), revision)
+    return read_ref(repository_folder(repository), revision)
 
 
 def read_ref(folder: Path, revision: str) -> str | None:
@@ -186,7 +184,7 @@ def record_commit(repository: str, revision: str, commit: str) -> None:
     """Record that a revision is this commit, which is completely downloaded. Does nothing if the cache is read-only:
     the Hub is then asked at the next start."""
     if commit_of(repository, revision) != commit:
-        write_ref(_folder(repository), revision, commit)
+        write_ref(repository_folder(repository), revision, commit)
 
 
 def write_ref(folder: Path, revision: str, commit: str) -> None:
@@ -239,7 +237,7 @@ def _downloads() -> Iterator[StoredModel]:
     for repository in repositories:
         if repository.repo_type != "model":
             continue
-        partial = sum(path.stat().st_size for path in _unlinked(repository))
+        partial = sum(path.stat().st_size for path in unlinked_files(repository))
         for revision in repository.revisions:
             folder = revision.snapshot_path
             if not readable(folder):
@@ -257,7 +255,7 @@ def _downloads() -> Iterator[StoredModel]:
             )
 
 
-def _unlinked(repository: "CachedRepoInfo") -> list[Path]:
+def unlinked_files(repository: "CachedRepoInfo") -> list[Path]:
     """Files of a download that no snapshot has yet: complete and partial ones of an interrupted download."""
     linked = {file.blob_path for revision in repository.revisions for file in revision.files}
     blobs = repository.repo_path.resolve().glob("blobs/*")
@@ -284,79 +282,13 @@ def _quantized() -> Iterator[StoredModel]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         used = folder.stat().st_mtime
         fault = files.fault(folder)
-        refs = [r for r in _refs(repository) if commit_of(repository, r) == commit]
+        refs = [r for r in recorded_refs(repository) if commit_of(repository, r) == commit]
         yield StoredModel(
             repository, commit, name["scheme"], folder, size, used, fault, tuple(refs)
         )
 
 
-def _refs(repository: str) -> list[str]:
-    folder = _folder(repository) / "refs"
+def recorded_refs(repository: str) -> list[str]:
+    """The branches and tags of a repository whose commits are recorded."""
+    folder = repository_folder(repository) / "refs"
     return [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-
-
-def remove(name: str) -> list[StoredModel]:
-    """Delete the models with a name (OWNER/NAME, OWNER/NAME@REVISION, either with :SCHEME) and return their entries.
-    Without a scheme that is the download, without a revision every one. Raises ValueError if there is none, and while
-    another process downloads or quantizes it."""
-    target, _, scheme = name.partition(":")
-    parts = HUB_NAME.fullmatch(target)
-    rows = entries()
-    matches = [
-        row
-        for row in rows
-        if parts is not None
-        and row.repository == parts["repository"]
-        and row.quant == (scheme or None)
-        and (
-            parts["revision"] is None
-            or row.revision.startswith(parts["revision"])
-            or parts["revision"] in row.refs
-        )
-    ]
-    if not matches:
-        names = ", ".join(row.name for row in rows) or "no models"
-        raise ValueError(f"expected a name of `polyphi cache list` ({names}), found {name!r}")
-    repository = matches[0].repository
-    with lock(repository, wait=False) as free:
-        if not free:
-            raise ValueError(
-                f"{repository} is being downloaded or quantized by another process; wait until it ends"
-            )
-        for row in matches:
-            if row.quant is None:
-                _remove_download(row)
-            else:
-                shutil.rmtree(row.path)
-        _remove_empty(repository)
-    return matches
-
-
-def _remove_download(row: StoredModel) -> None:
-    from huggingface_hub import constants, scan_cache_dir
-
-    caches = scan_cache_dir(constants.HF_HUB_CACHE)
-    if row.fault:
-        (repository,) = (
-            r for r in caches.repos if (r.repo_id, r.repo_type) == (row.repository, "model")
-        )
-        for path in _unlinked(repository):
-            path.unlink(missing_ok=True)
-    caches.delete_revisions(row.revision).execute()
-    if row.path.exists():
-        raise OSError(f"{row.path} could not be removed: delete the folder yourself")
-
-
-def _remove_empty(repository: str) -> None:
-    """Delete the folder of a repository if nothing of it is stored, and commits without a stored model."""
-    commits = {row.revision for row in entries() if row.repository == repository}
-    folder = _folder(repository)
-    for ref in _refs(repository):
-        if commit_of(repository, ref) not in commits:
-            (folder / "refs" / ref).unlink()
-    if not commits:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    for empty in [p for p in folder.glob("*") if COMMIT.fullmatch(p.name)]:
-        with suppress(OSError):  # has a model
-            empty.rmdir()

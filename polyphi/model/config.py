@@ -163,16 +163,3 @@ class ModelConfig:
         """The model without users' modalities, which checkpoints have in folders of their own."""
         adapters = {name: a for name, a in self.adapters.items() if name not in self.further}
         return replace(self, adapters=adapters, further={})
-
-    def in_one_layer(self) -> tuple["ModelConfig", dict[str, int]]:
-        """A copy of this configuration with one of each repeated layer, and the number of layers by the prefix of their
-        parameters' names."""
-        layers = {"decoder.layers.": self.decoder.num_hidden_layers}
-        one = replace(self, decoder=replace(self.decoder, num_hidden_layers=1))
-        if self.vision is not None:
-            layers["vision.encoder.layers."] = self.vision.num_hidden_layers
-            one = replace(one, vision=replace(self.vision, num_hidden_layers=1))
-        if self.audio is not None:
-            layers["audio.encoder.blocks."] = self.audio.num_blocks
-            one = replace(one, audio=replace(self.audio, num_blocks=1))
-        return one, layers

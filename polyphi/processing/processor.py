@@ -24,9 +24,8 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.steps import Steps, Stop, result_of, run_all
 from polyphi.types.batch import Batch, row
-from polyphi.types.completion import Tokens
 from polyphi.types.inputs.encoder import Inputs
-from polyphi.types.messages import Message
+from polyphi.types.messages import Message, Tokens
 from polyphi.types.parts import Document, Image, Media, Text, Video
 from polyphi.types.routing import ROUTES, Routes, modalities_of, normalize_adapter, route
 

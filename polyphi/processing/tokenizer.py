@@ -8,9 +8,7 @@ One `tokenizer.json` is loaded twice: unchanged, to decode, and without its adde
 tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not special.
 """
 
-import base64
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,23 +20,18 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from polyphi.processing.text_slices import SLICE_CHARACTERS, TextSlices
 from polyphi.processing.vocabulary import (
-    AUDIO,
     AUDIO_NAMES,
     CONTROLS,
     DIGIT_SPLIT,
     END,
     END_OF_TEXT,
-    IMAGE,
     IMAGE_NAMES,
-    O200K_SHA256,
-    O200K_SPLIT,
     REQUIRED,
     SPARE,
     aligned,
     byte_characters,
     chat_template,
     check_specification,
-    merges_of,
     parse_fixed_system,
     pre_tokenizer,
     read_chat_template,
@@ -54,7 +47,7 @@ NO_TOKENIZER = (
 
 
 class Tokenizer:
-    """Byte-level BPE with Phi-4's control tokens, from `load`, `train` or `from_ranks`."""
+    """Byte-level BPE with Phi-4's control tokens, from `load` or `train`, or from ranks (published_vocabulary.py)."""
 
     has_vocabulary = True
     """Whether the tokenizer can encode and decode text (`NoTokenizer` can't)."""
@@ -178,31 +171,6 @@ class Tokenizer:
         model = json.loads(bpe.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
         return cls(specification(model["vocab"], model["merges"], split, ids))
-
-    @classmethod
-    def from_ranks(cls, path: str | Path) -> "Tokenizer":
-        """Return the published 200,064-token vocabulary from a file of o200k_base ranks (per line a token in base64 and
-        its rank, as in tiktoken). Takes some seconds, so `save` it. Raises `ValueError` if the file's SHA-256 isn't the
-        published one."""
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: expected a file of o200k_base ranks, found nothing there")
-        data = Path(path).read_bytes()
-        if (digest := hashlib.sha256(data).hexdigest()) != O200K_SHA256:
-            raise ValueError(
-                f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {digest}"
-            )
-        pairs = (line.split() for line in data.splitlines() if line)
-        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-        characters = byte_characters()
-
-        def spell(token: bytes) -> str:
-            return "".join(characters[b] for b in token)
-
-        vocabulary = {spell(token): rank for token, rank in ranks.items()}
-        merges = [[spell(a), spell(b)] for a, b in merges_of(ranks)]
-        return cls(
-            specification(vocabulary, merges, O200K_SPLIT, {t: c[0] for t, c in CONTROLS.items()})
-        )
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
         """Return the ids of plain text, never control tokens. Encoding stops after more than `limit` ids: such a result
@@ -365,39 +333,6 @@ class Tokenizer:
         fitted = copy.copy(self)
         fitted._rows = rows
         return fitted
-
-    def with_placeholders(self, rows: int) -> "Tokenizer":
-        """A copy of this tokenizer with placeholders of images and audio if it has none (Phi-4-mini's): those of the
-        published multimodal vocabulary, with its ids where these are unused, else the next ones. Raises ValueError if
-        an embedding of `rows` rows has no unused ones for them."""
-        spec = copy.deepcopy(self._spec)
-        used = {*self._controls.values(), *spec["model"]["vocab"].values()}
-        for token, present in ((IMAGE, self.image_id), (AUDIO, self.audio_id)):
-            if present is not None:
-                continue
-            id, special, strips = CONTROLS[token]
-            if id in used or id >= rows:
-                id = max(used) + 1
-            if id >= rows:
-                raise ValueError(
-                    f"the embedding has {rows} rows, which the tokenizer uses all; expected an unused one for {token}"
-                )
-            used.add(id)
-            spec["added_tokens"].append(
-                {
-                    "id": id,
-                    "content": token,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": strips,
-                    "normalized": False,
-                    "special": special,
-                }
-            )
-        if spec == self._spec:
-            return self
-        spec["added_tokens"].sort(key=lambda added: added["id"])
-        return Tokenizer(spec, self.fixed_system)
 
 
 class NoTokenizer(Tokenizer):

@@ -62,7 +62,6 @@ O200K_SPLIT = "|".join(
         r"\s+",
     )
 )
-O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 # A small model is far better at sums with single digits than with three at a time: our vocabularies split digits.
 DIGIT_SPLIT = O200K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 # Words without the space before them: the same token after a space, at the start of an answer and in quotes. A small
@@ -241,21 +240,3 @@ def byte_characters() -> list[str]:
         characters.append(chr(byte if byte in printable else next_code))
         next_code += byte not in printable
     return characters
-
-
-def merges_of(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the two tokens that each longer token is merged from, in order of rank: its bytes are merged by lower ranks
-    until two parts remain. The few tokens that can't be merged so are matched as a whole (`ignore_merges`)."""
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            best, position = rank, -1
-            for i in range(len(parts) - 1):
-                pair_rank = ranks.get(parts[i] + parts[i + 1], rank)
-                if pair_rank < best:
-                    best, position = pair_rank, i
-            if position < 0:
-                break
-            parts[position : position + 2] = [parts[position] + parts[position + 1]]
-        if len(parts) == 2:
-            yield parts[0], parts[1]

@@ -354,19 +354,6 @@ def size(part: WeightTarget) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
 
 
-def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
-    """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....q4" and
-    "....row"."""
-    result: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        for name in ("kernel", "head", "down", "up"):
-            weight = getattr(module, name, None)
-            if isinstance(weight, Quantized):
-                pieces = weight.in_pieces() or {}
-                result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
-    return result
-
-
 def _eight_bits(linear: nn.Module) -> EightBit:
     """The int8 weight of an encoder's linear, or of a convolution of width 1, which this function quantizes."""
     if isinstance(linear, EightBitLinear):

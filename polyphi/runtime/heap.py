@@ -4,20 +4,12 @@
 """
 
 import ctypes
-import mmap
 import os
-from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # the server starts by this module, before torch is imported
-    from torch import Tensor
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """The numbers of `mallopt`'s parameters in glibc."""
-PAGE_OUT = 21
-"""The number of MADV_PAGEOUT in Linux."""
 LARGE = 4 << 20
 """Bytes from which a block gets a separate mapping: bodies of requests, long texts, activations."""
 
@@ -56,27 +48,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-
-
-def drop_pages(tensors: Iterable["Tensor"]) -> None:
-    """Take the pages of tensors that are mapped from files out of memory; they are read again when they are used. For
-    large weights that are rarely read. Tensors in other memory are unchanged. Does nothing without Linux."""
-    advise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
-    if advise is None or not os.path.exists("/proc/self/maps"):
-        return
-    mapped = []
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            limits, _, _, _, inode, *_ = line.split(maxsplit=5)
-            if inode != "0":
-                mapped.append(tuple(int(limit, 16) for limit in limits.split("-")))
-    starts = [start for start, _ in mapped]
-    for tensor in tensors:
-        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        place = bisect(starts, first) - 1
-        if place < 0 or last > mapped[place][1] or tensor.device.type != "cpu":
-            continue
-        first += -first % mmap.PAGESIZE
-        if last - first >= mmap.PAGESIZE:
-            size = (last - first) // mmap.PAGESIZE * mmap.PAGESIZE
-            advise(ctypes.c_void_p(first), ctypes.c_size_t(size), PAGE_OUT)

@@ -4,7 +4,11 @@ A parameter that no glob of `trainable` matches is frozen. The first step checks
 gradient; the SHA-256 of every frozen tensor is compared before and after the stage.
 """
 
-from collections.abc import Mapping
+import ctypes
+import mmap
+import os
+from bisect import bisect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,13 +16,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization.quantize import quantized_tensors
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.runtime import distributed
-from polyphi.runtime.heap import drop_pages
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optimizer import groups
 from polyphi.train.stage import Budget, Stage
 
+PAGE_OUT = 21
+"""The number of MADV_PAGEOUT in Linux."""
 READ_BYTES = 64 << 20
 """Bytes of frozen tensors that are hashed before their pages leave memory."""
 
@@ -49,6 +54,19 @@ def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
     return frozen_parameters | others | quantized_tensors(model)
 
 
+def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
+    """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....q4" and
+    "....row"."""
+    result: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name in ("kernel", "head", "down", "up"):
+            weight = getattr(module, name, None)
+            if isinstance(weight, Quantized):
+                pieces = weight.in_pieces() or {}
+                result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
+    return result
+
+
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor; of a sharded one, that of the full tensor."""
     return checkpoint.digests((name, parallel.whole(t)) for name, t in tensors.items())
@@ -68,6 +86,30 @@ def frozen_hashes(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str
     if model.quant is not None:
         drop_pages(read)
     return result
+
+
+def drop_pages(tensors: Iterable[Tensor]) -> None:
+    """Take the pages of tensors that are mapped from files out of memory; they are read again when they are used. For
+    large weights that are rarely read. Tensors in other memory are unchanged. Does nothing without Linux."""
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
+    if advise is None or not os.path.exists("/proc/self/maps"):
+        return
+    mapped = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            limits, _, _, _, inode, *_ = line.split(maxsplit=5)
+            if inode != "0":
+                mapped.append(tuple(int(limit, 16) for limit in limits.split("-")))
+    starts = [start for start, _ in mapped]
+    for tensor in tensors:
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        place = bisect(starts, first) - 1
+        if place < 0 or last > mapped[place][1] or tensor.device.type != "cpu":
+            continue
+        first += -first % mmap.PAGESIZE
+        if last - first >= mmap.PAGESIZE:
+            size = (last - first) // mmap.PAGESIZE * mmap.PAGESIZE
+            advise(ctypes.c_void_p(first), ctypes.c_size_t(size), PAGE_OUT)
 
 
 def check_gradients(

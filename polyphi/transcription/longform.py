@@ -32,7 +32,6 @@ from polyphi.runtime.fork_server import ForkServer
 from polyphi.text.quantity import quantity
 from polyphi.transcription.align import align
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
-from polyphi.transcription.transcript_options import LONGEST_RECORDING, language
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 from polyphi.types.completion import Completion
@@ -40,7 +39,14 @@ from polyphi.types.media_sources import AudioSource
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi.types.sampling import SamplingParams
-from polyphi.types.transcript import TRANSCRIBE, TRANSCRIBE_AND_TRANSLATE, TRANSLATE, Transcript
+from polyphi.types.transcript import (
+    LONGEST_RECORDING,
+    TRANSCRIBE,
+    TRANSCRIBE_AND_TRANSLATE,
+    TRANSLATE,
+    Transcript,
+    language,
+)
 
 AUDIO_TOKENS = 12.5  # a second
 TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five

@@ -19,7 +19,8 @@ from polyphi.media.media import AudioStream
 from polyphi.runtime.files import sha256
 from polyphi.text.quantity import quantity
 from polyphi.transcription import record
-from polyphi.transcription.transcript_options import LONGEST_RECORDING, TranscriptOptions
+from polyphi.transcription.transcript_options import TranscriptOptions
+from polyphi.types.transcript import LONGEST_RECORDING
 
 UNREADABLE = "unreadable"
 AUDIO = (*AUDIO_FORMATS, "M4A audio", "AAC", "AMR", UNREADABLE)

@@ -1,16 +1,12 @@
 """Options of `polyphi transcribe` that transcripts depend on."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyphi.types.transcript import LANGUAGES
-
-LONGEST_RECORDING = 24 * 3600.0
-"""Most seconds of a recording."""
+from polyphi.types.transcript import language
 
 
 @Parameter(name="*")
@@ -49,17 +45,3 @@ class TranscriptOptions:
         longer = self.max_audio_seconds != TranscriptOptions.max_audio_seconds
         text = f"{self!r} {self.max_audio_seconds:g}" if longer else repr(self)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def language(name_or_code: str) -> str:
-    """The name of a language from its code, with a region or without ("de", "de-AT"), or its name, in any case. Raises
-    ValueError for one that the model wasn't trained for."""
-    names = {name.lower(): name for name in LANGUAGES.values()}
-    lower = name_or_code.lower()
-    code = re.split("[-_]", lower, maxsplit=1)[0]
-    if name := names.get(lower) or LANGUAGES.get(code):
-        return name
-    supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
-    raise ValueError(
-        f"unknown language {name_or_code[:40]!r}; the model's languages of speech are {supported}"
-    )

@@ -1,12 +1,9 @@
-"""The answers of a model, and `Generate`, the protocol through which evaluation uses any model, local or remote."""
+"""The answers of a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from polyphi.runtime.arguments import checked_fields
-from polyphi.types.messages import Message
-from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import FunctionCall
 
 
@@ -84,53 +81,3 @@ class Completion:
     @property
     def audio_tokens(self) -> int:
         return self.input_tokens.get("audio", 0)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The token counts of a conversation: `text` includes control tokens, `inputs` has those of other modalities."""
-
-    text: int = 0
-    inputs: Mapping[str, int] = field(default_factory=dict, hash=False)
-
-    @property
-    def image(self) -> int:
-        return self.inputs.get("image", 0)
-
-    @property
-    def audio(self) -> int:
-        return self.inputs.get("audio", 0)
-
-    @property
-    def total(self) -> int:
-        return self.text + sum(self.inputs.values())
-
-
-class Answers(Protocol):
-    """A model that only generates answers."""
-
-    def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = ...,
-        adapter: str | None = "auto",
-    ) -> Completion: ...
-
-
-class Generate(Answers, Protocol):
-    """A model as evaluation uses it: generates answers, and returns log-probabilities of given ones."""
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: SamplingParams = ...,
-        adapter: str | None = "auto",
-    ) -> Iterator[Delta]: ...
-
-    def score(
-        self, messages: Sequence[Message], continuation: str, *, adapter: str | None = "auto"
-    ) -> list[float]:
-        """Natural log-probability of each token of `continuation` as the assistant's answer."""
-        ...

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,3 +124,23 @@ def with_tools(messages: Sequence[Message], tools: Any) -> tuple[Message, ...]:
 def media(messages: Sequence[Message], part_type: type) -> list[Any]:
     """All parts of the type `part_type` (`Image`, `Audio`, `Video`) in a conversation, in order."""
     return [p for m in messages for p in m.parts if isinstance(p, part_type)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token counts of a conversation: `text` includes control tokens, `inputs` has those of other modalities."""
+
+    text: int = 0
+    inputs: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def image(self) -> int:
+        return self.inputs.get("image", 0)
+
+    @property
+    def audio(self) -> int:
+        return self.inputs.get("audio", 0)
+
+    @property
+    def total(self) -> int:
+        return self.text + sum(self.inputs.values())

@@ -1,5 +1,6 @@
 """Transcripts of recordings, with the prompts and languages of the report's speech tasks."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,8 @@ TRANSCRIBE_AND_TRANSLATE = (
     "Use <sep> as a separator between the original transcript and the translation."
 )
 """The published prompts of a translation, direct and with chain of thought, for a language's English name."""
+LONGEST_RECORDING = 24 * 3600.0
+"""Most seconds of a recording."""
 LANGUAGES: dict[str, str] = {
     "en": "English",
     "zh": "Chinese",
@@ -80,3 +83,17 @@ class Transcript:
 
     def __str__(self) -> str:
         return self.text if self.translation is None else self.translation
+
+
+def language(name_or_code: str) -> str:
+    """The name of a language from its code, with a region or without ("de", "de-AT"), or its name, in any case. Raises
+    ValueError for one that the model wasn't trained for."""
+    names = {name.lower(): name for name in LANGUAGES.values()}
+    lower = name_or_code.lower()
+    code = re.split("[-_]", lower, maxsplit=1)[0]
+    if name := names.get(lower) or LANGUAGES.get(code):
+        return name
+    supported = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+    raise ValueError(
+        f"unknown language {name_or_code[:40]!r}; the model's languages of speech are {supported}"
+    )

@@ -4,7 +4,7 @@
 >>> teacher.chat([Message.user(Image("cat.png"), Text("What is this?"))]).text
 'A cat.'
 
-It implements `Generate` (polyphi/types/completion.py), so it can be evaluated like polyphi's models, except on tasks
+It implements `Generate` (polyphi/types/generate.py), so it can be evaluated like polyphi's models, except on tasks
 that need log-probabilities. OpenAI's SDK sends the requests and reads the responses. Here requests respect rate limits
 (`Pace`), and are retried if the server is busy, fails or can't be reached. The key is read from an environment variable
 for each request, and appears in no message, file or `repr`; the SDK's own variables (OPENAI_API_KEY, ...) aren't sent.
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from polyphi.runtime.installation import pip_install
 from polyphi.types.completion import Completion, Delta
-from polyphi.types.dialects import media_format, openai_part
 from polyphi.types.messages import Message
+from polyphi.types.openai_parts import media_format, openai_part
 from polyphi.types.parts import Text
 from polyphi.types.routing import normalize_adapter
 from polyphi.types.sampling import SamplingParams

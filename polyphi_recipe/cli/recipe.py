@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import application, console
+from polyphi.cli.application import application
+from polyphi.cli.options import console
 
 app = application("recipe", "Write a recipe file, or print the JSON schema of recipe files.")
 

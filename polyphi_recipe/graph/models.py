@@ -1,14 +1,18 @@
 """Models after finished stages of a run, as they are exported, evaluated and used by corpora."""
 
+from collections import Counter
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from polyphi.api import Phi
 from polyphi.data.shards import Shards
 from polyphi.devices import placement
+from polyphi.devices.memory import free_memory
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.quantization.quantize import quantize
@@ -48,7 +52,7 @@ class Models:
         """A `Phi` with the model after a stage, as `polyphi.load` would place the exported one; with `quant` it is
         quantized."""
         model = self.exported(stage)
-        if (dtype := placement.dtype_for(model, quant)) is not None:
+        if (dtype := dtype_for(model, quant)) is not None:
             model = model.to(dtype)
         return Phi(quantize(model, quant) if quant else model, self.processor)
 
@@ -74,3 +78,12 @@ class Models:
             )
             return Similarity(self.after(stage), trained, self.processor, captions)
         return self.phi(stage)
+
+
+def dtype_for(model: nn.Module, quant: str | None) -> torch.dtype | None:
+    """`choose_dtype` for a model in memory."""
+    stored: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        stored[parameter.dtype] += parameter.numel()
+    device = next(model.parameters()).device
+    return placement.choose_dtype(stored, device, free_memory(device), quant=quant)

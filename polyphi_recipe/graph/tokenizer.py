@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from polyphi.data.shards import Shards
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
+from polyphi.processing.published_vocabulary import from_ranks
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.runtime.files import cache_folder, whole_folder
@@ -51,7 +52,7 @@ def build(recipe: Recipe, folder: RunFolder) -> None:
                 texts = _texts(recipe, folder)
                 tokenizer = Tokenizer.train(texts, recipe.size.vocabulary, WORD_SPLIT)
             else:
-                tokenizer = Tokenizer.from_ranks(packages.o200k_base(cache_folder()))
+                tokenizer = from_ranks(packages.o200k_base(cache_folder()))
             with whole_folder(folder.tokenizer) as partial:
                 tokenizer.save(partial)
 

@@ -32,6 +32,7 @@ from polyphi.hub import cache
 from polyphi.hub.location import locate
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.siglip import SiglipEncoder
+from polyphi.processing.published_vocabulary import with_placeholders
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 from polyphi.text.quantity import quantity
@@ -83,7 +84,7 @@ class ModelPart(Mapping[str, Tensor]):
     def new_tokenizer(self) -> Tokenizer:
         """The tokenizer of the language model, with placeholders of images and audio."""
         assert self.tokenizer is not None and isinstance(self.config, DecoderConfig)
-        return Tokenizer.load(self.tokenizer).with_placeholders(self.config.vocab_size)
+        return with_placeholders(Tokenizer.load(self.tokenizer), self.config.vocab_size)
 
     def record(self) -> dict[str, Any]:
         """Repository, revision, configuration, and the SHA-256 of each file with weights, ready for JSON."""

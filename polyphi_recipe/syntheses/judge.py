@@ -31,7 +31,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.data.shards import Sample
 from polyphi.runtime.installation import pip_install
-from polyphi.types.completion import Generate
+from polyphi.types.generate import Generate
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services.response_cache import ResponseCache, messages_json

@@ -19,8 +19,7 @@ from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.http.events import Events, unless_disconnected
 from polyphi.serve.openai.schema import Sampling
 from polyphi.types.batch import Batch
-from polyphi.types.completion import Tokens
-from polyphi.types.messages import with_tools
+from polyphi.types.messages import Tokens, with_tools
 from polyphi.types.sampling import SamplingParams
 
 

@@ -26,7 +26,7 @@ from polyphi.serve.http.events import ClientGone
 from polyphi.serve.http.fields import Fields, Refused, refuse, validation_error
 from polyphi.serve.http.refusals import NO_SPEAKERS
 from polyphi.transcription import longform
-from polyphi.transcription import transcript_options as transcription_options
+from polyphi.types import transcript as transcripts
 from polyphi.types.sampling import SamplingParams
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
@@ -254,7 +254,7 @@ class TranslationForm(AudioForm):
 
 def _language(field: str, name: str) -> str:
     try:
-        return transcription_options.language(name)
+        return transcripts.language(name)
     except ValueError as error:
         raise ApiError(400, f"{field}: {error}", param=field) from None
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.fields import Fields, validation_error
 from polyphi.transcription.live import TurnDetection
-from polyphi.transcription.transcript_options import language
+from polyphi.types.transcript import language
 
 RATES = {"audio/pcm": 24000, "audio/pcmu": 8000, "audio/pcma": 8000}
 """Hz of each format: 16-bit little-endian PCM, and G.711 with the mu-law and the A-law. All are mono."""

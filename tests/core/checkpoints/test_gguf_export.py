@@ -15,8 +15,8 @@ from polyphi.checkpoints import gguf
 from polyphi.checkpoints.gguf_export import write_gguf
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.model.adapters import merge_adapter
 from polyphi.model.config import ModelConfig
+from polyphi.model.merge import merge_adapter
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 
 from polyphi import cli
-from polyphi.cli.options import load_progress
+from polyphi.cli.load_progress import load_progress
 from polyphi.cli.printable import PrintableConsole, printable, write_data
 
 TITLE = "\x1b]0;owned\x07"

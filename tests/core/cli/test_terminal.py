@@ -32,8 +32,8 @@ from polyphi.media.media import CAPS
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.types.completion import Completion, Delta, Tokens
-from polyphi.types.messages import Message
+from polyphi.types.completion import Completion, Delta
+from polyphi.types.messages import Message, Tokens
 from polyphi.types.parts import Audio, Image, Text, Video
 from polyphi.types.sampling import SamplingParams
 

@@ -9,17 +9,9 @@ import pytest
 
 from polyphi.doctor import checks
 from polyphi.doctor.findings import Finding
-from polyphi.runtime.installation import pip_install
 
 GB = 10**9
 KERNELS = {"missing": None, "path": "AVX2", "bf16": "oneDNN", "encoders_int8": "oneDNN"}
-REQUIREMENTS = [
-    "torch>=2.11",
-    "rich>=999",
-    'absent>=1; extra == "serve"',
-    'torch>=1; extra == "video"',
-    'pkg[serve,video]; extra == "all"',
-]
 
 
 def named(findings: Iterable[Finding]) -> dict[str, Finding]:
@@ -52,10 +44,7 @@ def test_classes(instructions: set[str], name: str) -> None:
     assert checks.cpu_facts(instructions, None)["class"] == name
 
 
-def test_variables_that_limit_the_cpu_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX2")
-    result = named(checks.processor(checks.cpu_facts({"avx2", "avx512_vnni"}, None)))["class"]
-    assert (result.state, result.cure) == ("slow", "unset POLYPHI_MAX_CPU_ISA")
+def test_without_instructions_there_is_no_class() -> None:
     assert named(checks.processor(checks.cpu_facts([], None))).keys() == {"processor"}
 
 
@@ -121,8 +110,6 @@ def fit(quant: str | None, context: int, **more: Any) -> dict[str, Any]:
 MACHINE = {
     "total": 16 * GB,
     "available": 3 * GB,
-    "swap_total": 0,
-    "swap_used": 0,
     "limit": None,
     "limit_free": None,
 }
@@ -186,64 +173,20 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------ software
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An installed package with unmet requirements."""
-    folder = tmp_path / "pkg-1.0.dist-info"
-    folder.mkdir()
-    lines = ["Metadata-Version: 2.1", "Name: pkg", "Version: 1.0"]
-    lines += [f"Provides-Extra: {extra}" for extra in ("serve", "video", "all")]
-    lines += [f"Requires-Dist: {requirement}" for requirement in REQUIREMENTS]
-    (folder / "METADATA").write_text("\n".join(lines) + "\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    return "pkg"
-
-
-def test_unmet_requirements(package: str) -> None:
-    unmet = checks.dependencies(package)
-    assert unmet is not None
-    assert unmet.core == ("rich>=999",)
-    assert unmet.extras == {"serve": ("absent>=1",), "video": (), "all": ("absent>=1",)}
-    assert checks.dependencies("no-such-package") is None
-
-
-def test_extras(package: str) -> None:
-    unmet = checks.dependencies(package)
-    assert unmet is not None
-    installed, missing = checks.extras(unmet.extras)
-    assert (installed.text, missing.text) == ("video", "serve")
-    assert missing.cure == f"{pip_install('serve')}, or only those that you need"
-    assert not list(checks.extras({}))
-
-
-def test_too_old_a_package_is_fatal() -> None:
-    result = named(checks.packages({}, {}, ["rich>=999"]))["dependencies"]
-    assert result.fatal and result.cure == 'pip install --upgrade "rich>=999"'
-
-
 @pytest.mark.parametrize(
-    ("error", "version", "cure"),
+    ("error", "cure"),
     [
-        ("No module named 'torch'", None, "pip install torch"),
-        ("libgomp.so.1: cannot open", "2.13", "pip install --force-reinstall"),
-        ("killed by SIGILL", "2.13", "CPU type to host"),
+        ("No module named 'torch'", "pip install --force-reinstall"),
+        ("killed by SIGILL", "CPU type to host"),
     ],
 )
-def test_torch_that_fails(
-    error: str, version: str | None, cure: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_that_fails(error: str, cure: str) -> None:
     """polyphi then fails for the same reason, which isn't repeated."""
-    monkeypatch.setattr(checks, "version_of", lambda package: version)
-    results = named(checks.packages({}, {"torch": error, "polyphi.api": error}, ()))
-    assert results.keys() == {"system", "versions", "torch"}
+    results = named(checks.packages({}, {"torch": error, "polyphi.api": error}))
+    assert results.keys() == {"versions", "torch"}
     result = results["torch"]
     assert result.fatal and error in result.text
     assert result.cure is not None and cure in result.cure
-
-
-def test_without_installation_dependencies_are_unknown() -> None:
-    result = named(checks.packages({}, {}, None))["polyphi"]
-    assert result.state == "missing" and not result.fatal
 
 
 def test_versions_are_those_of_installed_packages() -> None:
@@ -253,28 +196,22 @@ def test_versions_are_those_of_installed_packages() -> None:
 # ------------------------------------------------------------------------------ storage and environment
 
 
-def test_the_size_of_a_cache(tmp_path: Path) -> None:
-    folder = tmp_path / "absent" / "polyphi"
-    facts = checks.cache_facts("polyphi", folder)
-    assert (facts["bytes"], facts["writable"]) == (0, True)
-    folder.mkdir(parents=True)
-    (folder / "a").write_bytes(bytes(1000))
-    (folder / "b").symlink_to("a")
-    assert 1000 <= checks.cache_facts("polyphi", folder)["bytes"] < 1100
+def test_a_cache_that_does_not_exist_yet_can_be_written(tmp_path: Path) -> None:
+    facts = checks.cache_facts("polyphi", tmp_path / "absent" / "polyphi")
+    assert facts["writable"] and facts["free"] > 0
 
 
 @pytest.mark.parametrize(
-    ("name", "stored", "free", "writable", "state"),
+    ("name", "free", "writable", "state"),
     [
-        ("Hub", 0, 9 * GB, True, "ok"),
-        ("Hub", 0, 7 * GB, True, "missing"),
-        ("Hub", 5 * GB, 7 * GB, True, "ok"),
-        ("polyphi", 0, 7 * GB, True, "ok"),
-        ("polyphi", 0, 9 * GB, False, "wrong"),
+        ("Hub", 9 * GB, True, "ok"),
+        ("Hub", 7 * GB, True, "missing"),
+        ("polyphi", 7 * GB, True, "ok"),
+        ("polyphi", 9 * GB, False, "wrong"),
     ],
 )
-def test_states_of_caches(name: str, stored: int, free: int, writable: bool, state: str) -> None:
-    folder = {"name": name, "path": "/x", "bytes": stored, "free": free, "writable": writable}
+def test_states_of_caches(name: str, free: int, writable: bool, state: str) -> None:
+    folder = {"name": name, "path": "/x", "free": free, "writable": writable}
     (result,) = checks.caches([folder], [{"parameters": 4 * GB}])
     assert result.state == state and not result.fatal
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.doctor.findings import Finding, Scrubber, display_value
+from polyphi.doctor.findings import Finding, display_value, scrub
 
 
 def test_secrets_and_personal_paths_are_removed(
@@ -15,14 +15,13 @@ def test_secrets_and_personal_paths_are_removed(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("LOGNAME", "alice")
     environment = {"HF_TOKEN": "hf_abcdefgh", "SOME_API_KEY": "12345", "HF_HOME": "/x"}
-    scrub = Scrubber(environment)
     value = {
         "path": f"{home}/models and {home}",
         "other": ["/data/alice/x", "alices /alice2/"],
         "error": "401 for hf_abcdefgh at https://me:secret@host/x",
         "count": 12345,
     }
-    clean = scrub(value)
+    clean = scrub(value, environment)
     assert clean["path"] == "~/models and ~"
     assert clean["other"] == ["/data/USER/x", "alices /alice2/"]
     assert clean["error"] == "401 for *** at https://host/x"

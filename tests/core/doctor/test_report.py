@@ -13,7 +13,7 @@ from polyphi.doctor.probe import Probe
 GB = 10**9
 KEYS = {
     *("schema", "chat_runs", "start", "findings", "versions", "cpu", "kernels", "precision"),
-    *("memory", "gpus", "cuda_build", "models", "requirements", "extras", "caches"),
+    *("memory", "gpus", "cuda_build", "models", "caches"),
     *("environment", "errors"),
 }
 """Keys that scripts may rely on."""
@@ -34,7 +34,6 @@ def model(name: str, quant: str | None, context: int, device: str = "cpu") -> di
         "weights": 8 * GB,
         "free": 9 * GB,
         "context": context,
-        "longest": 131072,
         "token_bytes": 131072,
     }
 
@@ -65,7 +64,7 @@ def facts() -> dict[str, Any]:
 
 def test_keys_of_the_json_object() -> None:
     result = json.loads(json.dumps(report.assemble(Probe(facts())).as_json()))
-    assert result.keys() == KEYS and result["schema"] == 2
+    assert result.keys() == KEYS and result["schema"] == 3
     fields = {"section", "name", "state", "text", "cure", "fatal"}
     assert all(finding.keys() == fields for finding in result["findings"])
     assert result["start"] == "polyphi chat o/Phi-4-multimodal-instruct --quant int4"

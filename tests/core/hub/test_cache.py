@@ -27,7 +27,7 @@ from polyphi.checkpoints import write
 from polyphi.checkpoints.headers import read_quantization
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.hub import cache, download, pull
+from polyphi.hub import cache, download, pull, removal
 from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
 
@@ -139,7 +139,7 @@ def test_a_revision_stays_until_the_next_pull(
     assert not models.sent
     names = [row.name for row in cache.entries()]
     assert names == sorted(f"{MINI}@{path.name[:12]}" for path in (older, newer))
-    cache.remove(f"{MINI}@{older.name[:12]}")
+    removal.remove(f"{MINI}@{older.name[:12]}")
     assert [row.path for row in cache.entries()] == [newer]
     fake_hub.connect(monkeypatch, CLOSED)
     assert locate(MINI) == newer
@@ -311,7 +311,7 @@ def test_a_model_is_not_removed_while_a_process_with_another_cache_downloads_it(
     with cache.lock(MINI, wait=True):
         monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "another"))
         with pytest.raises(ValueError, match="by another process"):
-            cache.remove(MINI)
+            removal.remove(MINI)
     assert download.stored(MINI, folder.name) == folder
 
 
@@ -489,7 +489,7 @@ def test_a_model_is_quantized_once(
 def test_a_quantized_model_needs_no_download(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pull.pull(MINI, quant="int4")
     assert {row.name for row in cache.entries()} == {MINI, f"{MINI}:int4"}
-    cache.remove(MINI)
+    removal.remove(MINI)
     assert [row.name for row in cache.entries()] == [f"{MINI}:int4"]
     models.sent.clear()
     assert pull.pull(MINI, quant="int4") == folder
@@ -499,11 +499,11 @@ def test_a_quantized_model_needs_no_download(models: Hub, monkeypatch: pytest.Mo
     assert pull.find(MINI, "int4") == folder
     with pytest.raises(ValueError, match="stored in int4"):
         pull.find(MINI)
-    cache.remove(f"{MINI}:int4")
+    removal.remove(f"{MINI}:int4")
     assert not cache.entries()
     assert not folder.parents[1].exists()
     with pytest.raises(ValueError, match=MINI):
-        cache.remove(MINI)
+        removal.remove(MINI)
 
 
 def test_an_interrupted_quantization_leaves_nothing(

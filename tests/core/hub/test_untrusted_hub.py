@@ -15,7 +15,7 @@ from variants import few
 
 from polyphi.checkpoints import files
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.hub import cache, download, pull
+from polyphi.hub import download, pull, removal
 from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
 
@@ -125,7 +125,7 @@ def test_a_hub_that_lists_names_alone_is_used(server: Hub, folder: Path) -> None
         name: sha256(path) for name, path in fake_hub.folder_files(folder).items()
     }
     server.damaged = {WEIGHTS}
-    cache.remove(NAME)
+    removal.remove(NAME)
     with pytest.raises(OSError, match="arrived damaged"):
         pull.pull(NAME)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyphi.model.adapters import add_adapter, merge_adapter
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
+from polyphi.model.merge import merge_adapter
 from polyphi.model.multimodal import PhiModel
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout

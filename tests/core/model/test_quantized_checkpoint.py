@@ -14,8 +14,9 @@ from polyphi.checkpoints.headers import read_layout, read_quantization, stored_b
 from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
-from polyphi.model.adapters import add_adapter, merge_adapter
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
+from polyphi.model.merge import merge_adapter
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.memory import model_bytes
 from polyphi.quantization import quantize as quantized

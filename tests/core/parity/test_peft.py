@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import polyphi
 from polyphi.checkpoints.peft import FUSED, read_peft
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.model.adapters import merge_adapter, put_adapter, remove_adapter
+from polyphi.model.adapters import put_adapter, remove_adapter
 from polyphi.model.config import ModelConfig
+from polyphi.model.merge import merge_adapter
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import row

@@ -1,6 +1,7 @@
 """Merges of a vocabulary that is stored as ranks."""
 
-from polyphi.processing.vocabulary import byte_characters, merges_of
+from polyphi.processing.published_vocabulary import merges_of
+from polyphi.processing.vocabulary import byte_characters
 
 
 def test_a_token_is_merged_from_the_two_parts_of_lower_ranks() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from polyphi.runtime.heap import drop_pages, give_back
+from polyphi.runtime.heap import give_back
+from polyphi.train.freeze import drop_pages
 
 
 def test_free_memory_is_returned() -> None:

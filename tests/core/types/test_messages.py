@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from polyphi.types.completion import Tokens
-from polyphi.types.messages import Message
+from polyphi.types.messages import Message, Tokens
 from polyphi.types.parts import Audio, Image, Video
 from polyphi.types.routing import adapter_for
 

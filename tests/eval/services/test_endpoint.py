@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.types.completion import Generate
+from polyphi.types.generate import Generate
 from polyphi.types.messages import Message, with_tools
 from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
