@@ -16,14 +16,16 @@ from polyphi.model.config import (
     ModelConfig,
     VisionConfig,
 )
+from polyphi.processing.tokenizer import Tokenizer
 
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent / "core"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import allowed_skips
-from children import Children, new_children
-from command_line import RunCommand
+from fixtures.command_line import RunCommand
+from fixtures.engines import SAYINGS
+from fixtures.processes import Children, new_children
 
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)
@@ -50,6 +52,11 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SAYINGS, vocab_size=384)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent, indent
 
-from other_user import NOBODY, in_public_python
+from fixtures.other_user import NOBODY, in_public_python
 
 KEY, SECRET = "polyphi-test", "hunter2"
 LIMITS = {"seconds": 60.0, "cpu_seconds": 20, "files": 300, "processes": 8}

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
-from ports import free_port
+from fixtures.processes import free_port
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(__file__).parents[1] / "models" / "nano" / "polyphi_nano"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from replay import Replay, _parts, seen
+from fixtures.replay import Replay, _parts, seen
 
 from polyphi_eval.services.verifiers import equations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import allowed_skips
 import pytest
-from commands import completed
+from fixtures.processes import completed
 
 CONFTEST = f"""
 import sys

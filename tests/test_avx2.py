@@ -6,7 +6,7 @@ from pathlib import Path
 
 import allowed_skips
 import pytest
-from commands import ROOT, completed
+from fixtures.processes import ROOT, completed
 from train import small
 
 pytestmark = pytest.mark.skipif(

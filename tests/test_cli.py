@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import RunCommand, piped
-from commands import completed
+from fixtures.command_line import RunCommand, piped
+from fixtures.processes import completed
 from PIL import Image
 
 from polyphi import cli

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fixtures import published
 from safetensors.torch import load_file
 from train.small import trajectory
 

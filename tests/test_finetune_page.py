@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import published
 import pytest
 import soundfile
+from fixtures import published
 from PIL import Image as PIL
 
 from polyphi import cli

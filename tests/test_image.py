@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import published
 import pytest
 import yaml
-from command_line import parsed
-from commands import ROOT, completed
+from fixtures import published
+from fixtures.command_line import parsed
+from fixtures.processes import ROOT, completed
 from PIL import Image
 
 from polyphi.cli.serve import serve

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-import published
 import pytest
+from fixtures import published
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import published
 import pytest
-from ports import free_port
+from fixtures import published
+from fixtures.processes import free_port
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import torch
+from fixtures import published
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "finetune.ipynb"
 SETTINGS = "MODEL, LEARNING_RATE, STEPS, BATCH_TOKENS, BASE = {model!r}, 3e-2, 500, 150, None"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from engine.conftest import tokenizer  # noqa: F401
-from pdfs import text_pdf
+from fixtures.pdfs import text_pdf
+from fixtures.servers import Running, serving, tiny_engine
 from PIL import Image
-from serve.conftest import Running, serving, tiny_engine
 
 import polyphi
 from polyphi.model.config import ModelConfig
@@ -28,7 +27,7 @@ START, HOWTO = ((DOCS / name).read_text(encoding="utf-8") for name in ("start.md
 @pytest.fixture
 def server(
     tiny_config: ModelConfig,
-    tokenizer: Tokenizer,  # noqa: F811
+    tokenizer: Tokenizer,
 ) -> Iterator[Running]:
     with serving(
         tiny_engine(tiny_config, tokenizer), Settings("Phi-4-multimodal-instruct", max_tokens=300)

@@ -33,6 +33,8 @@ FIELDS = {
 """Field of Energon's sample types -> its column; of several answers the first one is taken."""
 MAX_HEADER, MAX_YAML = 1 << 20, 1 << 20
 """[ours] Bytes of a header of a tar with a long name, and of a file of Energon's."""
+MAX_YAML_LEVELS = 50
+"""[ours] Levels of lists and mappings of such a file: the time of PyYAML grows with their square."""
 MEDIA = frozenset({"image", "images", "audio", "audios"})
 WHOLE = frozenset({"messages", "conversations", "instruction"})
 """Columns of a row that may be about text alone."""
@@ -104,10 +106,15 @@ def _yaml(path: str) -> Mapping[str, Any]:
 
     try:
         data = read_bytes(path, MAX_YAML)
+        levels = 0
         for event in yaml.parse(data, yaml.SafeLoader):
+            levels += isinstance(event, yaml.CollectionStartEvent)
+            levels -= isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent):  # of which a few lines stand for gigabytes
-                line = event.start_mark.line + 1
                 raise ValueError(f"line {line}: expected no alias, found one")
+            if levels > MAX_YAML_LEVELS:
+                raise ValueError(f"line {line}: expected at most {MAX_YAML_LEVELS} levels, found more")
         content = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected YAML, {error}") from None

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import published
 import pytest
 import torch
+from fixtures import published
 from train.small import write_corpora
 
 from polyphi.checkpoints.read import load_checkpoint

@@ -10,8 +10,7 @@ from types import ModuleType
 
 import httpx2
 import pytest
-from engine.conftest import tokenizer  # noqa: F401
-from serve.conftest import serving, tiny_engine
+from fixtures.servers import serving, tiny_engine
 
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
@@ -41,7 +40,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_no_request_is_answered_by_the_wrong_adapter(
     benchmark: ModuleType,
     tiny_config: ModelConfig,
-    tokenizer: Tokenizer,  # noqa: F811
+    tokenizer: Tokenizer,
     tmp_path: Path,
 ) -> None:
     engine = tiny_engine(tiny_config, tokenizer)

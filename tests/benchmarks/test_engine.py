@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from variants import few
+from fixtures.variants import few
 
 from polyphi import kernels
 from polyphi.model.config import ModelConfig

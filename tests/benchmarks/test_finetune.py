@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from variants import few
+from fixtures.variants import few
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from engine.conftest import tokenizer  # noqa: F401
+from fixtures.engines import save
+from fixtures.servers import Running, serving, tiny_engine
+from fixtures.variants import few
 from PIL import Image
-from serve.conftest import Running, serving, tiny_engine
-from serve.page.saved import save
-from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
@@ -91,7 +90,7 @@ def small(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
+def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
     return tiny_engine(tiny_config, tokenizer)
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from variants import few
+from fixtures.variants import few
 
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig

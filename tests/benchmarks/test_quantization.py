@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import fitted
+from fixtures.engines import fitted, random_model
 
 import polyphi
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
-from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 
@@ -39,12 +38,7 @@ def run(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     tokenizer = Tokenizer.train(["what is 1 + 2 ?", "3 4 5 6 7 8 9"], vocab_size=320)
     tokenizer.save(tmp_path / "tokenizer")
     config = fitted(tiny_config, tokenizer)
-    model = PhiModel(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
+    model = random_model(config, 0.15)
     files = sorted((tmp_path / "tokenizer").iterdir())
     save_checkpoint(model, tmp_path / "model", files=files)
     samples = [

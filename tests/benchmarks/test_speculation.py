@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine.conftest import SAYINGS, fitted, make_engine
+from fixtures.engines import SAYINGS, fitted, make_engine
 
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer

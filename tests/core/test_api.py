@@ -4,17 +4,17 @@ import base64
 import json
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from films import film
+from fixtures.audio import say
+from fixtures.engines import fitted
+from fixtures.images import film
 from PIL import Image as PIL
 from safetensors.torch import load_file
-from tones import say
 
 import polyphi
 from polyphi import api
@@ -38,16 +38,7 @@ from polyphi.types.sampling import SamplingParams
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     """A checkpoint as `reproduce` leaves it: weights and tokenizer in one folder."""
     tokenizer = Tokenizer.train(["the quick brown fox", "jumps <sep>"], vocab_size=384)
-    assert tiny_config.vision and tiny_config.audio
-    config = replace(
-        tiny_config,
-        decoder=replace(
-            tiny_config.decoder, vocab_size=tokenizer.vocab_size, eos_token_ids=tokenizer.eos_ids
-        ),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
-    model = PhiModel(config)
+    model = PhiModel(fitted(tiny_config, tokenizer))
     model.initialise(seed=1)
     save_checkpoint(model, tmp_path / "model")
     tokenizer.save(tmp_path / "model")

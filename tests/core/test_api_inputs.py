@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fixtures.published import write
 from PIL import Image as pil
-from published import write
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

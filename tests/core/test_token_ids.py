@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from films import film
+from fixtures.engines import fitted, make_engine, save
+from fixtures.images import film
 from PIL import Image as PIL
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
-from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine.rows import parse_prompt
 from polyphi.media import media as decoders
 from polyphi.model.config import ModelConfig
-from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 from polyphi.types.sampling import Grammar
 
@@ -30,25 +29,7 @@ ROUNDING = 5e-5
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     """A checkpoint with its tokenizer. The weights are large, so that answers don't repeat one token."""
     tokenizer = Tokenizer.train(["the quick brown fox", "jumps <sep>"], vocab_size=384)
-    assert tiny_config.vision and tiny_config.audio
-    ids = {"vocab_size": tokenizer.vocab_size, "eos_token_ids": tokenizer.eos_ids}
-    config = replace(
-        tiny_config,
-        decoder=replace(tiny_config.decoder, **ids),
-        vision=replace(tiny_config.vision, image_token_id=tokenizer.image_id, max_crops=4),
-        audio=replace(tiny_config.audio, audio_token_id=tokenizer.audio_id),
-    )
-    model = PhiModel(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            tensor.copy_(centre + 0.15 * torch.randn(tensor.shape, generator=generator))
-        # Control tokens are never the best continuation.
-        model.decoder.embed_tokens.weight[list(tokenizer.controls.values())] *= 0.01
-    save_checkpoint(model, tmp_path / "model")
-    tokenizer.save(tmp_path / "model")
-    return tmp_path / "model"
+    return save(make_engine(fitted(tiny_config, tokenizer), tokenizer), tmp_path / "model")
 
 
 @pytest.fixture

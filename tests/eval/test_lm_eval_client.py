@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
-from engine.conftest import fitted, make_engine, tokenizer  # noqa: F401
-from serve.page.saved import save, served
+from fixtures.engines import fitted, make_engine, save
+from fixtures.servers import served
 
 import polyphi
 from polyphi.engine.engine import Engine
@@ -30,7 +30,7 @@ ROWS = 40
 
 
 @pytest.fixture
-def lettered(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
+def lettered(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
     """A random model that generates mostly letters and punctuation, so that some of its answers are right."""
     engine = make_engine(fitted(tiny_config, tokenizer, max_position_embeddings=2048), tokenizer)
     likely = {tokenizer.encode(text)[-1] for text in ("A", "B", "C", ".", " ")}

@@ -5,9 +5,9 @@ import random
 import jiwer
 import numpy as np
 import pytest
+from fixtures.variants import few
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
-from variants import few
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message

@@ -132,18 +132,23 @@ def test_the_command_compares_mixes_and_resumes(
     assert trained == [f"{arm} seed_2" for arm in arms]
 
 
-def test_own_corpora_and_tasks(out: Path) -> None:
+def test_what_an_ablation_refuses(out: Path) -> None:
     run = Run("micro", out)
     with pytest.raises(ValueError, match=r"no corpus 'mine'.*\(polyphi curate"):
         ablation.ablate(run, "text_1_pretrain", mixes(TEXT, ["mine=3"]), seeds=1)
+    with pytest.raises(ValueError, match="DPO"):
+        ablation.ablate(run, "text_4_align", mixes(stages.load("text_4_align"), []), seeds=1)
+
+
+@pytest.mark.long
+def test_own_corpora_and_tasks(out: Path) -> None:
+    run = Run("micro", out)
     (out / "data/mine").symlink_to(out / "data/copying")
     arms = mixes(TEXT, ["mine=3"])
     table = ablation.ablate(run, "text_1_pretrain", arms, seeds=1, steps=1, tasks=["copy"])
     row = table["arms"]["mine=3"]
     assert row["loss mine"]["interval"] is None and 0 <= row["score copy"]["mean"] <= 1
     assert table["steps"] == 1
-    with pytest.raises(ValueError, match="DPO"):
-        ablation.ablate(run, "text_4_align", mixes(stages.load("text_4_align"), []), seeds=1)
 
 
 def test_an_arm_from_another_start_is_refused(out: Path) -> None:

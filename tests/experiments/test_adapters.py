@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_run import TASKS, evaluate
+from fixtures.made_run import TASKS, evaluate
 
 from experiments import adapters
 from polyphi.train.options import TrainOptions

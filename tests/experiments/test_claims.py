@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.variants import few
 from train.small import EVERYTHING, make_model, make_processor, write_corpora
-from variants import few
 
 from experiments.claims import mixture_of_loras, multi_crop, runner
 from experiments.claims.claim import Effect, contrast, find, finding, paired

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import torch
-from items import FILE, csv, series
+from fixtures import published
+from fixtures.items import FILE, csv, series
 from rich.console import Console
 
 import polyphi

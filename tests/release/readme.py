@@ -3,10 +3,10 @@
     python tests/release/readme.py --out FOLDER [--python python3.11]
 
 Copies the shell and Python blocks of the sections in `SECTIONS` from README.md and runs them in FOLDER, with a clone of
-this checkout in place of the repository's address. A local Hub (tests/fake_hub.py) serves a tiny random checkpoint in
-Microsoft's layout under the name of the public weights, so their commands are tried, not their answers. A server runs
-in the background until the next section. Then the wheels are installed from a folder without an index, to the first
-answer of the nano model about an image. Prints the seconds of each command, as Markdown.
+this checkout in place of the repository's address. A local Hub (tests/fixtures/fake_hub.py) serves a tiny random
+checkpoint in Microsoft's layout under the name of the public weights, so their commands are tried, not their answers. A
+server runs in the background until the next section. Then the wheels are installed from a folder without an index, to
+the first answer of the nano model about an image. Prints the seconds of each command, as Markdown.
 """
 
 import argparse
@@ -27,8 +27,7 @@ ROOT = Path(__file__).parents[2]
 # In place of this folder, whose train.py would hide that of the tests.
 sys.path[:1] = [str(ROOT / "tests" / "core"), str(ROOT / "tests")]
 
-import fake_hub  # noqa: E402
-import published  # noqa: E402
+from fixtures import fake_hub, published  # noqa: E402
 
 SECTIONS = ("Try it", "Run the public weights", "Fine-tune")
 PUBLIC = "microsoft/Phi-4-multimodal-instruct"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from command_line import piped
+from fixtures.command_line import piped
 from PIL import Image as Picture
 
 import polyphi
@@ -74,7 +74,7 @@ def test_the_client_and_the_python_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One block asks a server by OpenAI's client, the other asks the model."""
-    from serve.conftest import serving
+    from fixtures.servers import serving
 
     monkeypatch.chdir(folder)
     client, python = blocks("python")

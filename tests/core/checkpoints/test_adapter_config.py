@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_folders import random_factors, write_folder
+from fixtures.adapter_folders import random_factors, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import published
 import pytest
 import torch
-from command_line import RunCommand
+from fixtures import published
+from fixtures.command_line import RunCommand
 
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.gguf_export import write_gguf

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.variants import few
+from fixtures.wrong_json import WRONG, replaced
 from safetensors.torch import load_file
-from variants import few
-from wrong_json import WRONG, replaced
 
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.files import INDEX, LONGEST_HEADER, fault

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import fitted, tokenizer  # noqa: F401
-from items import FILE, add_motion, csv, motion, series
+from fixtures.engines import fitted
+from fixtures.items import FILE, add_motion, csv, motion, series
 from safetensors.torch import load_file, save_file
 
 import polyphi
@@ -28,7 +28,7 @@ FOLDER = f"motion{SUFFIX}"
 
 
 @pytest.fixture
-def with_motion(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> PhiModel:  # noqa: F811
+def with_motion(tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path) -> PhiModel:
     """A model with the modality, in tmp_path/plain without it, in tmp_path/model with it."""
     model = PhiModel(fitted(tiny_config, tokenizer))
     model.initialise(seed=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from published import write
+from fixtures.published import write
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import forked
+from fixtures.variants import few
 from safetensors.torch import load_file, save_file
 
 from polyphi import cli
@@ -22,8 +24,6 @@ from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
-from tests import forked
-from tests.variants import few
 
 
 @pytest.fixture

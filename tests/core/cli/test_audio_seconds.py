@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from command_line import RunCommand, parsed
+from fixtures.command_line import RunCommand, parsed
 
 from polyphi.media.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
 from polyphi.transcription.transcript_options import TranscriptOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tones import say
+from fixtures.audio import say
 from transcription.test_longform import ToneEngine
 
 from polyphi import cli

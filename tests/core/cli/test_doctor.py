@@ -6,8 +6,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import RunCommand
-from commands import ROOT, completed
+from fixtures.command_line import RunCommand
+from fixtures.processes import ROOT, completed
 from rich.console import Console
 
 from polyphi.cli import doctor

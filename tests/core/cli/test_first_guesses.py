@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import published
 import pytest
-from command_line import RunCommand, piped
+from fixtures import published
+from fixtures.command_line import RunCommand, piped
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -6,7 +6,7 @@ import subprocess
 from importlib import metadata
 
 import pytest
-from command_line import RunCommand, commands, options, parsed
+from fixtures.command_line import RunCommand, commands, options, parsed
 
 from polyphi import cli
 from polyphi.cli import app

@@ -8,9 +8,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
-from command_line import RunCommand
+from fixtures import published
+from fixtures.command_line import RunCommand
 from PIL import Image as pil
 
 from polyphi.cli.inputs import check_first_word, with_repeated_options

@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_hub
-import published
 import pytest
 import soundfile
 import torch
-from fake_hub import Hub
+from fixtures import fake_hub, published
+from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 

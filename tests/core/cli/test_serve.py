@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from command_line import RunCommand, parsed
+from fixtures.command_line import RunCommand, parsed
 
 from polyphi.cli.options import parse_adapters
 from polyphi.serve.admission.settings import MIB, Settings

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import films
 import numpy as np
 import pytest
 import soundfile
 import torch
-from engine.conftest import fitted
-from items import add_motion, csv
+from fixtures import images
+from fixtures.engines import fitted
+from fixtures.items import add_motion, csv
 from PIL import Image as PIL
 from rich.console import Console
 
@@ -123,7 +123,7 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    (tmp_path / "walk.mp4").write_bytes(films.film(24))
+    (tmp_path / "walk.mp4").write_bytes(images.film(24))
     return tmp_path / "walk.mp4"
 
 

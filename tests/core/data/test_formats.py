@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from pieces import render
+from fixtures.pieces import render
 from PIL import Image as PIL
 
 from polyphi.data import formats, user_data

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from fixtures.variants import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from variants import few
 
 from polyphi.data import loader as module
 from polyphi.data import shards, workers

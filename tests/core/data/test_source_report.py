@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import soundfile
-from command_line import RunCommand
+from fixtures.command_line import RunCommand
 from PIL import Image as Pillow
 
 from polyphi.data import source_report

@@ -1,3 +1,5 @@
 """An engine whose tokenizer knows the sayings of its tests."""
 
-from engine.conftest import engine, tokenizer  # noqa: F401
+from engine.conftest import engine
+
+__all__ = ["engine"]

@@ -6,14 +6,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from variants import few
+from fixtures.servers import until
+from fixtures.variants import few
 
 from polyphi.decoding import structured
 from polyphi.decoding.grammars import PROCESS_MEMORY
@@ -47,13 +48,6 @@ def processes(tokenizer: Tokenizer) -> list[psutil.Process]:
             if child.status() != psutil.STATUS_ZOMBIE:
                 running.append(child)
     return running
-
-
-def until(true: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def only_process(tokenizer: Tokenizer) -> psutil.Process:
@@ -96,7 +90,7 @@ def test_a_grammar_above_the_limits_ends_with_an_error(tokenizer: Tokenizer) -> 
 def test_a_grammar_that_nobody_needs_any_more_ends_at_once(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="isn't needed"):
         compile_grammar(NEVER_COMPILES, tokenizer, stop=lambda: bool(processes(tokenizer)))
-    until(lambda: not processes(tokenizer), seconds=2)
+    until(lambda: not processes(tokenizer))
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -264,7 +258,7 @@ def test_an_aborted_request_ends_its_process(engine: Engine) -> None:
     (request,) = run(engine, SamplingParams(grammar=WORDS))
     until(lambda: engine.step() and request.tokens)
     engine.abort(request)
-    until(lambda: not processes(engine.processor.tokenizer), seconds=5)
+    until(lambda: not processes(engine.processor.tokenizer))
 
 
 @pytest.mark.usefixtures("no_processes")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_folders import random_factors
+from fixtures.adapter_folders import random_factors
 
 from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Engine

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine.conftest import picture
+from fixtures.engines import picture
 
 from polyphi.decoding.tool_calls import ToolCall, ToolParser, parse_calls
 from polyphi.devices.memory import OutOfMemory

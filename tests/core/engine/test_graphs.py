@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from adapter_folders import random_factors
-from variants import few
+from fixtures.adapter_folders import random_factors
+from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import clip, fitted, make_engine, picture
-from variants import few
+from fixtures.engines import clip, fitted, make_engine, picture
+from fixtures.variants import few
 
 from polyphi.engine import engine as engine_module
 from polyphi.engine.cache import token_bytes

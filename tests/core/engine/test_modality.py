@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from items import FILE, add_motion, csv, motion, series
+from fixtures.items import FILE, add_motion, csv, motion, series
 from torch import Tensor, nn
 
 from polyphi.engine.engine import Engine

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from engine.conftest import clip, picture
+from fixtures.engines import clip, picture
 from hypothesis import given
 from hypothesis import strategies as st
 

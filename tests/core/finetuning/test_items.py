@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import forked
-import published
 import pytest
 import torch
-from items import FILE, csv, motion, series
-from ports import free_port
+from fixtures import forked, published
+from fixtures.items import FILE, csv, motion, series
+from fixtures.processes import free_port
 from safetensors.torch import load_file
 from train.small import Fails, make_model, make_processor, trajectory
 

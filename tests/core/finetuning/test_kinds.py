@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import torch
+from fixtures import published
+from fixtures.variants import few
 from PIL import Image as Picture
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
-from variants import few
 
 import polyphi
 from polyphi import Message, cli

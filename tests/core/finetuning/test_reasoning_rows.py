@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import published
 import pytest
 import torch
-from serve.conftest import serving
+from fixtures import published
+from fixtures.servers import serving
 
 import polyphi
 from polyphi import Message, SamplingParams

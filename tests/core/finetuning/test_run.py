@@ -12,13 +12,13 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-import published
 import pytest
 import torch
-from commands import completed
+from fixtures import published
+from fixtures.processes import completed
+from fixtures.variants import few
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
-from variants import few
 
 import polyphi
 from polyphi import Image, Message, cli

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_hub
-import published
 import pytest
-from fake_hub import Hub
+from fixtures import fake_hub, published
+from fixtures.fake_hub import Hub
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fake_hub
-import published
 import pytest
 import torch
-from fake_hub import Hub
+from fixtures import fake_hub, published
+from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import torch
+from fixtures import published
 from peft import PeftModel
 from PIL import Image as Picture
 

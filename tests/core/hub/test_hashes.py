@@ -4,9 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import fake_hub
 import pytest
-from fake_hub import Hub
+from fixtures import fake_hub
+from fixtures.fake_hub import Hub
 
 import polyphi
 from polyphi.hub import hashes, pull

@@ -8,13 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_hub
-import forked
-import published
 import pytest
-from fake_hub import Hub
+from fixtures import fake_hub, forked, published
+from fixtures.fake_hub import Hub
+from fixtures.variants import few
 from huggingface_hub import constants
-from variants import few
 
 from polyphi.checkpoints import files
 from polyphi.checkpoints.names import FORMAT

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_hub
-import published
 import pytest
 import yaml
-from fake_hub import Hub
+from fixtures import fake_hub, published
+from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 
 import polyphi

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_hub
-import published
 import pytest
-from fake_hub import Hub
+from fixtures import fake_hub, published
+from fixtures.fake_hub import Hub
+from fixtures.variants import few
 from huggingface_hub import constants
-from variants import few
 
 from polyphi.checkpoints import files
 from polyphi.checkpoints.read import load_checkpoint

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from engine.conftest import clip, fitted, make_engine, picture
+from fixtures.engines import clip, fitted, make_engine, picture
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request

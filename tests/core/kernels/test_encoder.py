@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures.tensors import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.paths import here
@@ -139,10 +140,6 @@ shapes = {
     "seed": st.integers(0, 99),
     "size": st.sampled_from([1e-3, 1.0, 30.0]),
 }
-
-
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def raw(rows: int, width: int, seed: int, size: float) -> tuple[Raw, Tensor]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, completed
+from fixtures.processes import ROOT, completed
 
 # "undefined" doesn't include casts of floats out of range.
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"

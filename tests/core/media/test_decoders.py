@@ -9,14 +9,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import heif  # noqa: F401 (writes HEIC)
+import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import psutil
 import pytest
 import soundfile
+from fixtures.audio import encoded
+from fixtures.variants import few
 from PIL import Image
-from recordings import encoded
-from variants import few
 
 from polyphi.media import isolated, isolated_child
 from polyphi.media.media import (

@@ -15,10 +15,10 @@ import av
 import numpy as np
 import psutil
 import pytest
-from children import Children
-from films import film
-from recordings import encoded, tone
-from variants import few
+from fixtures.audio import encoded, tone
+from fixtures.images import film
+from fixtures.processes import Children
+from fixtures.variants import few
 
 from polyphi.media import isolated, isolated_child
 from polyphi.media.file_types import sniff

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import heif  # noqa: F401 (writes HEIC)
+import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
-from films import film
+from fixtures.images import film
+from fixtures.variants import few
 from PIL import Image, ImageOps
-from variants import few
 
 from polyphi.media import media
 from polyphi.media.file_types import sniff

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from fixtures.tensors import noise
 
 from polyphi.model.attention import packed_attention, padding
 
@@ -25,10 +26,6 @@ def formula(q, k, v) -> np.ndarray:
             chances = np.exp(scores - scores.max())
             out[i, h] = chances / chances.sum() @ v[:seen, shared]
     return out
-
-
-def noise(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.variants import few
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from variants import few
 
 from polyphi import kernels
 from polyphi.checkpoints.headers import read_layout, read_quantization, stored_bytes

@@ -4,8 +4,8 @@ transformers' mask is added to the scores instead of hiding keys, and windows of
 import numpy as np
 import pytest
 import torch
+from fixtures.variants import few
 from parity import oracle
-from variants import few
 
 from polyphi.types.inputs.audio import AudioLayout
 

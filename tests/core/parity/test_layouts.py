@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.conftest import fitted
+from fixtures.engines import fitted, random_model
 
 from polyphi.checkpoints.headers import read_config, read_layout
 from polyphi.checkpoints.names import LAYOUTS
@@ -28,17 +28,6 @@ transformers.logging.set_verbosity_error()
 TOLERANCE = 2e-5
 
 
-def filled(config: ModelConfig, dtype: torch.dtype = torch.float32) -> PhiModel:
-    """A model whose every tensor is random: B matrices, separators and statistics, too."""
-    model = PhiModel(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            tensor.copy_(centre + 0.08 * torch.randn(tensor.shape, generator=generator))
-    return model.to(dtype).eval()
-
-
 def same(a: PhiModel, b: PhiModel) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(
@@ -52,7 +41,7 @@ def same(a: PhiModel, b: PhiModel) -> bool:
 def test_round_trip(
     tiny_config: ModelConfig, tmp_path: Path, layout: str, max_shard_bytes: int, dtype: torch.dtype
 ) -> None:
-    model = filled(tiny_config, dtype)
+    model = random_model(tiny_config).to(dtype)
     save_checkpoint(model, tmp_path / "model", layout, max_shard_bytes=max_shard_bytes)
     assert (tmp_path / "model/model.safetensors.index.json").exists() == (
         max_shard_bytes == 100_000
@@ -64,7 +53,7 @@ def test_round_trip(
 
 def test_round_trip_of_the_language_model(tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = ModelConfig(tiny_config.decoder, None, None, {})
-    model = filled(config)
+    model = random_model(config)
     for layout in LAYOUTS:
         save_checkpoint(model, tmp_path / layout, layout)
         again = load_checkpoint(tmp_path / layout)
@@ -73,7 +62,7 @@ def test_round_trip_of_the_language_model(tiny_config: ModelConfig, tmp_path: Pa
 
 
 def test_through_all_layouts_in_turn(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     save_checkpoint(model, tmp_path / "a", "native")
     save_checkpoint(load_checkpoint(tmp_path / "a"), tmp_path / "b", "original")
     assert same(model, load_checkpoint(tmp_path / "b"))
@@ -84,12 +73,12 @@ def test_parts_may_be_absent(tiny_config: ModelConfig, tmp_path: Path) -> None:
         for change in ({"audio": None}, {"vision": None}, {"adapters": {}}):
             config = replace(tiny_config, **change)
             folder = tmp_path / f"{layout}-{next(iter(change))}"
-            save_checkpoint(filled(config), folder, layout)
+            save_checkpoint(random_model(config), folder, layout)
             assert read_config(folder) == config
 
 
 def test_without_adapters(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     for layout in ("original", "native"):
         save_checkpoint(model, tmp_path / layout, layout)
         bare = load_checkpoint(tmp_path / layout, adapters=False)
@@ -112,7 +101,7 @@ def test_transformers_reads_our_mini(
     tiny_config: ModelConfig, tmp_path: Path, attention: str
 ) -> None:
     """Also around the LongRoPE switch at 64 tokens."""
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     save_checkpoint(model, tmp_path / "mini", "mini")
     theirs, info = transformers.Phi3ForCausalLM.from_pretrained(
         tmp_path / "mini", attn_implementation=attention, output_loading_info=True
@@ -125,7 +114,7 @@ def test_transformers_reads_our_mini(
 
 
 def test_we_read_a_mini_that_transformers_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    model = filled(ModelConfig(tiny_config.decoder, None, None, {}))
+    model = random_model(ModelConfig(tiny_config.decoder, None, None, {}))
     save_checkpoint(model, tmp_path / "mini", "mini")
     theirs = transformers.Phi3ForCausalLM.from_pretrained(tmp_path / "mini", dtype=torch.float32)
     theirs.save_pretrained(tmp_path / "again", max_shard_size="100KB")
@@ -136,7 +125,7 @@ def test_we_read_a_mini_that_transformers_wrote(tiny_config: ModelConfig, tmp_pa
 
 def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_path: Path) -> None:
     """Base model by transformers' loader, each adapter by PEFT's: no name too many, none too few."""
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     save_checkpoint(model, tmp_path / "native", "native")
     theirs, info = transformers.Phi4MultimodalForCausalLM.from_pretrained(
         tmp_path / "native", attn_implementation="eager", output_loading_info=True
@@ -169,7 +158,7 @@ def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: 
     if layout == "mini":
         tiny_config = ModelConfig(tiny_config.decoder, None, None, {})
     medical = {"medical": AdapterConfig(3, 9.0, 0.1)}
-    model = filled(replace(tiny_config, adapters={**tiny_config.adapters, **medical}))
+    model = random_model(replace(tiny_config, adapters={**tiny_config.adapters, **medical}))
     save_checkpoint(model, tmp_path / layout, layout)
     kind = "Phi3ForCausalLM" if layout == "mini" else "Phi4MultimodalForCausalLM"
     theirs, info = getattr(transformers, kind).from_pretrained(
@@ -191,7 +180,7 @@ def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: 
 
 
 def test_we_read_adapters_that_peft_wrote(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     save_checkpoint(model, tmp_path / "native", "native")
     theirs = transformers.Phi4MultimodalForCausalLM.from_pretrained(
         tmp_path / "native", attn_implementation="eager"
@@ -210,7 +199,7 @@ def test_an_untied_copy_of_the_head_must_be_the_embedding(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    model = filled(ModelConfig(tiny_config.decoder, None, None, {}))
+    model = random_model(ModelConfig(tiny_config.decoder, None, None, {}))
     save_checkpoint(model, tmp_path / "mini", "mini")
     file = tmp_path / "mini/model.safetensors"
     tensors = load_file(file)
@@ -225,7 +214,7 @@ def test_layout_is_recognized_without_a_model_type(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     for layout in LAYOUTS:
-        save_checkpoint(filled(tiny_config), tmp_path / layout, layout)
+        save_checkpoint(random_model(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
         settings = json.loads(path.read_text())
         del settings["model_type"]
@@ -237,7 +226,7 @@ def test_two_models_in_one_pack_are_unaffected_by_the_layout(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     """A loaded model computes exactly what the saved one did, adapters mixed within a pack."""
-    model = filled(tiny_config)
+    model = random_model(tiny_config)
     save_checkpoint(model, tmp_path / "original", "original")
     again = load_checkpoint(tmp_path / "original")
     rows = [
@@ -270,7 +259,7 @@ def test_transformers_reads_the_processor_of_our_native(
     config = fitted(tiny_config, tokenizer)
     tokenizer.save(tmp_path / "tokenizer")
     files = sorted((tmp_path / "tokenizer").iterdir())
-    save_checkpoint(filled(config), tmp_path / "native", "native", files=files)
+    save_checkpoint(random_model(config), tmp_path / "native", "native", files=files)
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "native")
     vision, audio = config.vision, config.audio
     assert vision and audio

@@ -8,7 +8,7 @@ without AVX2 in a fifth of the values, at 1.5e-3 in the mean, and in fewer on ot
 import numpy as np
 import pytest
 import torch
-from crops import cut
+from fixtures.images import cut
 from PIL import Image
 
 SIZES = [

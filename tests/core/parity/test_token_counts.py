@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from crops import cut
+from fixtures.images import cut
 from PIL import Image
 
 from polyphi.processing.image import count_tokens, plan

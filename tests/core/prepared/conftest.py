@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model.test_attention import noise
+from fixtures.tensors import noise
 
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel

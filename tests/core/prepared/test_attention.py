@@ -5,7 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from model.test_attention import ROUNDING, formula, noise
+from fixtures.tensors import noise
+from model.test_attention import ROUNDING, formula
 
 from polyphi.model.attention import packed_attention
 from polyphi.prepared import attention

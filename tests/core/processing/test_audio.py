@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from fixtures.variants import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from variants import few
 
 from polyphi.processing import audio
 from polyphi.processing.audio import (

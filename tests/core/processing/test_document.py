@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pypdf
 import pytest
-from pdfs import nested_forms_pdf, pages, pdf, scanned_pdf, stream, text_pdf
+from fixtures.pdfs import nested_forms_pdf, pages, pdf, scanned_pdf, stream, text_pdf
+from fixtures.variants import few
 from PIL import Image as pil
-from variants import few
 
 from polyphi.media import isolated
 from polyphi.media.media import CAPS, Caps, MediaError

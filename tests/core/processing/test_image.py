@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from crops import cut
+from fixtures.images import cut
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image

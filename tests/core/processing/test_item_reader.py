@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from items import csv, motion
+from fixtures.items import csv, motion
 
 from polyphi.media.media import MediaError
 from polyphi.processing import item_reader

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from films import film
+from fixtures.images import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from fixtures.pieces import render
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pieces import render
 
 from polyphi.processing.template import apply_template
 from polyphi.processing.tokenizer import Tokenizer

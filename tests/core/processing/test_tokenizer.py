@@ -11,12 +11,12 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from fixtures.pieces import render
+from fixtures.variants import few
+from fixtures.wrong_json import WRONG, replaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pieces import render
 from tokenizers import decoders
-from variants import few
-from wrong_json import WRONG, replaced
 
 from polyphi.processing import text_slices as module
 from polyphi.processing.published_vocabulary import from_ranks

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import film
+from fixtures.images import film
+from fixtures.variants import few
 from PIL import Image
-from variants import few
 
 from polyphi.media.media import Caps, MediaError, decode_image
 from polyphi.processing.expansion import expand

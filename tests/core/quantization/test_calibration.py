@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.engines import random_model
 from torch import Tensor
 
 from polyphi.checkpoints.read import load_checkpoint
@@ -19,13 +20,7 @@ from polyphi.types.batch import Batch, pack, row
 
 @pytest.fixture
 def model(tiny_config: ModelConfig) -> PhiModel:
-    model = PhiModel(tiny_config).eval()  # no dropout
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            norm = "norm" in name and name.endswith("weight")
-            tensor.copy_(norm + 0.15 * torch.randn(tensor.shape, generator=generator))
-    return model
+    return random_model(tiny_config, 0.15)
 
 
 def texts(number: int, seed: int, adapter: str | None = None) -> list[Batch]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from fixtures.tensors import noise
 
 from polyphi import kernels
 from polyphi.model.config import ModelConfig
@@ -20,10 +21,6 @@ CLIPS = [AudioLayout(n, "speech") for n in (33, 170, 9, 33)]
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def model(config: ModelConfig) -> PhiModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures.tensors import noise
 
 from polyphi import kernels
 from polyphi.checkpoints.read import load_checkpoint
@@ -37,10 +38,6 @@ from polyphi.types.inputs.audio import AudioLayout
 def no_grad():
     with torch.inference_mode():
         yield
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def filled(config: ModelConfig) -> PhiModel:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import pytest
-from published import write
+from fixtures.published import write
 
 import polyphi
 from polyphi import Image, Message, SamplingParams

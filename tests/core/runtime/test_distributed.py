@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from ports import free_port
+from fixtures.processes import free_port
 
 from polyphi.runtime import distributed
 

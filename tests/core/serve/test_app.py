@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serve.conftest import Running, request_of, serving
-from serve.openai.test_chat import image_part
+from fixtures.chats import image_part
+from fixtures.servers import Running, request_of, serving
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.quotas import Pool

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import soundfile
-from engine.conftest import clip, picture
+from fixtures.engines import clip, picture
+from fixtures.servers import Running
 from PIL import Image
-from serve.conftest import Running
 
 FOLDER = Path(__file__).parents[2] / "clients" / "captured"
 PROGRAMS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]

@@ -4,12 +4,13 @@ output, error classes; and the requests of log-likelihood harnesses."""
 import asyncio
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
+from fixtures.chats import CONTENTS
+from fixtures.servers import Running, serving, until_true
 from openai import (
     AsyncOpenAI,
     AuthenticationError,
@@ -20,8 +21,6 @@ from openai import (
     pydantic_function_tool,
 )
 from pydantic import BaseModel, ConfigDict
-from serve.conftest import Running, serving
-from serve.openai.test_chat import CONTENTS
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import logits_many
@@ -51,13 +50,6 @@ def client(running: Running) -> Iterator[OpenAI]:
 
 def several(running: Running) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-
-
-async def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        await asyncio.sleep(0.005)
 
 
 def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
@@ -98,11 +90,11 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
     async def cancelled() -> None:
         async with several(running) as client:
             task = asyncio.create_task(read(client))
-            await until(lambda: counters().blocks_in_use > 0)
+            await until_true(lambda: counters().blocks_in_use > 0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await until(running.idle)
+            await until_true(running.idle)
             again = await client.chat.completions.create(model="tiny", messages=FOX, max_tokens=2)
             assert again.usage is not None and again.usage.completion_tokens == 2
 

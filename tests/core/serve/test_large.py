@@ -10,13 +10,12 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import routing
+from fixtures.chats import image_part
+from fixtures.servers import Running, serving, until
+from fixtures.variants import few
 from pydantic import ValidationError
-from serve.conftest import Running, serving
-from serve.openai.test_chat import image_part
-from serve.test_life import until
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
-from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.media import media

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,8 +17,8 @@ import httpx2
 import psutil
 import pytest
 import torch
-from serve.conftest import Running, request_of, serving
-from serve.page.saved import save
+from fixtures.engines import save
+from fixtures.servers import Running, request_of, serving, until
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -32,13 +31,6 @@ from polyphi.types.sampling import SamplingParams
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}
 PATH = "/v1/chat/completions"
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.01)
 
 
 def test_who_hangs_up_while_words_come_frees_everything(running: Running) -> None:
@@ -282,8 +274,8 @@ def test_a_long_step_is_no_failure_until_the_limit_of_the_engine(
             time.sleep(1)
             assert statuses(client) == [200, 200, 200]
             monkeypatch.setattr(server_module, "STEP_SECONDS", 0.5)
-            until(lambda: statuses(client) == [200, 503, 503], 60)
-        until(lambda: statuses(client) == [200, 200, 200], 60)
+            until(lambda: statuses(client) == [200, 503, 503])
+        until(lambda: statuses(client) == [200, 200, 200])
 
 
 STUCK = """

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from ports import free_port
-from serve.conftest import Running, serving
+from fixtures.processes import free_port
+from fixtures.servers import Running, serving
 from starlette.responses import Response
 from websockets.sync.client import connect
 

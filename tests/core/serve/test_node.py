@@ -4,16 +4,14 @@ import base64
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.conftest import clip, picture
+from fixtures.chats import audio_part
+from fixtures.engines import clip, picture
+from fixtures.servers import Running, until
 from serve.audio.test_transcriptions import CLIP
-from serve.conftest import Running
-from serve.openai.test_chat import audio_part
 
 from polyphi.engine.engine import Engine
 from polyphi.transcription import longform
@@ -45,13 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"npm could not install {PACKAGE}: {done.stderr.strip()[-300:]}")
     shutil.copy(SCRIPT, folder)
     return folder
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.01)
 
 
 def engines(engine: Engine) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from engine.conftest import picture
+from fixtures.chats import image_part
+from fixtures.engines import picture, save
+from fixtures.processes import free_port
+from fixtures.servers import until
 from openai import OpenAI
-from ports import free_port
-from serve.openai.test_chat import image_part
-from serve.page.saved import save
 
 from polyphi.engine.engine import Engine
 from polyphi.types.messages import Message
@@ -48,13 +48,6 @@ def url(engine: Engine, tmp_path: Path) -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.05)
 
 
 def test_a_replica_answers_as_a_server_does(engine: Engine, url: str) -> None:

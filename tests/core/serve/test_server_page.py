@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine.conftest import picture
-from serve.conftest import Running
-from tones import say
+from fixtures.audio import say
+from fixtures.engines import picture
+from fixtures.servers import Running
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -17,9 +17,9 @@ import pytest
 import requests
 import schemathesis
 import soundfile
+from fixtures.servers import Running, serving, tiny_engine
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
 from hypothesis.errors import Unsatisfiable
-from serve.conftest import Running, serving, tiny_engine
 from starlette.routing import BaseRoute
 
 from polyphi.model.config import ModelConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from variants import few
+from fixtures.variants import few
 
 from polyphi.train import checkpoint
 

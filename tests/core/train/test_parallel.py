@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import forked
 import numpy as np
 import pytest
 import torch
-from ports import free_port
+from fixtures import forked
+from fixtures.processes import free_port
+from fixtures.variants import few
 from safetensors.torch import load_file
 from train import small
-from variants import few
 
 from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.runtime import distributed

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.variants import few
 from train.small import BUDGET, EVERYTHING, run
-from variants import few
 
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig

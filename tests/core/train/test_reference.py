@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.variants import few
 from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, trajectory
-from variants import few
 
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics

@@ -1,3 +1,3 @@
-from engine.conftest import engine, tokenizer
+from engine.conftest import engine
 
-__all__ = ["engine", "tokenizer"]
+__all__ = ["engine"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.conftest import clip
+from fixtures.audio import say
+from fixtures.engines import clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import say
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.runner import extend

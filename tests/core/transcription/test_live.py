@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.audio import WORD, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import WORD, say
 from transcription.test_longform import ToneEngine
 
 from polyphi.engine.engine import Engine, Stopped

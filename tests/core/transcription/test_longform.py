@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from fixtures.audio import WORD, decode_words, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import WORD, decode_words, say
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import Client

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import soundfile
-from engine.conftest import fitted
+from fixtures import forked
+from fixtures.audio import decode_words, say
+from fixtures.engines import fitted
+from fixtures.variants import few
 from rich.console import Console
-from tones import decode_words, say
 
 from polyphi import cli
 from polyphi.api import Phi, load
@@ -24,8 +26,6 @@ from polyphi.runtime.files import sha256
 from polyphi.transcription import record, transcript_files
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
 from polyphi.types.completion import Completion
-from tests import forked
-from tests.variants import few
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from fixtures.audio import say
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import say
 
 from polyphi.media.media import AudioStream
 from polyphi.transcription.vad import (

@@ -13,7 +13,7 @@ from traceback import format_exception
 
 import numpy as np
 import pytest
-from replay import Replay
+from fixtures.replay import Replay
 
 from polyphi.types.generate import Generate
 from polyphi.types.messages import Message, with_tools

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from escapes import ATTACKS, UNHOOKED, Attack, attack, outcomes
-from other_user import NOBODY, in_public_python, public_python
+from fixtures.other_user import NOBODY, in_public_python, public_python
 
 from polyphi_eval.services.sandbox import unavailable
 

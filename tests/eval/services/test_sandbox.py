@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from other_user import NOBODY, in_public_python
+from fixtures.other_user import NOBODY, in_public_python
 
 from polyphi_eval.services import sandbox
 from polyphi_eval.services.sandbox import Limits, run, unavailable

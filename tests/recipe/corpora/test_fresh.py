@@ -10,7 +10,7 @@ from random import Random
 
 import cloudpickle
 import pytest
-from variants import few
+from fixtures.variants import few
 
 from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi_recipe.pipeline.corpus import Corpus, Work, generator

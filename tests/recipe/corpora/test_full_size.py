@@ -5,8 +5,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from fixtures.variants import few
 from PIL import Image
-from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from variants import few
+from fixtures.variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from variants import few
+from fixtures.variants import few
 
 from polyphi.data.shards import Shards
 from polyphi.types.completion import Completion

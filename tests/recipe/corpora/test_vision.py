@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.variants import few
 from PIL import Image
-from variants import few
 
 from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.types.messages import media

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import forked
 import psutil
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from fixtures import forked
 
 from polyphi.data.shards import document as raw
 from polyphi_recipe.dedup.decontaminate import Decontaminate

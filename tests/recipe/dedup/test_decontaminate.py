@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
+from fixtures.variants import few
 from PIL import Image as Picture
 from recipe.dedup.dedup_run import Take, start, text
-from variants import few
 
 from experiments.curation import leaked_items as leaks
 from polyphi.data import shards

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datatrove.pipeline.base import PipelineStep
+from fixtures.variants import few
 from PIL import Image
-from variants import few
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.types.messages import Message

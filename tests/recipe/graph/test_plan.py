@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import RunCommand
-from variants import few
+from fixtures.command_line import RunCommand
+from fixtures.variants import few
 
 from polyphi import cli
 from polyphi.planning import fit

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, completed
+from fixtures.processes import ROOT, completed
 from rich.console import Console
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from fixtures.processes import ROOT
 from scripted_teacher import ScriptedTeacher
 
 from polyphi import cli

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from command_line import RunCommand
+from fixtures.command_line import RunCommand
+from fixtures.variants import few
 from PIL import Image as Pillow
 from rich.console import Console
-from variants import few
 
 from polyphi.data import formats, shards
 from polyphi.data.shards import Shards

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import forked
 import multiprocess.managers
 import multiprocess.util
 import psutil
@@ -23,7 +22,8 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from variants import few
+from fixtures import forked
+from fixtures.variants import few
 
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.runtime.files import sha256

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dry_run import reference_of
+from fixtures.dry_run import reference_of
+from fixtures.variants import few
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from variants import few
 
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost

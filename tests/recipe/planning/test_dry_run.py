@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dry_run import Meter, dry_run
-from variants import few
+from fixtures.dry_run import Meter, dry_run
+from fixtures.variants import few
 
 from polyphi.planning import cost
 from polyphi.planning.example_rows import example_rows

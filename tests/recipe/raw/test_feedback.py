@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import forked
 import pytest
+from fixtures import forked
 from PIL import Image as Picture
 
 from polyphi.types.messages import media

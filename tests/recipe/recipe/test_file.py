@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import RunCommand
-from commands import ROOT
+from fixtures.command_line import RunCommand
+from fixtures.processes import ROOT
 from rich.console import Console
 
 from polyphi import cli

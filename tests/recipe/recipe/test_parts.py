@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import fake_hub
 import pytest
 import torch
+from fixtures import fake_hub
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import Model, make_run, sample
+from fixtures.made_run import Model, make_run, sample
 
 from polyphi.data import shards
 from polyphi_eval import baselines, scorers

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import TASKS, evaluate
+from fixtures.made_run import TASKS, evaluate
 
 from polyphi_recipe.report import samples
 from polyphi_recipe.report.samples import EXAMPLES, Draw

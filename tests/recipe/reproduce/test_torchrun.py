@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import completed
+from fixtures.processes import completed
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from replay import Replay
+from fixtures.replay import Replay
 
 from polyphi.data.shards import Shards
 from polyphi_recipe.syntheses import syntheses

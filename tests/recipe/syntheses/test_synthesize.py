@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
-from replay import Replay
+from fixtures import forked
+from fixtures.replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay import Replay
+from fixtures.replay import Replay
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import decode_audio

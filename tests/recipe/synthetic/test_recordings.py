@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay import Replay
+from fixtures.replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards

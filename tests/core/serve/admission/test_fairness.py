@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fixtures.chats import image_part
+from fixtures.servers import Running, from_address, request_of, serving, until
 from PIL import Image as pil
 from serve.answer.test_fetch import Net, net, page  # noqa: F401
-from serve.conftest import Running, request_of, serving
-from serve.openai.test_chat import image_part
 
 from polyphi.engine.engine import Engine
 from polyphi.media import media
@@ -47,19 +47,6 @@ SHORT: dict[str, dict[str, object]] = {
 }
 COUNTS = list(SHORT)[-3:]
 """Routes that don't run the model."""
-
-
-def from_address(running: Running, address: str) -> httpx2.Client:
-    """A client of another address of this machine."""
-    transport = httpx2.HTTPTransport(local_address=address)
-    return httpx2.Client(base_url=running.url, transport=transport, timeout=60)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_client_leaves_places_to_others(engine: Engine) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from fixtures.servers import until_true
 
 from polyphi.runtime.steps import Steps
 from polyphi.serve.admission import threads as threads_module
@@ -20,12 +21,6 @@ def threads(total: int) -> Iterator[Threads]:
         yield pool
     finally:
         pool.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 def work(order: list[str], name: str, count: int) -> Steps[str]:
@@ -142,10 +137,10 @@ def test_errors_of_work_free_its_thread(caplog: pytest.LogCaptureFixture) -> Non
                 raise ValueError("nobody waits for it")
 
             task = asyncio.ensure_future(pool.run(b"a", late))
-            await until(lambda: pool.slots.running == 1)
+            await until_true(lambda: pool.slots.running == 1)
             task.cancel()
             go.set()
-            await until(lambda: pool.slots.running == 0)
+            await until_true(lambda: pool.slots.running == 0)
         with pytest.raises(RuntimeError):
             await pool.run(b"a", str)
         assert pool.slots.running == 0
@@ -160,7 +155,7 @@ def test_a_client_leaves_threads_to_others() -> None:
     async def both() -> None:
         with threads(4) as pool:
             tasks = [asyncio.ensure_future(pool.run(b"a", go.wait, 30)) for _ in range(9)]
-            await until(lambda: pool.slots.running == 3)
+            await until_true(lambda: pool.slots.running == 3)
             assert await pool.run(b"b", str, 1) == "1"
             go.set()
             assert all(await asyncio.gather(*tasks))

@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from children import Children
-from films import film
-from recordings import encoded
-from serve.conftest import Running, serving
-from variants import few
+from fixtures.audio import encoded
+from fixtures.images import film
+from fixtures.processes import Children
+from fixtures.servers import Running, serving
+from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child

@@ -5,7 +5,6 @@ import base64
 import io
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,12 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from children import Children
+from fixtures.processes import Children
+from fixtures.servers import Running, from_address, serving, until
+from fixtures.variants import few
 from PIL import Image
-from serve.admission.test_fairness import from_address
 from serve.answer.test_containers import RECORDINGS, WALK, answer, chat, image, transcribe, video
-from serve.conftest import Running, serving
-from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child
@@ -130,13 +128,6 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
 def running_decoders(engine: Engine) -> list[psutil.Process]:
     assert engine.processor.decoders is not None
     return psutil.Process(engine.processor.decoders.process.pid).children()
-
-
-def until(true: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 BAD = image(picture("PNG", 30))

@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import heif  # noqa: F401 (writes HEIC)
+import fixtures.heif  # noqa: F401 (writes HEIC)
 import httpx2
 import pytest
-from children import Children
-from engine.conftest import fitted, make_engine
-from pdfs import pages, scanned_pdf, stream, text_pdf
+from fixtures.engines import fitted, make_engine
+from fixtures.pdfs import pages, scanned_pdf, stream, text_pdf
+from fixtures.processes import Children
+from fixtures.servers import Running, from_address, serving, until
+from fixtures.variants import few
 from PIL import Image as pil
-from serve.admission.test_fairness import from_address, until
-from serve.conftest import Running, serving
-from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from serve.conftest import request_of
+from fixtures.servers import request_of
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.quotas import Pool

@@ -13,12 +13,12 @@ import sys
 import zlib
 from pathlib import Path
 
-import heif  # noqa: F401 (writes HEIC)
+import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
-from engine.conftest import SAYINGS, clip, fitted, make_engine, picture
-from films import film
+from fixtures.engines import SAYINGS, clip, fitted, make_engine, picture
+from fixtures.images import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil

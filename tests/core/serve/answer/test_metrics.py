@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fixtures.servers import serving
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
-from serve.conftest import serving
 
 from polyphi.engine.engine import Counters, Engine
 from polyphi.serve.admission.settings import Settings

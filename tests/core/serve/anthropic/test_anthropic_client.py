@@ -6,9 +6,9 @@ from typing import Any
 
 import anthropic
 import pytest
+from fixtures.chats import BOTH_CALLS, CALLS, Model
+from fixtures.servers import Running, serving
 from pydantic import BaseModel
-from serve.conftest import Running, serving
-from serve.openai.test_chat import BOTH_CALLS, CALLS, Model, model  # noqa: F401
 from serve.openai.test_streaming import BLOCK_TOOLS as FUNCTIONS
 from serve.openai.test_streaming import HI, URL
 
@@ -34,7 +34,7 @@ def client(running: Running) -> Iterator[anthropic.Anthropic]:
 OPTIONS: dict[str, Any] = {"model": "tiny", "max_tokens": 200, "extra_body": {"temperature": 0.1}}
 
 
-def test_text_and_thinking(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F811
+def test_text_and_thinking(model: Model, client: anthropic.Anthropic) -> None:
     model.text = "<think>one</think>two three"
     message = client.messages.create(messages=HI, **OPTIONS)
     thinking, text = message.content
@@ -58,7 +58,7 @@ def test_text_and_thinking(model: Model, client: anthropic.Anthropic) -> None:  
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "three")
 
 
-def test_tools(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F811
+def test_tools(model: Model, client: anthropic.Anthropic) -> None:
     model.text = CALLS
     message = client.messages.create(messages=HI, tools=FUNCTIONS, **OPTIONS)
     assert message.stop_reason == "tool_use"
@@ -79,7 +79,7 @@ def test_tools(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F811
 
 
 def test_a_tool_runner_continues_without_threads(
-    model: Model,  # noqa: F811
+    model: Model,
     client: anthropic.Anthropic,
 ) -> None:
     """Its first request asks for a thread; the error makes it send the conversation without one."""
@@ -104,7 +104,7 @@ class Town(BaseModel):
     city: str
 
 
-def test_a_format(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F811
+def test_a_format(model: Model, client: anthropic.Anthropic) -> None:
     model.text = '{"city": "Oslo"}'
     parsed = client.messages.parse(messages=HI, output_format=Town, **OPTIONS)
     assert parsed.parsed_output == Town(city="Oslo")

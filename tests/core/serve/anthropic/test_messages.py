@@ -5,22 +5,15 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from serve.conftest import Running, serving
-from serve.openai.test_chat import (  # noqa: F401
-    BOTH_CALLS,
-    CALL,
-    CALLS,
-    TOOLS,
-    Model,
-    image_part,
-    model,
-)
+from fixtures.chats import BOTH_CALLS, CALLS, Model
+from fixtures.servers import Running, serving
 from serve.openai.test_responses import nested
 from serve.openai.test_streaming import BLOCK_TOOLS as FUNCTIONS
 from serve.openai.test_streaming import BLOCKS, HI, messages_joined
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from polyphi.types.tools import CALL
 
 KEY = "the-only-key"
 MESSAGES = "/v1/messages"
@@ -50,7 +43,7 @@ def comparable(message: dict) -> dict:
 
 
 def test_a_call_that_is_cut_off_has_the_complete_members_of_its_input(
-    model: Model,  # noqa: F811
+    model: Model,
     http: httpx2.Client,
 ) -> None:
     model.text = CALLS
@@ -71,7 +64,7 @@ def test_a_call_that_is_cut_off_has_the_complete_members_of_its_input(
 
 
 def test_numbers_of_a_call_stay_as_the_model_wrote_them(
-    model: Model,  # noqa: F811
+    model: Model,
     http: httpx2.Client,
 ) -> None:
     model.text = f'{CALL}[{{"name": "now", "arguments": {{"a": 1e999, "b": "\\ud800"}}}}]'

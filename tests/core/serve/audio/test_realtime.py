@@ -8,19 +8,18 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from fixtures.audio import say
+from fixtures.servers import Running, request_of, serving, until
 from openai import OpenAI
-from serve.audio.test_transcriptions import engine  # noqa: F401
-from serve.conftest import Running, request_of, serving
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
-from tones import say
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -101,7 +100,7 @@ class Peer:
 
 
 @contextmanager
-def local(engine: Engine, **settings: Any) -> Iterator[TestClient]:  # noqa: F811
+def local(engine: Engine, **settings: Any) -> Iterator[TestClient]:
     app = create_app(engine, Settings("tiny", **settings))
     with TestClient(app, base_url="http://localhost") as client:
         client.headers.clear()
@@ -113,7 +112,7 @@ def local(engine: Engine, **settings: Any) -> Iterator[TestClient]:  # noqa: F81
 
 
 @contextmanager
-def session(engine: Engine, **settings: Any) -> Iterator[Peer]:  # noqa: F811
+def session(engine: Engine, **settings: Any) -> Iterator[Peer]:
     with local(engine, **settings) as client, client.websocket_connect(HERE + PATH) as opened:
         peer = Peer(opened)
         assert peer.next()["type"] == "session.created"
@@ -128,13 +127,6 @@ def dialed(running: Running, key: str = "", **options: Any) -> Iterator[Peer]:
         peer = Peer(opened)
         assert peer.next()["type"] == "session.created"
         yield peer
-
-
-def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # ---------------------------------------------------------------- transcripts
@@ -177,7 +169,7 @@ def test_the_official_client_gets_the_transcript_of_each_piece(running: Running)
             assert "".join(deltas) == done.transcript
 
 
-def test_the_events_of_an_item_in_their_order(engine: Engine) -> None:  # noqa: F811
+def test_the_events_of_an_item_in_their_order(engine: Engine) -> None:
     with session(engine) as peer:
         peer.send(append(TALK))
         events = peer.until(COMPLETED, 3)
@@ -199,7 +191,7 @@ def test_the_events_of_an_item_in_their_order(engine: Engine) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize("size", [1, 7777, 48001])
-def test_audio_may_be_cut_anywhere(engine: Engine, size: int) -> None:  # noqa: F811
+def test_audio_may_be_cut_anywhere(engine: Engine, size: int) -> None:
     data = TALK.tobytes()
     if size == 1:
         head = [data[i : i + 1] for i in range(9)]
@@ -256,7 +248,7 @@ def test_g711(running: Running, name: str, law: str) -> None:
 
 
 def test_silence_has_an_empty_transcript_and_speech_log_probabilities(
-    engine: Engine,  # noqa: F811
+    engine: Engine,
 ) -> None:
     include = {"include": ["item.input_audio_transcription.logprobs"]}
     with session(engine) as peer:
@@ -272,7 +264,7 @@ def test_silence_has_an_empty_transcript_and_speech_log_probabilities(
     assert spoken["logprobs"] and set(spoken["logprobs"][0]) == {"token", "bytes", "logprob"}
 
 
-def test_turns_by_meaning_become_turns_by_silence(engine: Engine) -> None:  # noqa: F811
+def test_turns_by_meaning_become_turns_by_silence(engine: Engine) -> None:
     silences = {None: 500, "auto": 500, "low": 1000, "medium": 500, "high": 300}
     with session(engine) as peer:
         for eagerness, silence in silences.items():
@@ -282,7 +274,7 @@ def test_turns_by_meaning_become_turns_by_silence(engine: Engine) -> None:  # no
 
 
 def test_a_failed_item_is_reported_and_the_session_goes_on(
-    engine: Engine,  # noqa: F811
+    engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original, failures = Live._answer, [RuntimeError("a secret at 0x7f")]
@@ -302,7 +294,7 @@ def test_a_failed_item_is_reported_and_the_session_goes_on(
         assert peer.until(COMPLETED)[-1]["transcript"]
 
 
-def test_an_adapter_can_be_the_model(engine: Engine) -> None:  # noqa: F811
+def test_an_adapter_can_be_the_model(engine: Engine) -> None:
     with local(engine) as client:
         with client.websocket_connect(f"{HERE}{PATH}&model=speech") as opened:
             created = Peer(opened).next()
@@ -376,7 +368,7 @@ INVALID: list[tuple[Any, str | None]] = [
 """Events, and the `param` of their errors."""
 
 
-def test_an_invalid_event_is_an_error_and_the_session_goes_on(engine: Engine) -> None:  # noqa: F811
+def test_an_invalid_event_is_an_error_and_the_session_goes_on(engine: Engine) -> None:
     with session(engine) as peer:
         for event, param in INVALID:
             own_id = isinstance(event, dict) and "event_id" not in event
@@ -388,7 +380,7 @@ def test_an_invalid_event_is_an_error_and_the_session_goes_on(engine: Engine) ->
         assert peer.next()["type"] == "session.updated"
 
 
-def test_b6_a_message_of_many_values_is_not_parsed(engine: Engine) -> None:  # noqa: F811
+def test_b6_a_message_of_many_values_is_not_parsed(engine: Engine) -> None:
     with session(engine) as peer:
         for many in ([[1]] * 30_000, [{}] * 30_000):
             peer.send({"type": "session.update", "session": many})
@@ -396,7 +388,7 @@ def test_b6_a_message_of_many_values_is_not_parsed(engine: Engine) -> None:  # n
 
 
 def test_fields_that_change_nothing_are_accepted_and_settings_stay_as_they_were(
-    engine: Engine,  # noqa: F811
+    engine: Engine,
 ) -> None:
     vad = {"type": "server_vad", "create_response": True, "silence_duration_ms": 700}
     noise = {"type": "near_field"}
@@ -414,7 +406,7 @@ def test_fields_that_change_nothing_are_accepted_and_settings_stay_as_they_were(
         assert second["expires_at"] > time.time() and second["id"] == first["id"]
 
 
-def test_settings_change_only_while_nothing_waits(engine: Engine) -> None:  # noqa: F811
+def test_settings_change_only_while_nothing_waits(engine: Engine) -> None:
     with session(engine) as peer:
         peer.send({"type": "session.update", "session": MANUAL}, append(TALK[:RATE]))
         peer.send(audio_input(turn_detection={"type": "server_vad"}))
@@ -443,7 +435,7 @@ def denied(client: TestClient, **options: Any) -> tuple[int, dict[str, Any]]:
     return response.status_code, response.json()["error"]
 
 
-def test_a_key_is_needed_and_pages_send_it_as_a_subprotocol(engine: Engine) -> None:  # noqa: F811
+def test_a_key_is_needed_and_pages_send_it_as_a_subprotocol(engine: Engine) -> None:
     with local(engine, keys=("sesame", "other")) as client:
         status, error = denied(client)
         assert (status, error["code"]) == (401, "invalid_api_key")
@@ -463,7 +455,7 @@ def test_a_key_is_needed_and_pages_send_it_as_a_subprotocol(engine: Engine) -> N
         assert client.get("/v1/models", headers=sent).status_code == 401
 
 
-def test_pages_of_other_origins_and_other_names_are_refused(engine: Engine) -> None:  # noqa: F811
+def test_pages_of_other_origins_and_other_names_are_refused(engine: Engine) -> None:
     with local(engine, origins=("https://good.example",)) as client:
         assert denied(client, headers={"origin": "https://evil.example"})[1]["code"] == (
             "origin_not_allowed"
@@ -474,7 +466,7 @@ def test_pages_of_other_origins_and_other_names_are_refused(engine: Engine) -> N
                 assert Peer(opened).next()["type"] == "session.created"
 
 
-def test_while_the_model_loads_and_stops_no_session_is_opened(engine: Engine) -> None:  # noqa: F811
+def test_while_the_model_loads_and_stops_no_session_is_opened(engine: Engine) -> None:
     loading = Loading(lambda progress: None, Settings("tiny"))  # type: ignore[arg-type, return-value]
     client = TestClient(loading, base_url="http://localhost")
     with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect(HERE + PATH):
@@ -489,7 +481,7 @@ def test_while_the_model_loads_and_stops_no_session_is_opened(engine: Engine) ->
         server.draining = False
 
 
-def test_other_paths_are_no_websockets(engine: Engine) -> None:  # noqa: F811
+def test_other_paths_are_no_websockets(engine: Engine) -> None:
     with local(engine) as client:
         for path in ("/", "/v1/chat/completions", "/v1/realtime/x"):
             with pytest.raises(WebSocketDisconnect), client.websocket_connect(HERE + path):
@@ -498,7 +490,7 @@ def test_other_paths_are_no_websockets(engine: Engine) -> None:  # noqa: F811
 
 
 def test_the_log_has_one_line_and_no_key(
-    engine: Engine,  # noqa: F811
+    engine: Engine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "polyphi.serve")
@@ -515,7 +507,7 @@ def test_the_log_has_one_line_and_no_key(
 # ---------------------------------------------------------------- limits
 
 
-def test_a_session_ends_when_it_is_idle_or_old(engine: Engine) -> None:  # noqa: F811
+def test_a_session_ends_when_it_is_idle_or_old(engine: Engine) -> None:
     with session(engine, live_idle_seconds=0.2) as peer:
         assert peer.error()["code"] == "session_idle" and peer.closed() == 1008
     with session(engine, live_seconds=0.5) as peer:
@@ -525,7 +517,7 @@ def test_a_session_ends_when_it_is_idle_or_old(engine: Engine) -> None:  # noqa:
         assert peer.error()["code"] == "session_expired" and peer.closed() == 1008
 
 
-def test_audio_that_waits_is_limited(engine: Engine) -> None:  # noqa: F811
+def test_audio_that_waits_is_limited(engine: Engine) -> None:
     with session(engine, max_live_buffer_seconds=3.0) as peer:
         peer.send({"type": "session.update", "session": MANUAL})
         assert peer.next()["type"] == "session.updated"
@@ -536,7 +528,7 @@ def test_audio_that_waits_is_limited(engine: Engine) -> None:  # noqa: F811
         assert peer.until(COMPLETED)
 
 
-def test_sessions_are_limited_in_all_and_by_client(engine: Engine) -> None:  # noqa: F811
+def test_sessions_are_limited_in_all_and_by_client(engine: Engine) -> None:
     keys = {name: {"authorization": f"Bearer {name}"} for name in ("a", "b")}
     with local(engine, keys=("a", "b"), max_live_sessions=4) as client:
 
@@ -558,7 +550,7 @@ def test_sessions_are_limited_in_all_and_by_client(engine: Engine) -> None:  # n
             assert Peer(again).next()["type"] == "session.created"
 
 
-def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
+def test_a_full_queue_refuses_sessions(engine: Engine) -> None:
     with local(engine) as client:
         server = client.app.state.server  # type: ignore[attr-defined]
         clients = [b"testclient", *(bytes([n]) for n in range(server.capacity - 1))]
@@ -570,7 +562,7 @@ def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
             ticket.release()
 
 
-def test_requests_and_sessions_share_the_limit_of_a_client(engine: Engine) -> None:  # noqa: F811
+def test_requests_and_sessions_share_the_limit_of_a_client(engine: Engine) -> None:
     engine.scheduler.max_num_seqs = 1
     keys = {name: {"authorization": f"Bearer {name}"} for name in ("a", "b")}
     count = {"messages": [{"role": "user", "content": "hi"}]}
@@ -596,7 +588,7 @@ def test_a_client_that_leaves_frees_everything(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a transcript, of partial text, and of an event that is processed."""
-    engine = running.engine  # noqa: F811
+    engine = running.engine
     for name in engine.processor.tokenizer.eos_ids:
         engine.model.decoder.embed_tokens.weight.data[name] *= 0  # answers are as long as allowed
     commit = {"type": "input_audio_buffer.commit"}
@@ -673,7 +665,7 @@ def test_the_opening_request(running: Running, sent: bytes, status: int) -> None
     until(lambda: len(running.uvicorn.server_state.connections) <= 1)
 
 
-def test_a_message_above_the_limit_ends_the_session(engine: Engine) -> None:  # noqa: F811
+def test_a_message_above_the_limit_ends_the_session(engine: Engine) -> None:
     with serving(engine, Settings("tiny", max_live_event_bytes=100_000)) as running:
         with dialed(running) as peer:
             peer.send(append(bytes(100_000)))
@@ -690,7 +682,7 @@ def test_a_message_above_the_limit_ends_the_session(engine: Engine) -> None:  # 
         until(running.idle)
 
 
-def test_replies_that_nobody_reads_end_the_session(engine: Engine) -> None:  # noqa: F811
+def test_replies_that_nobody_reads_end_the_session(engine: Engine) -> None:
     with serving(engine, Settings("tiny", max_live_event_bytes=200_000)) as running:
         for data in (frame(b"x" * 125, 9) * 2000, frame(b"{}") * 200):
             with raw(running, headers()) as peer:
@@ -706,7 +698,7 @@ def test_replies_that_nobody_reads_end_the_session(engine: Engine) -> None:  # n
         until(running.idle)
 
 
-def test_a_session_has_the_limits_of_reading(engine: Engine) -> None:  # noqa: F811
+def test_a_session_has_the_limits_of_reading(engine: Engine) -> None:
     """A client that reads nothing is disconnected after `body_seconds`."""
     settings = Settings("tiny", body_seconds=0.5, live_idle_seconds=60.0)
     with serving(engine, settings) as running, raw(running, headers()) as peer:
@@ -727,7 +719,7 @@ def test_a_session_has_the_limits_of_reading(engine: Engine) -> None:  # noqa: F
                 unsent = unsent[peer.send(unsent) :] or memoryview(event)
 
 
-def test_a_real_denial_has_a_body(engine: Engine) -> None:  # noqa: F811
+def test_a_real_denial_has_a_body(engine: Engine) -> None:
     with serving(engine, Settings("tiny", keys=("sesame",))) as running:
         with pytest.raises(InvalidStatus) as caught, dialed(running):
             pass

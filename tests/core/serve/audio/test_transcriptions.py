@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fixtures.audio import say
+from fixtures.servers import Running, request_of, serving
 from openai import (
     APIStatusError,
     BadRequestError,
@@ -31,9 +33,7 @@ from openai import (
     OpenAI,
     RateLimitError,
 )
-from serve.conftest import Running, request_of, serving
 from starlette.requests import Request as HttpRequest
-from tones import say
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -57,18 +57,6 @@ def clip(words: int = 4, form: str = "FLAC", pause: float = 0.2, **options: Any)
 
 
 CLIP = clip()
-
-
-@pytest.fixture
-def engine(engine: Engine) -> Engine:
-    """An engine whose answers end after about ten tokens, so that nothing is repeated."""
-    weight = engine.model.decoder.embed_tokens.weight
-    with torch.no_grad():
-        for number in engine.processor.tokenizer.eos_ids:
-            weight[number] = 0.5 * torch.randn(
-                len(weight[number]), generator=torch.Generator().manual_seed(number)
-            )
-    return engine
 
 
 @pytest.fixture
@@ -767,8 +755,8 @@ BOMB = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 import conftest, httpx2
-from engine.conftest import SAYINGS
-from serve.conftest import serving, tiny_engine
+from fixtures.engines import SAYINGS
+from fixtures.servers import serving, tiny_engine
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 

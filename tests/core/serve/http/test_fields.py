@@ -12,12 +12,12 @@ import numpy
 import pytest
 import soundfile
 from anthropic.types import message_create_params as message_params
-from engine.conftest import picture
+from fixtures.engines import picture
+from fixtures.servers import Running
 from openai.types import completion_create_params as completion_params
 from openai.types.audio import transcription_create_params as transcription_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
-from serve.conftest import Running
 
 from polyphi.serve.anthropic.schema import MessagesRequest
 from polyphi.serve.audio.form import TranscriptionForm

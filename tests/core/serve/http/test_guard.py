@@ -7,13 +7,14 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import uvicorn
+from fixtures.servers import until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -793,13 +794,6 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 SOON = 20.0
 """Seconds in which a clock of 0.4 s ends a connection, on a slow or busy machine too."""
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + SOON
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.01)
 
 
 def ended_after(peer: socket.socket, start: float) -> tuple[bytes, float]:

@@ -9,18 +9,16 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import torch
-from engine.conftest import fitted, make_engine
+from fixtures.chats import audio_part, image_part
+from fixtures.engines import fitted, make_engine, save
+from fixtures.servers import Running, served, until
 from safetensors.torch import load_file, save_file
-from serve.conftest import Running
-from serve.openai.test_chat import audio_part, image_part
-from serve.page.saved import save, served
 
 import polyphi
 from polyphi.decoding.tool_calls import CallDelta, CallList, ToolParser, parse_calls
@@ -630,10 +628,3 @@ def at_rest(client: httpx2.Client) -> bool:
     metrics = client.get("/metrics").text
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     return all(f'polyphi:{name}{{model_name="model"}} 0.0' in metrics for name in names)
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.05)

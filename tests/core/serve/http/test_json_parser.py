@@ -12,9 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from serve.admission.test_fairness import from_address
-from serve.conftest import Running, serving
-from variants import few
+from fixtures.servers import Running, from_address, serving, until
+from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -36,13 +35,6 @@ def with_field(name: str, value: bytes) -> bytes:
 
 def numbered(count: int) -> bytes:
     return b"{" + b",".join(b'"k%d":1' % i for i in range(count)) + b"}"
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it didn't come to that"
-        time.sleep(0.01)
 
 
 def server(running: Running) -> Any:

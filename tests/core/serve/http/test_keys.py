@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from engine.conftest import picture
-from serve.conftest import serving
+from fixtures.engines import picture
+from fixtures.servers import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

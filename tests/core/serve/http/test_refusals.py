@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from serve.conftest import Running
+from fixtures.servers import Running
 
 import polyphi.serve.app  # noqa: F401 (all schemas)
 from polyphi.serve.http import refusals

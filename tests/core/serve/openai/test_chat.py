@@ -1,22 +1,28 @@
 """Chat completions through the official client: the answers are the engine's, streamed or not."""
 
-import base64
-import io
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import soundfile
-import torch
-from engine.conftest import clip, picture
+from fixtures.chats import (
+    BOTH_CALLS,
+    CALLS,
+    CONTENTS,
+    NAMED,
+    NOW,
+    SCHEMA,
+    TOOLS,
+    WEATHER,
+    Model,
+    add_calls,
+    outcome,
+)
+from fixtures.engines import clip, picture
+from fixtures.servers import Running
+from fixtures.variants import few
 from openai import BadRequestError, NotFoundError, OpenAI
-from serve.conftest import Running
-from variants import few
 
-from polyphi.engine.sampling import Sampler
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import CALL, CALL_END
@@ -26,27 +32,6 @@ from polyphi.types.tools import CALL, CALL_END
 def client(running: Running) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def image_part() -> dict:
-    data = base64.b64encode(picture().source).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
-def audio_part() -> dict:
-    wave, rate = clip().source
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate, "FLOAT", format="WAV")
-    data = base64.b64encode(file.getvalue()).decode()
-    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-
-
-CONTENTS = {
-    "text": "the quick fox",
-    "image": [{"type": "text", "text": "what is this?"}, image_part()],
-    "audio": [audio_part(), {"type": "text", "text": "say it"}],
-    "both": [image_part(), audio_part()],
-}
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
@@ -317,104 +302,6 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
 
 
 # Tools: what is called, what is content, and how an answer ends
-
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "parameters": CITY}},
-    {"type": "function", "function": {"name": "now"}},
-]
-WEATHER = '{"name": "weather", "arguments": {"city": "Rome"}}'
-NOW = '{"name": "now", "arguments": {}}'
-CALLS = f"{CALL}[{WEATHER}, {NOW}]{CALL_END}"
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
-NAMED = {"type": "function", "function": {"name": "weather"}}
-
-
-@dataclass
-class Model:
-    """A server whose model generates `text` and the end token, as far as a grammar allows it."""
-
-    running: Running
-    text: str = ""
-
-    def token(self, position: int) -> int:
-        tokenizer = self.running.engine.processor.tokenizer
-        ids = [
-            id
-            for part in re.split(r"(<\|/?tool_call\|>)", self.text)
-            for id in (
-                [tokenizer.control(part)] if part in (CALL, CALL_END) else tokenizer.encode(part)
-            )
-        ]
-        return [*ids, *tokenizer.eos_ids][min(position, len(ids))]
-
-    def answer(self, **fields: Any) -> tuple[dict, int]:
-        """The choice and the tokens it cost; streamed deltas join to the same."""
-        body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, "max_tokens": 300}
-        body |= {"seed": 1, "temperature": 0.1, **fields}
-        with self.running.client() as client:
-            reply = client.post("/v1/chat/completions", json=body)
-            assert reply.status_code == 200, reply.text
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-            events = client.post("/v1/chat/completions", json=body).text.split("\n\n")
-        assert events[-2:] == ["data: [DONE]", ""]
-        *chunks, last = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
-        (choice,), tokens = reply.json()["choices"], reply.json()["usage"]["completion_tokens"]
-        assert joined(chunks) == outcome(choice) and last["usage"]["completion_tokens"] == tokens
-        return choice, tokens
-
-
-def outcome(choice: dict) -> tuple[str | None, list[tuple[str, str]], str]:
-    """Content, calls and finish reason."""
-    message = choice["message"]
-    calls = [call["function"] for call in message.get("tool_calls", [])]
-    called = [(call["name"], call["arguments"]) for call in calls]
-    return message["content"] or None, called, choice["finish_reason"]
-
-
-def add_calls(calls: list[dict], deltas: Sequence[dict] | None) -> None:
-    """Adds the call deltas of a chunk to the calls so far. A call begins with its id and name; its arguments follow."""
-    for delta in deltas or ():
-        if delta["index"] == len(calls):
-            assert delta["id"] and delta["type"] == "function" and delta["function"]["name"]
-            calls.append({**delta, "function": dict(delta["function"])})
-        else:
-            assert delta["index"] == len(calls) - 1 and delta.get("id") is None
-            assert delta["function"]["arguments"] and not delta["function"].get("name")
-            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
-
-
-def joined(chunks: list[dict]) -> tuple[str | None, list[tuple[str, str]], str]:
-    """`outcome` of a stream."""
-    content, calls, reasons = "", list[dict](), []
-    for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
-        content += choice["delta"].get("content") or ""
-        add_calls(calls, choice["delta"].get("tool_calls"))
-        reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
-    (reason,) = reasons
-    called = [(call["function"]["name"], call["function"]["arguments"]) for call in calls]
-    return content or None, called, reason
-
-
-@pytest.fixture
-def model(running: Running, monkeypatch: pytest.MonkeyPatch) -> Model:
-    scripted, draw = Model(running), Sampler.draw
-
-    def draw_text(self: Sampler, logits: torch.Tensor) -> int:
-        logits = logits.clone()
-        logits[scripted.token(sum(self._counts.values()))] = 1e4
-        return draw(self, logits)
-
-    monkeypatch.setattr(Sampler, "draw", draw_text)
-    return scripted
-
-
-BOTH_CALLS = [("weather", '{"city": "Rome"}'), ("now", "{}")]
 
 
 @pytest.mark.parametrize("choice", [None, "auto"])

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 
 import pytest
+from fixtures.servers import Running
 from openai import BadRequestError, OpenAI
-from serve.conftest import Running
 
 from polyphi.engine.scores import logits_many
 from polyphi.serve.answer.tokens import finite

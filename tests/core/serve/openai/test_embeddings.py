@@ -7,8 +7,8 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from fixtures.servers import Running, serving
 from openai import BadRequestError, OpenAI
-from serve.conftest import Running, serving
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

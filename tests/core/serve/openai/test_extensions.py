@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine.conftest import SAYINGS, picture
+from fixtures.chats import image_part
+from fixtures.engines import SAYINGS, picture
+from fixtures.servers import Running, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.conftest import Running, serving
-from serve.openai.test_chat import image_part
 
 from polyphi.decoding.structured import compile_grammar
 from polyphi.engine.engine import Engine

@@ -13,8 +13,8 @@ import httpx2
 import psutil
 import pytest
 from decoding.test_matcher_process import NEVER_COMPILES, processes, until
-from serve.admission.test_fairness import CHAT, chat, from_address
-from serve.conftest import Running, serving
+from fixtures.servers import Running, from_address, serving
+from serve.admission.test_fairness import CHAT, chat
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

@@ -4,8 +4,8 @@ import base64
 from typing import Any
 
 import pytest
-from items import add_motion, csv, motion, series
-from serve.conftest import serving
+from fixtures.items import add_motion, csv, motion, series
+from fixtures.servers import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.processing.item_reader import ItemReader

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from adapter_folders import random_factors, write_folder
-from serve.conftest import Running, serving
+from fixtures.adapter_folders import random_factors, write_folder
+from fixtures.servers import Running, serving
 
 from polyphi.engine.engine import Engine
 from polyphi.model.adapters import put_adapter

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fixtures.chats import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, outcome
+from fixtures.servers import Running, serving
+from fixtures.variants import few
 from openai import OpenAI
-from serve.conftest import Running, serving
-from serve.openai.test_chat import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, model, outcome  # noqa: F401
-from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -45,7 +45,7 @@ def answers(running: Running, **fields: Any) -> dict[str, Any]:
     return {**choice, "usage": usage}
 
 
-def test_reasoning_is_apart_from_content(model: Model) -> None:  # noqa: F811
+def test_reasoning_is_apart_from_content(model: Model) -> None:
     model.text = "<think>\none and two\n</think>\n\nthree"
     choice = answers(model.running)
     assert choice["message"]["content"] == "three" and choice["finish_reason"] == "stop"
@@ -62,7 +62,7 @@ def test_reasoning_is_apart_from_content(model: Model) -> None:  # noqa: F811
     assert choice["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
-def test_calls_after_reasoning(model: Model) -> None:  # noqa: F811
+def test_calls_after_reasoning(model: Model) -> None:
     model.text = f"<think>{CALLS}</think>So: {CALLS}</think>"
     choice = answers(model.running, tools=TOOLS)
     assert outcome(choice) == ("So: </think>", BOTH_CALLS, "tool_calls")
@@ -88,7 +88,7 @@ def test_calls_after_reasoning(model: Model) -> None:  # noqa: F811
         2,
     ),
 )
-def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F811
+def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:
     model.text = "<think>one and two and three and four and five and six"
     assert answers(model.running)["message"]["content"] is None
     message = answers(model.running, **fields)["message"]
@@ -97,7 +97,7 @@ def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F8
     assert answers(model.running, **fields)["message"]["content"] == "three"
 
 
-def test_a_response_takes_the_variables_of_reasoning_templates(model: Model) -> None:  # noqa: F811
+def test_a_response_takes_the_variables_of_reasoning_templates(model: Model) -> None:
     model.text = "<think>one and two</think>three"
     body = {"input": "hi", "max_output_tokens": 300, "seed": 1, "temperature": 0.1}
 
@@ -115,7 +115,7 @@ def test_a_response_takes_the_variables_of_reasoning_templates(model: Model) -> 
     assert answer(continue_final_message=True)["error"]["param"] == field
 
 
-def test_the_client_sends_a_message_back(model: Model) -> None:  # noqa: F811
+def test_the_client_sends_a_message_back(model: Model) -> None:
     """Its reasoning isn't part of the next prompt."""
     model.text = "<think>one and two</think>three"
     client = OpenAI(base_url=f"{model.running.url}/v1", api_key="none", max_retries=0)
@@ -143,7 +143,7 @@ def test_a_model_without_reasoning(engine: Engine) -> None:
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "reasoning_effort")
 
 
-def test_reasoning_that_is_not_requested_is_left_out(model: Model) -> None:  # noqa: F811
+def test_reasoning_that_is_not_requested_is_left_out(model: Model) -> None:
     model.text = "<think>one and two</think>three"
     choice = answers(model.running, include_reasoning=False)
     assert choice["message"] == {"role": "assistant", "content": "three", "refusal": None}

@@ -7,21 +7,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from fixtures.chats import BOTH_CALLS, CALLS, TOOLS, Model, image_part
+from fixtures.servers import Running, serving, until
 from openai import BadRequestError, NotFoundError, OpenAI, RateLimitError
 from pydantic import BaseModel
-from serve.conftest import Running, serving
-from serve.openai.test_chat import (  # noqa: F401
-    BOTH_CALLS,
-    CALLS,
-    CITY,
-    TOOLS,
-    Model,
-    audio_part,
-    image_part,
-    model,
-)
 from serve.openai.test_streaming import items_of, typed_events, without_ids
-from serve.test_life import until
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -53,7 +43,7 @@ class Town(BaseModel):
     city: str
 
 
-def test_the_clients_helpers(model: Model, client: OpenAI) -> None:  # noqa: F811
+def test_the_clients_helpers(model: Model, client: OpenAI) -> None:
     model.text = "<think>one</think>two"
     created = client.responses.create(model="tiny", input="hi", temperature=0.1)
     assert created.output_text == "two" and created.status == "completed"
@@ -73,7 +63,7 @@ def test_the_clients_helpers(model: Model, client: OpenAI) -> None:  # noqa: F81
     assert parsed.output_parsed == Town(city="Oslo")
 
 
-def test_a_conversation_by_ids(model: Model, client: OpenAI) -> None:  # noqa: F811
+def test_a_conversation_by_ids(model: Model, client: OpenAI) -> None:
     """It has the prompt of the whole conversation as input; the official client sends items back too."""
     options: dict[str, Any] = {"model": "tiny", "temperature": 0.1, "tools": FUNCTIONS}
     model.text = f"<think>one</think>So: {CALLS}"
@@ -145,7 +135,7 @@ def test_stored_responses(running: Running, client: OpenAI) -> None:
         client.responses.retrieve(created.id)
 
 
-def test_log_probabilities_belong_to_the_text(model: Model, http: httpx2.Client) -> None:  # noqa: F811
+def test_log_probabilities_belong_to_the_text(model: Model, http: httpx2.Client) -> None:
     model.text = f"<think>one</think>größer {CALLS} als"
     body = {
         "input": "hi",
@@ -235,7 +225,7 @@ def test_what_is_refused(http: httpx2.Client) -> None:
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), fields
 
 
-def test_allowed_tools(model: Model, http: httpx2.Client) -> None:  # noqa: F811
+def test_allowed_tools(model: Model, http: httpx2.Client) -> None:
     model.text = CALLS
     choice = {
         "type": "allowed_tools",
@@ -275,7 +265,7 @@ def test_a_server_without_a_store(engine: Engine) -> None:
 
 @pytest.mark.parametrize("text", [f"<think>one</think>So: {CALLS} and", "", "two"])
 def test_a_stored_response_is_read_as_a_stream(
-    model: Model,  # noqa: F811
+    model: Model,
     client: OpenAI,
     text: str,
 ) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from fixtures.servers import Running, until
 from PIL import Image as PIL
-from serve.conftest import Running
-from serve.test_life import until
 
 MIB = 1 << 20
 SIDE = 1700

@@ -8,18 +8,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from fixtures.chats import CALLS, CITY, Model, add_calls, audio_part, image_part
+from fixtures.servers import Running, serving, until
 from pydantic_core import from_json
-from serve.conftest import Running, serving
-from serve.openai.test_chat import (  # noqa: F401
-    CALLS,
-    CITY,
-    Model,
-    add_calls,
-    audio_part,
-    image_part,
-    model,
-)
-from serve.test_life import until
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -481,7 +472,7 @@ def post(http: httpx2.Client, path: str, body: dict[str, Any]) -> httpx2.Respons
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_api_answers_as_chat_does(
-    model: Model,  # noqa: F811
+    model: Model,
     http: httpx2.Client,
     case: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -511,7 +502,7 @@ def test_every_api_answers_as_chat_does(
 
 
 def test_an_empty_answer_has_the_events_that_clients_expect(
-    model: Model,  # noqa: F811
+    model: Model,
     http: httpx2.Client,
 ) -> None:
     model.text = ""

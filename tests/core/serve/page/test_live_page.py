@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from fixtures.engines import end_answers
+from fixtures.servers import Running, serving
 from serve.audio.test_realtime import COMPLETED, DELTA, at_once
-from serve.audio.test_transcriptions import engine  # noqa: F401
-from serve.conftest import Running, serving
 from serve.page import test_page
 from serve.page.test_page import Page
 
@@ -38,6 +38,11 @@ WebSocket.prototype.send = function (data) {
 """
 """Keeps the messages of the page's WebSockets."""
 SPEECH = ("The quick brown fox jumps over the lazy dog.", "What is seven plus nine?")
+
+
+@pytest.fixture
+def engine(engine: Engine) -> Engine:
+    return end_answers(engine)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def check_transcripts(page: Page, running: Running, key: str) -> None:
     assert captions(page) == [final["transcript"] for final in finals]
 
 
-def test_captions_of_the_microphone(browser: Page, engine: Engine) -> None:  # noqa: F811
+def test_captions_of_the_microphone(browser: Page, engine: Engine) -> None:
     page = browser
     with serving(engine, Settings("tiny", keys=("sesame",))) as running:
         page.open(running.url)
@@ -105,7 +110,7 @@ def test_captions_of_the_microphone(browser: Page, engine: Engine) -> None:  # n
     assert page.console() == []
 
 
-def test_a_session_that_the_server_ends_is_reported(browser: Page, engine: Engine) -> None:  # noqa: F811
+def test_a_session_that_the_server_ends_is_reported(browser: Page, engine: Engine) -> None:
     page = browser
     settings = Settings("tiny", live_seconds=2.0, max_live_sessions=1)
     with serving(engine, settings) as running:

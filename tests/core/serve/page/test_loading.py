@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 from fastapi import FastAPI
-from serve.page.saved import save
-from variants import few
+from fixtures.engines import save
+from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings

@@ -1574,7 +1574,7 @@ def test_the_progress_of_the_load_becomes_the_chat_page(page: Page, engine: Engi
 
 @pytest.mark.long
 def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_path: Path) -> None:
-    from serve.conftest import serving
+    from fixtures.servers import serving
 
     with serving(engine, Settings("tiny")) as running:
         page.open(f"{running.url}/").ready()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.conftest import tokenizer  # noqa: F401
 from eval.wheels import unpacked
-from serve.conftest import engine  # noqa: F401
-from serve.page.saved import save, served
+from fixtures.engines import save
+from fixtures.servers import served
 
 import polyphi
 from polyphi.data.shards import Sample
@@ -168,7 +167,7 @@ def test_evalplus_gives_the_same_verdicts(tmp_path: Path) -> None:
 @isolated
 def test_evalplus_sends_our_server_the_same_prompts(
     tmp_path: Path,
-    engine: Engine,  # noqa: F811
+    engine: Engine,
 ) -> None:
     PLUS.write_fixtures(tmp_path)
     (file,) = (tmp_path / "evalplus").glob("HumanEvalPlus*")
