@@ -114,7 +114,9 @@ def _yaml(path: str) -> Mapping[str, Any]:
             if isinstance(event, yaml.AliasEvent):  # of which a few lines stand for gigabytes
                 raise ValueError(f"line {line}: expected no alias, found one")
             if levels > MAX_YAML_LEVELS:
-                raise ValueError(f"line {line}: expected at most {MAX_YAML_LEVELS} levels, found more")
+                raise ValueError(
+                    f"line {line}: expected at most {MAX_YAML_LEVELS} levels, found more"
+                )
         content = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected YAML, {error}") from None

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from polyphi.devices import cgroup, cpu
 from polyphi.doctor import probe
 from polyphi.doctor.findings import Finding, display_value
@@ -77,7 +79,7 @@ def check(facts: Mapping[str, Any]) -> Iterator[Finding]:
     yield from models(facts["models"], facts["memory"])
     if "torch" not in facts["errors"]:
         yield from gpus(facts["gpus"], facts["cuda_build"])
-    yield from packages(facts["versions"], facts["errors"])
+    yield from packages(facts["versions"], facts["errors"], facts["requirements"])
     yield from caches(facts["caches"], facts["models"])
     yield from environment(facts["environment"], facts["errors"])
 
@@ -227,8 +229,25 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def packages(installed: Mapping[str, str], errors: Mapping[str, str]) -> Iterator[Finding]:
-    """Versions, and packages that can't be imported. `errors`: those of the probe."""
+def unmet_requirements() -> list[str]:
+    """Requirements of polyphi without extras ("torch>=2.11") that are missing or too old; none where polyphi is only on
+    Python's path."""
+    unmet = []
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in map(Requirement, metadata.requires("polyphi") or ()):
+            version = next((d.version for d in metadata.distributions(name=requirement.name)), "")
+            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if needed and not (
+                version and requirement.specifier.contains(version, prereleases=True)
+            ):
+                unmet.append(f"{requirement.name}{requirement.specifier}")
+    return unmet
+
+
+def packages(
+    installed: Mapping[str, str], errors: Mapping[str, str], unmet: Collection[str]
+) -> Iterator[Finding]:
+    """Versions, and packages that can't be imported, are missing or too old. `errors`: those of the probe."""
     text = f"{platform.system()} {platform.release()}, {platform.machine()}"
     text = ", ".join([text, *(f"{name} {version}" for name, version in installed.items())])
     yield Finding("Software", "versions", text)
@@ -238,6 +257,10 @@ def packages(installed: Mapping[str, str], errors: Mapping[str, str]) -> Iterato
         text = f"can't be imported: {errors[package].strip().partition(chr(10))[0]}"
         cure = _import_cure(package, errors[package])
         yield Finding("Software", package.partition(".")[0], text, "wrong", cure, fatal=True)
+    if unmet:
+        cure = " ".join(["pip install --upgrade", *(f'"{requirement}"' for requirement in unmet)])
+        text = f"missing or too old: {', '.join(unmet)}"
+        yield Finding("Software", "dependencies", text, "wrong", cure, fatal=True)
     for phase, message in errors.items():
         if phase not in probe.PACKAGES and " must be " not in message:  # a variable's value
             cure = "report the output of `polyphi doctor --json` as a bug"

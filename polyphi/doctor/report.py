@@ -84,6 +84,7 @@ def assemble(result: probe.Probe) -> DoctorReport:
         "gpus": (result.facts.get("memory") or {}).get("gpus", []),
         "cuda_build": libraries.get("cuda_build"),
         "models": result.facts.get("models") or [],
+        "requirements": checks.unmet_requirements(),
         "caches": [checks.cache_facts(name, path) for name, path in folders.items()],
         "environment": checks.variables(),
         "errors": result.errors,

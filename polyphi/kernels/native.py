@@ -94,7 +94,7 @@ def _here() -> bool:
 
 
 def fake(x: torch.Tensor) -> bool:
-    """Whether a tensor has no values: that of a dry run (tests/fixtures/dry_run.py), for which only results are made."""
+    """Whether a tensor has no values: one of a dry run (tests/fixtures/dry_run.py), which makes only results."""
     return type(x).__name__ == "FakeTensor"  # importing the type takes longer than some commands
 
 

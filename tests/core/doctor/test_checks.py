@@ -182,11 +182,20 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_torch_that_fails(error: str, cure: str) -> None:
     """polyphi then fails for the same reason, which isn't repeated."""
-    results = named(checks.packages({}, {"torch": error, "polyphi.api": error}))
+    results = named(checks.packages({}, {"torch": error, "polyphi.api": error}, []))
     assert results.keys() == {"versions", "torch"}
     result = results["torch"]
     assert result.fatal and error in result.text
     assert result.cure is not None and cure in result.cure
+
+
+def test_requirements_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = ["torch>=2.11", "rich>=999", "absent", 'unused>=1; extra == "serve"']
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: requirements)
+    unmet = checks.unmet_requirements()
+    assert unmet == ["rich>=999", "absent"]
+    result = named(checks.packages({}, {}, unmet))["dependencies"]
+    assert result.fatal and result.cure == 'pip install --upgrade "rich>=999" "absent"'
 
 
 def test_versions_are_those_of_installed_packages() -> None:

@@ -13,7 +13,7 @@ from polyphi.doctor.probe import Probe
 GB = 10**9
 KEYS = {
     *("schema", "chat_runs", "start", "findings", "versions", "cpu", "kernels", "precision"),
-    *("memory", "gpus", "cuda_build", "models", "caches"),
+    *("memory", "gpus", "cuda_build", "models", "requirements", "caches"),
     *("environment", "errors"),
 }
 """Keys that scripts may rely on."""
