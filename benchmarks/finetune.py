@@ -2,7 +2,7 @@
 adapter, learning rates and AdamW.
 
     polyphi bench finetune runs/nano [--only text image audio] [--base int8] [--base int4] [--threads N] [--json]
-    python benchmarks/interchange.py runs/nano --setup          # once: TRL's environment
+    polyphi bench finetune runs/nano --setup                    # once: TRL's environment
 
 The checkpoint is the run's model in bfloat16, rows are its corpora's, the adapter is a fresh one of rank 16 on every
 linear of the language model, the only trainable parameters; its schedule is linear with a warm-up. Ours trains in the
@@ -28,6 +28,7 @@ from sidebyside import (
     Row,
     alternate,
     console,
+    install,
     median,
     peak_bytes,
     peer_precision,
@@ -306,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--base", action="append", choices=BASES, default=[])
     parser.add_argument("--threads", type=int, help="of both sides; default: all cores")
+    parser.add_argument("--setup", action="store_true", help="only make the peer's environment")
     parser.add_argument("--side", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -313,8 +315,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.side:
         print(json.dumps(ours(works[args.side], args.folder, next(iter(args.base), None))))
         return
+    if args.setup:
+        install("trl")
+        return
     if not (ENVIRONMENTS / "trl").exists():
-        parser.error("the peer has no environment: python benchmarks/interchange.py RUN --setup")
+        parser.error("the peer has no environment: --setup makes it")
     threads = args.threads or len(os.sched_getaffinity(0))
     rows = [
         row
