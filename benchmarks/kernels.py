@@ -63,6 +63,8 @@ from sidebyside import (
     show,
 )
 
+from polyphi.checkpoints.gguf_export import write_gguf
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.devices.memory import free_memory
 from polyphi.model.config import ModelConfig
@@ -267,10 +269,13 @@ def prepare(
         try:
             if not (folder / peer.file).exists():
                 console.print(f"making {peer.file}", highlight=False)
+                if peer.engine == LLAMA and not (gguf := folder / "bf16.gguf").exists():
+                    whole = folder / "checkpoint"
+                    write_gguf(load_checkpoint(whole), gguf, whole)
                 start = command(peer.name, folder, "all", threads, "language")
                 Process(peer.name, start, threads).close()
             available.append(peer)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             console.print(f"[yellow]{peer.name} is left out[/yellow]: {error}", highlight=False)
     return available
 
