@@ -47,7 +47,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as Picture
-from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
+from sidebyside import (
+    Row,
+    Transformers,
+    choose_transformers,
+    console,
+    product_limit,
+    read_rate,
+    show,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -330,25 +338,6 @@ def paired(
     text = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
     console.print(f"  {text}", highlight=False)
     return rates
-
-
-def read_rate(megabytes: int = 1024, seconds: float = 2.0) -> float:
-    """Bytes/s of reading memory with this process's threads, by the quickest of three ways to read all of it."""
-    wide = torch.ones(megabytes * 2**20 // 4)
-    matrix = wide.view(torch.bfloat16).view(-1, 4096)
-    half, vector = matrix[: len(matrix) // 2], torch.ones(4096, dtype=torch.bfloat16)
-    ways: list[tuple[int, Callable[[], object]]] = [
-        (wide.nbytes, wide.sum),
-        (wide.nbytes, lambda: torch.mv(wide.view(-1, 4096), vector.float())),
-        (half.nbytes, lambda: torch.mv(half, vector)),
-    ]
-    best, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        for count, way in ways:
-            start = time.perf_counter()
-            way()
-            best = max(best, count / (time.perf_counter() - start))
-    return best
 
 
 def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:

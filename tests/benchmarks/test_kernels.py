@@ -167,7 +167,7 @@ def test_products_stand_beside_torch_in_its_faster_precision(
         pytest.skip(reason)
     monkeypatch.setattr(products, "SHAPES", {"one": (256, 256)})
     monkeypatch.setattr(products, "LAYERS", 1)
-    monkeypatch.setattr(products, "read_rate", lambda: 1e9)
+    monkeypatch.setattr(products, "read_rate", lambda seconds: 1e9)
     monkeypatch.setattr(products, "product_limit", lambda seconds: (1e9, precision))
     rows = products.compare(1, bench.Transformers(precision))
     own = {"int4 without AMX", "int8 without AMX"} if products.native.amx() else set()
