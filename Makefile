@@ -107,7 +107,7 @@ debian = if which $(1) >/dev/null; then :; \
 
 # llama.cpp, compiled: some minutes.
 .venv/.llama: benchmarks/peers/requirements-llama.txt | .venv/.packages
-	@$(BIN)/python benchmarks/interchange.py runs/nano --setup --only llama.cpp \
+	@$(BIN)/python tests/release/interchange.py runs/nano --setup --only llama.cpp \
 	  || echo "llama.cpp could not be built: GGUF exports are not tested in it"
 	@touch $@
 

@@ -28,6 +28,7 @@ from PIL import Image
 from polyphi.media.isolated import start_decoders
 from polyphi.media.media import AudioStream, decode_audio, decode_image, image_size
 from polyphi.runtime.fork_server import ForkServer
+from polyphi.runtime.rendering import table
 
 RATE = 16_000
 SIZES = ((1280, 720), (4000, 3000))
@@ -172,17 +173,19 @@ def main() -> None:
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    print(
-        "| file | here, ms | separate, ms | ratio | CPU here, ms | CPU separate, ms | first, ms | start, ms | "
-        "process, MiB | first process, MiB |\n|---|" + "---:|" * 9
-    )
-    for row in rows:
-        times = (row.cpu_here, row.cpu_separate, row.first, row.start)
-        print(
-            f"| {row.file} | {1000 * row.here:.1f} | {1000 * row.separate:.1f} | {row.ratio:.1f} | "
-            + " | ".join(f"{1000 * value:.1f}" for value in times)
-            + f" | {row.process_mib:.0f} | {row.first_process_mib:.0f} |"
+    seconds = ("here", "separate", "cpu_here", "cpu_separate", "start", "first")
+    cells = [
+        (
+            row.file,
+            f"{row.ratio:.1f}",
+            *(f"{1000 * getattr(row, name):.1f}" for name in seconds),
+            f"{row.process_mib:.0f}",
+            f"{row.first_process_mib:.0f}",
         )
+        for row in rows
+    ]
+    titles = (*(f"{name.replace('_', ' ')}, ms" for name in seconds), "process, MiB")
+    print(table(("file", "ratio", *titles, "first process, MiB"), cells, "l" + "r" * 9))
 
 
 if __name__ == "__main__":

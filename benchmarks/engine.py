@@ -2,9 +2,9 @@
 
 - decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache)
 - prefill: that prompt
-- conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention)
+- conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention), as
+  stored, laid out for this CPU ("bf16") and in 8 bits ("int8-all")
 - mixed batch: eight requests (text, image, audio) in one batch, against the same one after another
-- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, against transformers
 - transcription (`--parts transcription`): the whole transcription of a 30 s clip by the engine alone, in int8-all
 
     polyphi bench engine [--json]
@@ -46,9 +46,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image as Picture
-from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
+from sidebyside import (
+    Row,
+    Transformers,
+    choose_transformers,
+    console,
+    product_limit,
+    read_rate,
+    show,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,7 +82,7 @@ from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
 
 HERE = Path(__file__).parent
-PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
+PARTS = ("decoder", "encoders", "mixed", "transcription")
 CONTRACT = PARTS[:3]
 """The parts whose rows are in the JSON list; they run by default."""
 DECODER = "-decoder"
@@ -270,17 +277,6 @@ def peer_audio(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Any:
     return filled(peer, in_dtype(public(model, "native", prefix), dtype))
 
 
-def peer_clip(model: PhiModel, dtype: torch.dtype = torch.bfloat16) -> Callable[[Tensor], Tensor]:
-    """transformers' Conformer and the speech projector behind it, as `Phi4MultimodalAudioEmbedding` runs them."""
-    encoder = peer_audio(model, dtype)
-    state = in_dtype(public(model, "native", "model.embed_tokens_extend.audio_embed."), dtype)
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return F.linear(x, state[f"{name}_for_speech.weight"], state[f"{name}_for_speech.bias"])
-
-    return lambda mels: linear("down_proj", F.gelu(linear("up_proj", encoder(mels[None], None))))[0]
-
-
 def filled(peer: Any, state: Mapping[str, Tensor]) -> Any:
     peer.load_state_dict(state, assign=True)
     return peer.eval().requires_grad_(False)
@@ -294,12 +290,6 @@ def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
 def tensors(model: nn.Module) -> Iterator[Tensor]:
     """Everything that a model holds, quantized weights too."""
     yield from (*model.parameters(), *model.buffers(), *other_tensors(model))
-
-
-def weight_gib(model: nn.Module) -> float:
-    """GiB of a model's tensors, each counted once."""
-    once = {id(t) if t.is_mkldnn else t.data_ptr(): tensor_bytes(t) for t in tensors(model)}
-    return sum(once.values()) / 2**30
 
 
 def language(config: ModelConfig) -> ModelConfig:
@@ -350,25 +340,6 @@ def paired(
     return rates
 
 
-def read_rate(megabytes: int = 1024, seconds: float = 2.0) -> float:
-    """Bytes/s of reading memory with this process's threads, by the quickest of three ways to read all of it."""
-    wide = torch.ones(megabytes * 2**20 // 4)
-    matrix = wide.view(torch.bfloat16).view(-1, 4096)
-    half, vector = matrix[: len(matrix) // 2], torch.ones(4096, dtype=torch.bfloat16)
-    ways: list[tuple[int, Callable[[], object]]] = [
-        (wide.nbytes, wide.sum),
-        (wide.nbytes, lambda: torch.mv(wide.view(-1, 4096), vector.float())),
-        (half.nbytes, lambda: torch.mv(half, vector)),
-    ]
-    best, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        for count, way in ways:
-            start = time.perf_counter()
-            way()
-            best = max(best, count / (time.perf_counter() - start))
-    return best
-
-
 def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
     """Operations/s of a square int8 matrix product, as `matmul_rate` for bfloat16."""
     product = EightBit(torch.randn(size, size, dtype=torch.bfloat16))
@@ -385,7 +356,7 @@ def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
 
 
 def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
-    """Decode and prefill, and the bytes of the weights."""
+    """Decode and prefill."""
     config = language(size.config)
     ours = random_model(config)
     peers = {library.precision: peer_decoder(ours, library.dtype)}
@@ -486,12 +457,7 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
         share = fill[kind] * flops / most
         work = f"prefill {kind}"
         rows.append(Row(work, fill[kind], fill["peer"], names["prefill"], "tok/s", share))
-    size_of_peer = weight_gib(peers[library.precision])
-    others = [
-        Row(f"decoder's weights, {kind}", weight_gib(model), size_of_peer, library.name, "GiB")
-        for kind, model in (("bf16", ours), ("int8", small))
-    ]
-    return rows, others
+    return rows, []
 
 
 def bf16_limit() -> float:
@@ -540,8 +506,9 @@ def same_work(ours: Tensor, peer: Tensor, most: float) -> None:
 
 
 def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
-    """The Conformer on a clip, SigLIP on a crop; ours laid out for this CPU (`quantize(model, "bf16")`), and beside the
-    rows in 8 bits ("int8-all")."""
+    """The Conformer on a clip, SigLIP on a crop: in bf16 laid out for this CPU (`quantize(model, "bf16")`), and beside
+    these rows as `polyphi.load` stores them without `quant`, and in 8 bits."""
+    cpu = torch.device("cpu")
     d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
     model = random_model(replace(size.config, decoder=d, adapters={}))
     v = model.config.vision
@@ -555,104 +522,44 @@ def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row]
         (8 + 3 * torch.randn(size.frames, 80)).bfloat16(),
         [AudioLayout(size.frames, "speech")],
     )
-    small = random_model_on(model)
-    assert small.vision is not None and small.audio is not None
-    vision, audio = model.vision.encoder, model.audio.encoder
-    quantize(model, "bf16")
-    quantize(small, "int8-all")
-    works: dict[str, dict[str, Callable[[], Tensor]]] = {
-        "conformer": {
-            "bf16": lambda: audio(mels, clips),
-            "int8": lambda: small.audio.encoder(mels, clips),
-            "peer": lambda: ears(mels[None].to(library.dtype), None)[0],
-        },
-        "siglip": {
-            "bf16": lambda: vision(crops, masks),
-            "int8": lambda: small.vision.encoder(crops, masks),
-            "peer": lambda: eyes(
-                crops.to(library.dtype), patch_attention_mask=masks, output_hidden_states=True
-            ).hidden_states[-2],
-        },
+    whole = {torch.bfloat16: parameters(size.config)}
+    stored = placement.choose_dtype(whole, cpu, free_memory(cpu)) or torch.bfloat16
+    kinds: dict[str, PhiModel] = {
+        f"as stored, {str(stored).removeprefix('torch.')}": random_model_on(model).to(stored),
+        "int8-all": quantize(random_model_on(model), "int8-all"),
+        "bf16": quantize(model, "bf16"),
     }
-    # The peer's: operations inside our own kernels, and oneDNN's of 8 bits, are out of the counter's sight.
-    flops = {}
-    for name, sides in works.items():
-        with FlopCounterMode(display=False) as counter:
-            sides["peer"]()
-        flops[name] = counter.get_total_flops()
-    # It runs SigLIP's last layer, and a head that reads all patches once, whose output is unused.
-    layers = len(vision.layers)
-    flops["siglip"] *= (layers - 1) / layers
-    first = {kind: work().float() for kind, work in works["conformer"].items()}
-    same_work(first["bf16"], first["peer"], 0.1)
-    same_work(first["int8"], first["peer"], 0.1)
-    limits = {"bf16": bf16_limit(), "int8": int8_rate()}
+    peers: dict[str, Callable[[], Tensor]] = {
+        "conformer": lambda: ears(mels[None].to(library.dtype), None)[0],
+        "siglip": lambda: eyes(
+            crops.to(library.dtype), patch_attention_mask=masks, output_hidden_states=True
+        ).hidden_states[-2],
+    }
+    works: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "conformer": {k: lambda m=m: m.audio.encoder(mels, clips) for k, m in kinds.items()},  # type: ignore[misc]
+        "siglip": {k: lambda m=m: m.vision.encoder(crops, masks) for k, m in kinds.items()},  # type: ignore[misc]
+    }
+    limits = {"bf16": bf16_limit(), "int8-all": int8_rate()}
     rows, others = [], []
     for name, sides in works.items():
-        rates = paired(sides, repeats)
+        # The peer's: operations inside our own kernels, and oneDNN's of 8 bits, are out of the counter's sight.
+        with FlopCounterMode(display=False) as counter:
+            expected = peers[name]().float()
+        flops: float = counter.get_total_flops()
+        if (
+            name == "siglip"
+        ):  # it runs the last layer, and a head that reads all patches once, whose output is unused
+            flops *= (v.num_hidden_layers - 1) / v.num_hidden_layers
+        else:
+            for side in sides.values():
+                same_work(side().float(), expected, 0.1)
+        rates = paired(sides | {"peer": peers[name]}, repeats)
         unit = "clips/s" if name == "conformer" else "crops/s"
-        for kind, limit in limits.items():
-            share = flops[name] * rates[kind] / limit
-            label, where = (name, rows) if kind == "bf16" else (f"{name} int8", others)
+        for kind in kinds:
+            share = flops * rates[kind] / limits.get(kind, limits["bf16"])
+            label, where = (name, rows) if kind == "bf16" else (f"{name}, {kind}", others)
             where.append(Row(label, rates[kind], rates["peer"], library.name, unit, share))
-    others += [
-        Row("conformer's weights", weight_gib(audio), weight_gib(ears), library.name, "GiB"),
-        Row("siglip's weights", weight_gib(vision), weight_gib(eyes), library.name, "GiB"),
-    ]
     return rows, others
-
-
-QUANTS = (None, "bf16", "int8", "int8-all")
-"""The values of `quant` in the part `clip`."""
-
-
-def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
-    """A clip through the Conformer and the speech projector, for each `quant`; log-mel isn't included."""
-    cpu = torch.device("cpu")
-    d = replace(size.config.decoder, num_hidden_layers=1, vocab_size=256)  # it isn't run
-    base = random_model(replace(size.config, decoder=d, vision=None, adapters={}))
-    assert base.audio is not None
-    base.audio.encoder.global_invstd.fill_(0.3)
-    base.audio.encoder.global_mean.fill_(8.0)
-    peer = peer_clip(base, library.dtype)
-    mels, clips = (
-        (8 + 3 * torch.randn(size.frames, 80)).bfloat16(),
-        [AudioLayout(size.frames, "speech")],
-    )
-    # the dtype in which `polyphi.load` gives the whole model without `quant`
-    stored = {torch.bfloat16: parameters(size.config)}
-    dtype = placement.choose_dtype(stored, cpu, free_memory(cpu)) or torch.bfloat16
-
-    def variant(kind: str | None) -> Callable[[], Tensor]:
-        model = random_model_on(base)
-        model = quantize(model, kind) if kind else model.to(dtype)
-        audio = model.audio
-        assert audio is not None
-        return lambda: audio.projector(audio.encoder(mels, clips), clips)
-
-    names = {kind: kind or f"as stored, {str(dtype).removeprefix('torch.')}" for kind in QUANTS}
-    sides = {names[kind]: variant(kind) for kind in QUANTS}
-    sides["peer"] = lambda: peer(mels.to(library.dtype))
-    with FlopCounterMode(display=False) as counter:
-        expected = sides["peer"]().float()
-    flops = counter.get_total_flops()
-    for name in names.values():
-        same_work(sides[name]().float(), expected, 0.1)
-    limits = {"bf16": bf16_limit(), "int8": int8_rate()}
-    rates = paired(sides, repeats)
-    rows = []
-    for kind, name in names.items():
-        # int8 quantizes the decoder alone
-        limit = limits["int8" if kind == "int8-all" else "bf16"]
-        share = flops * rates[name] / limit
-        rows.append(
-            Row(f"clip, {name}", rates[name], rates["peer"], library.name, "clips/s", share)
-        )
-    console.print(
-        "  encoders and projectors are bf16 in int8 and int4, and int8 in int8-all and int4-all",
-        highlight=False,
-    )
-    return [], rows
 
 
 def speech(frames: int, seed: int) -> np.ndarray:
@@ -771,7 +678,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "decoder": decoder,
         "encoders": encoders,
         "mixed": mixed,
-        "clip": clip,
         "transcription": transcription,
     }
     rows, others = [], []

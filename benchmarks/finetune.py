@@ -2,7 +2,7 @@
 adapter, learning rates and AdamW.
 
     polyphi bench finetune runs/nano [--only text image audio] [--base int8] [--base int4] [--threads N] [--json]
-    python benchmarks/interchange.py runs/nano --setup          # once: TRL's environment
+    polyphi bench finetune runs/nano --setup                    # once: TRL's environment
 
 The checkpoint is the run's model in bfloat16, rows are its corpora's, the adapter is a fresh one of rank 16 on every
 linear of the language model, the only trainable parameters; its schedule is linear with a warm-up. Ours trains in the
@@ -22,12 +22,14 @@ from statistics import mean
 from typing import Any
 
 import torch
+from planned_rows import image_values, objective, read_batches, same_work, write_steps
 from sidebyside import (
     ENVIRONMENTS,
     HERE,
     Row,
     alternate,
     console,
+    install,
     median,
     peak_bytes,
     peer_precision,
@@ -37,9 +39,7 @@ from sidebyside import (
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.data import shards
 from polyphi.data.draws import Unfit
-from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
 from polyphi.devices import precision
 from polyphi.model.adapters import add_adapter
@@ -55,10 +55,9 @@ from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
 from polyphi.train.trainer import train
-from polyphi.types.batch import Batch, row
-from polyphi.types.inputs.audio import AudioInput, AudioLayout
-from polyphi.types.inputs.encoder import Inputs
-from polyphi.types.inputs.image import ImageInput, ImageLayout
+from polyphi.types.batch import Batch
+from polyphi.types.inputs.audio import AudioInput
+from polyphi.types.inputs.image import ImageInput
 
 ADAPTER = "own"
 BASES = ("int8", "int4")
@@ -87,19 +86,12 @@ WORKS = (
 
 def stage(batches: Sequence[Batch] = ()) -> Stage:
     """The stage with `batches` as its data, in their order."""
-
-    class Prepared(NextToken):
-        def rows(
-            self, sample: Any, processor: Any, context: int, adapter: str | None = "auto"
-        ) -> list[Batch]:
-            return [batches[int(sample.id)]]
-
     return Stage(
         name="finetune",
         start={"*": "the checkpoint"},
         trainable={f"decoder.*.lora.{ADAPTER}.*": 1e-3},
         data=Mix({"rows": 1.0}, curriculum=("rows",)),
-        objective=Prepared(),
+        objective=objective(batches),
         schedule=Schedule(warmup=0.1, decay="linear"),
     )
 
@@ -127,31 +119,10 @@ def stored_row(batch: Batch) -> dict[str, Any]:
         "supervise": [False, *(batch.labels[:-1] != -100).tolist()],
     }
     if (images := batch.of(ImageInput)) is not None:
-        images, (layout,) = images.ready(), images.layouts
-        side = images.crops.shape[-1]
-        values |= {
-            "crops": images.crops,
-            "crop_masks": images.masks,
-            "image": [layout.crop_rows, layout.crop_cols, layout.rows, layout.cols],
-            "image_size": [side * layout.crop_rows, side * layout.crop_cols],
-            "slots": images.slots,
-        }
+        values |= {**image_values(images), "slots": images.slots}
     if (audio := batch.of(AudioInput)) is not None:
         values |= {"mels": audio.mels, "slots": audio.slots}
     return values
-
-
-def as_batch(values: dict[str, Any]) -> Batch:
-    """A row of `rows.pt` as a `Batch` with the trained adapter."""
-    inputs: list[Inputs] = []
-    if "crops" in values:
-        layouts = (ImageLayout(*values["image"]),)
-        crops, masks = values["crops"], values["crop_masks"]
-        inputs.append(ImageInput(layouts=layouts, slots=values["slots"], crops=crops, masks=masks))
-    if "mels" in values:
-        clip = AudioLayout(len(values["mels"]), "speech")
-        inputs = [AudioInput(layouts=(clip,), slots=values["slots"], mels=values["mels"])]
-    return row(values["ids"], *inputs, supervise=values["supervise"], adapter=ADAPTER)
 
 
 def corpus_rows(
@@ -159,12 +130,12 @@ def corpus_rows(
 ) -> list[dict[str, Any]]:
     """Rows of a corpus with `tokens` tokens in all, from its beginning again if it has fewer."""
     rows: list[dict[str, Any]] = []
-    total, objective = 0, NextToken()
+    total = 0
     while total < tokens:
         start = len(rows)
         for sample in Shards(corpus):
             try:
-                (batch,) = objective.rows(sample, processor, work.context)
+                (batch,) = NextToken().rows(sample, processor, work.context)
             except Unfit:
                 continue
             if any(len(inputs.layouts) > 1 for inputs in batch.inputs.values()):
@@ -187,18 +158,7 @@ def write(work: Work, run: Path, folder: Path) -> None:
     processor = make_processor(model.config, Tokenizer.load(folder / "model"))
     corpus = run / "data" / work.corpus / "train"
     rows = corpus_rows(work, corpus, processor, work.steps * work.batch_tokens)
-    stubs = [shards.document(str(i), "", "", "") for i in range(len(rows))]
-    shards.write(folder / "rows" / "train", stubs, pipeline="benchmark")
-    loader = Loader(
-        {"rows": 1.0},
-        folder,
-        lambda _, sample: [as_batch(rows[int(sample.id)])],
-        batch_tokens=work.batch_tokens,
-        seed=0,
-        curriculum=("rows",),
-    )
-    steps = [[int(id.removeprefix("rows/")) for id in loader.step().ids] for _ in range(work.steps)]
-    torch.save(rows, folder / "rows.pt")
+    steps = write_steps(rows, folder, ADAPTER, work.batch_tokens, work.steps)
     plan, decoder = stage(), model.config.decoder
     (peak,) = plan.trainable.values()
     settings = {
@@ -221,9 +181,8 @@ def ours(
     work: Work, folder: Path, base: str | None, dtype: precision.Requested = "auto"
 ) -> dict[str, Any]:
     """Train as `polyphi train` does with a stage file; return the object that `sidebyside.alternate` reads."""
-    batches = [as_batch(values) for values in torch.load(folder / "rows.pt", weights_only=True)]
     model = load_checkpoint(folder / "model")
-    plan = stage(batches)
+    plan = stage(read_batches(folder, ADAPTER))
     trainable = plan.learning_rates(n for n, _ in model.named_parameters())
     choice = precision.choose(dtype, "cpu", matrix_products(model.config), work.batch_tokens)
     if base:
@@ -275,7 +234,8 @@ def compare(work: Work, run: Path, bases: Sequence[str], repeats: int, threads: 
         sides = {"ours": us, "peer": [*peer, "--precision", peer_in.precision]}
         sides |= {base: [*us, "--base", base] for base in bases}
         results = alternate(sides, repeats, threads)
-    same_work(results)
+    # Precisions differ, and a clip in transformers depends on longer ones in its batch (docs/choices.md).
+    same_work(results, 0.05 * results["ours"][0]["losses"][0])
     peer_name = f"{results['peer'][0]['version']} {peer_in.precision}"
     rows = []
     for side in ("ours", *bases):
@@ -287,16 +247,6 @@ def compare(work: Work, run: Path, bases: Sequence[str], repeats: int, threads: 
     return rows
 
 
-def same_work(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Check that all sides train as many parameters on as many tokens, and start at the same loss; within 5 %, since
-    precisions differ, and a clip in transformers depends on longer ones in its batch (docs/choices.md)."""
-    ours, peer = results["ours"][0], results["peer"][0]
-    for key in ("trainable", "supervised"):
-        assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
-    difference = abs(ours["losses"][0] - peer["losses"][0])
-    assert difference < 0.05 * ours["losses"][0], (ours["losses"][0], peer["losses"][0])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A LoRA against transformers + PEFT + TRL.")
     parser.add_argument("run", type=Path, help="a finished run, such as runs/nano")
@@ -306,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--base", action="append", choices=BASES, default=[])
     parser.add_argument("--threads", type=int, help="of both sides; default: all cores")
+    parser.add_argument("--setup", action="store_true", help="only make the peer's environment")
     parser.add_argument("--side", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -313,8 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.side:
         print(json.dumps(ours(works[args.side], args.folder, next(iter(args.base), None))))
         return
+    if args.setup:
+        install("trl")
+        return
     if not (ENVIRONMENTS / "trl").exists():
-        parser.error("the peer has no environment: python benchmarks/interchange.py RUN --setup")
+        parser.error("the peer has no environment: --setup makes it")
     threads = args.threads or len(os.sched_getaffinity(0))
     rows = [
         row

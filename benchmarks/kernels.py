@@ -60,9 +60,12 @@ from sidebyside import (
     console,
     install,
     product_limit,
+    read_rate,
     show,
 )
 
+from polyphi.checkpoints.gguf_export import write_gguf
+from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.devices.memory import free_memory
 from polyphi.model.config import ModelConfig
@@ -267,10 +270,13 @@ def prepare(
         try:
             if not (folder / peer.file).exists():
                 console.print(f"making {peer.file}", highlight=False)
+                if peer.engine == LLAMA and not (gguf := folder / "bf16.gguf").exists():
+                    whole = folder / "checkpoint"
+                    write_gguf(load_checkpoint(whole), gguf, whole)
                 start = command(peer.name, folder, "all", threads, "language")
                 Process(peer.name, start, threads).close()
             available.append(peer)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             console.print(f"[yellow]{peer.name} is left out[/yellow]: {error}", highlight=False)
     return available
 
@@ -289,9 +295,7 @@ class Limits:
 
 
 def measured() -> Limits:
-    return Limits(
-        engine.read_rate(seconds=1.0), product_limit(0.5)[0], engine.int8_rate(seconds=0.5)
-    )
+    return Limits(read_rate(seconds=1.0), product_limit(0.5)[0], engine.int8_rate(seconds=0.5))
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
@@ -498,7 +502,7 @@ def language(
     folder = cached("language", depth)
     available = prepare(config, folder, threads, args.peers, schemes) if schemes else []
     results: dict[str, Measured] = {}
-    for scheme in schemes if works else ():
+    for scheme in schemes:
         for names in grouped(config, scheme, available, library, psutil.virtual_memory().available):
             console.print(f"[bold]{scheme}[/bold], against {', '.join(names)}", highlight=False)
             with started([scheme, *names], folder, depth, threads, "language", library) as sides:
@@ -524,8 +528,6 @@ def multimodal(
     folder, results = cached("multimodal", depth), []
     for scheme in args.kinds:
         checkpoint(config, folder, scheme, "native")
-        if args.prepare:
-            continue
         console.print(f"[bold]{scheme}[/bold], media, against {library.name}", highlight=False)
         names = [scheme, library.name]
         with started(names, folder, depth, threads, "multimodal", library) as sides:
@@ -604,9 +606,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     known = [w.name for w in (*LANGUAGE, *MEDIA)]
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="works")
     parser.add_argument("--peers", nargs="*", choices=ENGINES, default=ENGINES)
-    parser.add_argument(
-        "--prepare", action="store_true", help="only write the files that the peers load"
-    )
     parser.add_argument("--setup", action="store_true", help="only make the peers' environments")
     args = parser.parse_args(arguments)
     try:
@@ -630,9 +629,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):
         works = [w for w in all_works if w.name in args.only]
-        if part not in args.parts or not (works or args.prepare):
+        if part not in args.parts or not works:
             continue
-        result, config = run(args, [] if args.prepare else works, threads)
+        result, config = run(args, works, threads)
         results += result
         rows += [m.row(config) for m in result]
     if as_json := bool(rows and args.json):

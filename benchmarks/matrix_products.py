@@ -17,7 +17,15 @@ import time
 from collections.abc import Callable
 
 import torch
-from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
+from sidebyside import (
+    Row,
+    Transformers,
+    choose_transformers,
+    console,
+    product_limit,
+    read_rate,
+    show,
+)
 from torch import Tensor
 
 from polyphi import kernels
@@ -93,16 +101,6 @@ def torch_linear(dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Te
     return make
 
 
-def read_rate() -> float:
-    """Bytes a second of a sum over 400 MB, the best of three."""
-    data, best = torch.ones(50_000_000, dtype=torch.int64), 0.0
-    for _ in range(3):
-        began = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - began))
-    return best
-
-
 def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds: int) -> float:
     """Seconds of one layer's products, in `rounds` rounds over all layers."""
     activations = [
@@ -135,7 +133,7 @@ def compare(repeats: int, library: Transformers) -> list[Row]:
         for name in sides:
             seconds(modules[name], tokens, 1)
         for _ in range(repeats):
-            limits.append(read_rate() if tokens < 64 else product_limit(1.0)[0])
+            limits.append(read_rate(seconds=0.5) if tokens < 64 else product_limit(1.0)[0])
             for name, layers in modules.items():
                 took[name].append(seconds(layers, tokens, rounds))
         for scheme, bits in SCHEMES.items():

@@ -24,14 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image as Picture
+from random_checkpoint import make
 from rich.console import Console
 from sidebyside import peak_bytes
 
 import polyphi
 from polyphi.checkpoints.headers import files_beside
-from polyphi.checkpoints.names import QUANTIZED, tensor_names
+from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.checkpoints.write import save_checkpoint, write_checkpoint
+from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.engine.cache import token_bytes
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ console = Console(stderr=True)
 
 
 def build(folder: Path) -> None:
-    """The published sizes with weights from one block of noise; a tokenizer of a few hundred words."""
+    """The published sizes with random weights; a tokenizer of a few hundred words."""
     tokenizer = Tokenizer.train(["what is this ? a word or two about it , please ."] * 4, 512)
     full = ModelConfig()
     assert full.vision is not None and full.audio is not None
@@ -57,24 +58,9 @@ def build(folder: Path) -> None:
         vision=replace(full.vision, image_token_id=tokenizer.image_id),
         audio=replace(full.audio, audio_token_id=tokenizer.audio_id),
     )
-    shapes = {entry.ours: entry.shape for entry in tensor_names(config, "native").values()}
-    noise = 0.02 * torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
-    noise = noise.bfloat16()
-
-    def tensor(ours: str) -> torch.Tensor:
-        shape, last = shapes[ours], ours.rpartition(".")[2]
-        if ("norm" in ours and last == "weight") or last == "global_invstd":
-            return torch.ones(shape, dtype=torch.bfloat16)
-        if "bias" in last:
-            return torch.zeros(shape, dtype=torch.bfloat16)
-        values = torch.empty(shape, dtype=torch.bfloat16)
-        for part in values.view(-1).split(len(noise)):
-            part.copy_(noise[: len(part)])
-        return values
-
     tokenizer.save(folder.parent / "tokenizer")
-    files = sorted((folder.parent / "tokenizer").iterdir())
-    write_checkpoint(config, tensor, folder, "native", files=files)
+    files = tuple(sorted((folder.parent / "tokenizer").iterdir()))
+    make(config, folder, "native", shard_bytes=SHARD_BYTES, files=files)
 
 
 class Watch(threading.Thread):

@@ -36,6 +36,7 @@ from unittest.mock import patch
 
 import torch
 from PIL import Image as Picture
+from planned_rows import image_values, objective, read_batches, same_work, write_steps
 from sidebyside import (
     Row,
     alternate,
@@ -74,10 +75,8 @@ from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
 from polyphi.train.trainer import Trainer
-from polyphi.types.batch import Batch, row
-from polyphi.types.inputs.audio import AudioInput, AudioLayout
-from polyphi.types.inputs.encoder import Inputs
-from polyphi.types.inputs.image import ImageInput, ImageLayout
+from polyphi.types.inputs.audio import AudioLayout
+from polyphi.types.inputs.image import ImageInput
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import code, copying, fim, instructions
 from polyphi_recipe.pipeline import corpus as corpora
@@ -163,13 +162,9 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
                 width, height, crop_size=vision.crop_size, patch_size=vision.patch_size
             )
             crops, view, masks, layout = image.cut(Picture.fromarray(noise), plan)
-            seen = ImageInput(layouts=(layout,), crops=crops, views=view, masks=masks).ready()
-            media = {"crops": seen.crops, "crop_masks": masks}
-            media["image"] = list(asdict(layout).values())
-            media["image_size"] = [
-                vision.crop_size * layout.crop_rows,
-                vision.crop_size * layout.crop_cols,
-            ]
+            media = image_values(
+                ImageInput(layouts=(layout,), crops=crops, views=view, masks=masks)
+            )
             placeholders = [vision.image_token_id] * layout.tokens(vision.cells)
             answer = random.randint(16, 96)
         else:
@@ -180,7 +175,8 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
         text = [random.randrange(work.config.decoder.vocab_size - 100) for _ in range(answer + 16)]
         ids = placeholders + text
         supervise = [False] * (len(ids) - answer) + [True] * answer
-        rows.append({"ids": ids, "supervise": supervise, **media})
+        slots = torch.arange(len(placeholders))
+        rows.append({"ids": ids, "supervise": supervise, "slots": slots, **media})
     return rows
 
 
@@ -225,41 +221,6 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def as_batch(sample: dict[str, Any], work: Work) -> Batch:
-    """A row as a `Batch` of polyphi."""
-    inputs: list[Inputs] = []
-    slots = torch.arange(len(sample["ids"]))
-    if "crops" in sample:
-        layout = ImageLayout(*sample["image"])
-        assert work.config.vision is not None
-        inputs.append(
-            ImageInput(
-                layouts=(layout,),
-                slots=slots[: layout.tokens(work.config.vision.cells)],
-                crops=sample["crops"],
-                masks=sample["crop_masks"],
-            )
-        )
-    if "mels" in sample:
-        clip = AudioLayout(len(sample["mels"]), "speech")
-        inputs = [AudioInput(layouts=(clip,), slots=slots[: clip.tokens], mels=sample["mels"])]
-    adapter = work.adapter or None
-    return row(sample["ids"], *inputs, supervise=sample["supervise"], adapter=adapter)
-
-
-def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
-    """The stage with `batches` as its data, in their order."""
-
-    class Prepared(NextToken):
-        def rows(
-            self, sample: Any, processor: Any, context: int, adapter: str | None = "auto"
-        ) -> list[Batch]:
-            return [batches[int(sample.id)]]
-
-    mix = Mix({"rows": 1.0}, curriculum=("rows",))
-    return replace(plan(work), data=mix, objective=Prepared())
-
-
 def plan(work: Work) -> Stage:
     """The stage of a work, or a fine-tune of its adapter."""
     if work.stage != "finetune":
@@ -280,18 +241,7 @@ def write(work: Work, folder: Path) -> None:
     rows = (
         spoken_or_seen(work, 10 * work.steps) if work.adapter else written(work, folder / "corpora")
     )
-    stubs = [shards.document(str(i), "", "", "") for i in range(len(rows))]
-    shards.write(folder / "rows" / "train", stubs, pipeline="benchmark")
-    loader = Loader(
-        {"rows": 1.0},
-        folder,
-        lambda _, sample: [as_batch(rows[int(sample.id)], work)],
-        batch_tokens=work.batch_tokens,
-        seed=0,
-        curriculum=("rows",),
-    )
-    steps = [[int(id.removeprefix("rows/")) for id in loader.step().ids] for _ in range(work.steps)]
-    torch.save(rows, folder / "rows.pt")
+    steps = write_steps(rows, folder, work.adapter or None, work.batch_tokens, work.steps)
     rate = max(plan(work).trainable.values())
     settings = {**for_peer(work), "rate": rate, "steps": steps}
     (folder / "work.json").write_text(json.dumps(settings))
@@ -350,12 +300,11 @@ def make_trainer(
     work: Work, folder: Path, out: Path, dtype: precision.Requested, kind: type[Trainer] = Trainer
 ) -> Trainer:
     """The trainer of a stage on the rows in `folder`, set up."""
-    batches = [
-        as_batch(sample, work) for sample in torch.load(folder / "rows.pt", weights_only=True)
-    ]
+    batches = read_batches(folder, work.adapter or None)
     model = PhiModel(configuration(work))
     model.initialise(0)
-    stage = stage_of(work, batches)
+    mix = Mix({"rows": 1.0}, curriculum=("rows",))
+    stage = replace(plan(work), data=mix, objective=objective(batches))
     if work.base:
         quantize_frozen(
             model, work.base, stage.learning_rates(n for n, _ in model.named_parameters())
@@ -466,7 +415,7 @@ def compare(
             threads,
         )
         counted = alternate({"ours, counting": [*us, "--flops"]}, 1, threads)["ours, counting"][0]
-    same_work(results)
+    same_work(results, 0.3)  # of an untrained model
     share = counted["flops_per_step"] / median(results["ours"], "seconds_per_step") / limit
     kinds = [("speed", "supervised tokens/s", share)]
     if work.adapter:
@@ -481,14 +430,6 @@ def compare(
             ]
         )
     return tables[0], tables[1]
-
-
-def same_work(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Check that both sides train as many parameters on as many tokens, and start at the loss of an untrained model."""
-    ours, peer = results["ours"][0], results["peer"][0]
-    for key in ("trainable", "supervised"):
-        assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
-    assert abs(ours["losses"][0] - peer["losses"][0]) < 0.3, (ours["losses"], peer["losses"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

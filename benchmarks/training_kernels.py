@@ -1,10 +1,16 @@
 """Our kernels with gradients against torch's operators, forward and backward, side by side.
 
     python benchmarks/training_kernels.py [--repeats 7] [--threads 1]
+    python benchmarks/training_kernels.py --shapes          # products in bfloat16 over float32, by their shape
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python benchmarks/training_kernels.py --shapes   # a CPU that converts bfloat16
 
 Attention of packs of nano's and the published heads, of the decoder (causal, grouped queries) and of the Conformer
 (windows, a learned bias by distance); RMS norm, SwiGLU and rotary embedding of 1,600 tokens. Sides alternate; CPU time,
 medians. torch's side is the plain model's (`polyphi/model`), which trains where there are no kernels.
+
+`--shapes`: the time of torch's linear in bfloat16 relative to float32, from which the rule of
+polyphi/devices/precision.py comes. Training has float32 weights, forward and backward; inference has weights in either
+dtype and the forward alone.
 """
 
 import argparse
@@ -15,6 +21,7 @@ from functools import partial
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,6 +39,8 @@ PACKS = {
     "700 and 800": [700, 800],
     "1,024": [1024],
 }
+WIDTHS, ROWS = (32, 64, 128, 256, 512), (16, 64, 256)
+"""Of products by their shape."""
 HEADS = {"nano": (6, 2, 32), "published": (24, 8, 128)}
 """Query heads, key-value heads, channels."""
 
@@ -83,12 +92,52 @@ def seconds(side: Side) -> float:
     return time.process_time() - began
 
 
+def linear(rows: int, width: int, dtype: torch.dtype) -> Side:
+    x, weight = (torch.zeros(n, width, dtype=dtype) for n in (rows, width))
+    return lambda: F.linear(x, weight)
+
+
+def linear_with_gradients(rows: int, width: int, dtype: torch.dtype) -> Side:
+    x, weight = inputs((rows, width), (width, width), dtype=torch.float32)
+    gradient = torch.zeros(rows, width, dtype=dtype)
+
+    def step() -> Tensor:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            y = F.linear(x, weight)
+        return torch.autograd.grad(y, (x, weight), gradient)[0]
+
+    return step
+
+
+def show_shapes(repeats: int) -> None:
+    """The least time of a product in bfloat16 over that in float32; both in turn."""
+    table = Table("bfloat16 / float32", "rows", *map(str, WIDTHS), title="width")
+    for name, make in (("training", linear_with_gradients), ("inference", linear)):
+        for rows in ROWS:
+            cells = []
+            for width in WIDTHS:
+                sides = [make(rows, width, dtype) for dtype in (torch.bfloat16, torch.float32)]
+                times: list[list[float]] = [[], []]
+                for _ in range(repeats):
+                    for side, every in zip(sides, times, strict=True):
+                        began = time.perf_counter()
+                        side()
+                        every.append(time.perf_counter() - began)
+                cells.append(f"{min(times[0]) / min(times[1]):.2f}")
+            table.add_row(name, str(rows), *cells)
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shapes", action="store_true", help="products by their shape")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.shapes:
+        show_shapes(arguments.repeats)
+        return
     table = Table("forward and backward", "type", "ours, ms", "torch, ms", "torch / ours")
     table.columns[0].no_wrap = True
     for dtype in (torch.bfloat16, torch.float32):

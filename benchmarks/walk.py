@@ -334,12 +334,8 @@ def write_model(folder: Path) -> None:
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
+    from polyphi_recipe.stages import sizes
     from polyphi_recipe.stages.lineage import BUILT_IN
-
-    try:
-        from polyphi_recipe.stages import sizes
-    except ImportError:  # older checkouts; no other module has the micro size in all of them
-        from polyphi.planning import sizes
 
     tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)
     tokenizer.save(folder.parent / "tokenizer")

@@ -1,97 +1,24 @@
-"""llama.cpp, through llama-cpp-python, on a checkpoint of transformers' Phi3 layout.
+"""llama.cpp, through llama-cpp-python, on WORK/bf16.gguf, which `polyphi export` writes of a checkpoint.
 
     python llama.py CHECKPOINT WORK KIND THREADS      KIND: Q4_0, Q8_0, or Q4_0-pure
 
-The first turn of a KIND writes WORK/KIND.gguf: the weights in bfloat16 by gguf's writer, then quantized by
-llama.cpp's own `llama_model_quantize`. Its Q4_0 keeps the tied embedding, which is the head, in Q6_K; `Q4_0-pure` has
-4 bits everywhere. Contexts are llama.cpp's defaults but for their lengths: flash attention is its own choice, keys and
-values are float16, weights are repacked for the CPU by its own choice.
+The first turn of a KIND writes WORK/KIND.gguf, quantized by llama.cpp's own `llama_model_quantize`. Its Q4_0 keeps the
+tied embedding, which is the head, in Q6_K; `Q4_0-pure` has 4 bits everywhere. Contexts are llama.cpp's defaults but for
+their lengths: flash attention is its own choice, keys and values are float16, weights are repacked for the CPU by its
+own choice.
 """
 
 import ctypes
-import json
 import sys
 import time
 from pathlib import Path
 
-import gguf
 import llama_cpp as llama
 import numpy as np
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 KINDS = {"Q4_0": (2, False), "Q4_0-pure": (2, True), "Q8_0": (7, False)}
 """llama_ftype, and whether every matrix has that type."""
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def public(name: str) -> str:
-    """The name that GGUF has for a tensor."""
-    stem = name.removesuffix(".weight")
-    if stem.startswith("model.layers."):
-        _, _, number, rest = stem.split(".", 3)
-        return f"blk.{number}.{NAMES[rest]}.weight"
-    return f"{NAMES[stem]}.weight"
-
-
-def checkpoint(folder: Path):
-    """(name, shape, raw bytes) of every bfloat16 tensor of safetensors files."""
-    for file in sorted(folder.glob("*.safetensors")):
-        data = np.memmap(file, dtype=np.uint8, mode="r")
-        size = int(data[:8].view(np.uint64)[0])
-        header = json.loads(bytes(data[8 : 8 + size]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                assert entry["dtype"] == "BF16", f"{name}: expected BF16, found {entry['dtype']}"
-                first, last = (8 + size + offset for offset in entry["data_offsets"])
-                yield name, entry["shape"], data[first:last]
-
-
-def write(folder: Path, target: Path) -> None:
-    """The checkpoint as GGUF: matrices in bfloat16, vectors in float32, no vocabulary."""
-    c = json.loads((folder / "config.json").read_text())
-    head = c["hidden_size"] // c["num_attention_heads"]
-    writer = gguf.GGUFWriter(target, "phi3")
-    writer.add_tokenizer_model("none")
-    writer.add_vocab_size(c["vocab_size"])
-    writer.add_context_length(c["max_position_embeddings"])
-    writer.add_rope_scaling_orig_ctx_len(c["original_max_position_embeddings"])
-    writer.add_embedding_length(c["hidden_size"])
-    writer.add_feed_forward_length(c["intermediate_size"])
-    writer.add_block_count(c["num_hidden_layers"])
-    writer.add_head_count(c["num_attention_heads"])
-    writer.add_head_count_kv(c["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_dimension_count(int(head * c["partial_rotary_factor"]))
-    writer.add_rope_freq_base(c["rope_theta"])
-    stretch = c["max_position_embeddings"] / c["original_max_position_embeddings"]
-    original = np.log(c["original_max_position_embeddings"])
-    writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(stretch) / original)))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    for kind in ("long", "short"):
-        factors = np.array(c["rope_scaling"][f"{kind}_factor"], dtype=np.float32)
-        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
-    for name, shape, raw in checkpoint(folder):
-        if name == "lm_head.weight":
-            continue  # tied
-        if len(shape) == 1:
-            wide = raw.view(np.uint16).astype(np.uint32) << 16
-            writer.add_tensor(public(name), wide.view(np.float32))
-        else:
-            rows = raw.reshape(shape[0], -1)
-            writer.add_tensor(public(name), rows, raw_dtype=gguf.GGMLQuantizationType.BF16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
@@ -161,13 +88,9 @@ class Llama:
 
 
 def main(checkpoint: str, work: str, kind: str, threads: str) -> None:
-    whole, file = Path(work) / "bf16.gguf", Path(work) / f"{kind}.gguf"
+    file = Path(work) / f"{kind}.gguf"
     if not file.exists():
-        if not whole.exists():
-            partial = whole.with_suffix(".part")
-            write(Path(checkpoint), partial)
-            partial.rename(whole)
-        quantize(whole, file, kind, int(threads))
+        quantize(Path(work) / "bf16.gguf", file, kind, int(threads))
     take_turns(Llama(file, int(threads)))
 
 

@@ -6,8 +6,8 @@ bf16: 100% of this model's products are large enough for this CPU's bfloat16 ins
 
 `choose` takes the first rule that applies: an explicit precision; the environment variable POLYPHI_PRECISION; on a GPU
 what the hardware supports; on a CPU its instructions and the shapes of the model's products (`faster`). Nothing is
-timed, so other work on the machine doesn't change the choice; `python benchmarks/precision_shapes.py` measures the
-rule.
+timed, so other work on the machine doesn't change the choice; `python benchmarks/training_kernels.py --shapes` measures
+the rule.
 """
 
 import os

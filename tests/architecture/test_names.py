@@ -55,7 +55,8 @@ REPLACED = re.compile(
     r"|Taught|LIVELY|known_(clips|pictures|texts)|VerifiableProblem|Likeness|InPieces"
     r"|transcription[./]silence|processing[./](decoder|decoder_child|grids)|curate[./](losses|spoken|pictures)"
     r"|serve[./](answers|frames|prompts|speech|stored)|polyphi_eval[./](query)|polyphi_recipe[./](remaining)"
-    r"|benchmarks/(alone|bases|foreign|larger|leaks|planted|pictures|products|published|damaged))\b"
+    r"|benchmarks/(alone|bases|foreign|larger|leaks|planted|pictures|products|published|damaged"
+    r"|interchange|precision_shapes|finetune_plans))\b"
     r"|--(together|shard|rate|context)[ =`\"]"
 )
 """Names on disk, on the command line, in metrics and of modules, that have another name now."""

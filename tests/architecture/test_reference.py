@@ -13,6 +13,8 @@ from limits_page import PAGE as LIMITS
 from limits_page import text as limits_text
 from models_page import PAGE as MODELS
 from models_page import table as models_table
+from plans_page import PAGE as PLANS
+from plans_page import loads, memory_table, time_table
 
 from polyphi.cli import app
 from polyphi.types.sampling import SamplingParams
@@ -57,6 +59,13 @@ def test_the_page_of_limits_is_current() -> None:
 def test_the_table_of_memory_is_current() -> None:
     page = MODELS.read_text(encoding="utf-8")
     assert models_table() in page, "run `python tests/models_page.py`"
+
+
+@pytest.mark.long
+def test_the_tables_of_planned_fine_tunes_are_current() -> None:
+    page, of_kinds = PLANS.read_text(encoding="utf-8"), loads()
+    for table in (memory_table(of_kinds), time_table(of_kinds)):
+        assert table in page, "run `python tests/plans_page.py`"
 
 
 def test_the_table_of_attacks_on_the_sandbox_is_current() -> None:

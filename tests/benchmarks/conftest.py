@@ -19,14 +19,12 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     """Load a script of benchmarks/, which may import its neighbours."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(
-            f"benchmark_{name}", BENCHMARKS / f"{name}.py"
-        )
+    def load(name: str, folder: Path = BENCHMARKS) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, module)

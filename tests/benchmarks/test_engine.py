@@ -81,17 +81,19 @@ def test_decoding_names_the_faster_precision_without_bf16_instructions(
     assert peers["decode bf16"] == peers["decode int8"] in ("bf16", "fp32")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_clip_has_a_row_for_each_quant(
-    bench, tiny, precision: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_encoders_have_a_row_for_each_quant(
+    bench, tiny, precision: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates(bench, monkeypatch)
+    monkeypatch.setattr(bench.placement, "choose_dtype", lambda *_: stored)
     with torch.inference_mode():
-        rows, others = bench.clip(tiny, 1, bench.Transformers(precision))
-    assert rows == [], "the JSON list has the published rows alone"
-    works = [row.work for row in others]
-    assert works[0].startswith("clip, as stored, ")
-    assert works[1:] == ["clip, bf16", "clip, int8", "clip, int8-all"]
+        rows, others = bench.encoders(tiny, 1, bench.Transformers(precision))
+    assert [row.work for row in rows] == ["conformer", "siglip"], "the published rows alone"
+    kinds = (f"as stored, {str(stored)[6:]}", "int8-all")
+    assert [row.work for row in others] == [f"{row.work}, {k}" for row in rows for k in kinds]
     assert all(row.peer_name.endswith(precision) and row.seconds for row in others)
 
 
@@ -150,11 +152,11 @@ def test_rows_without_a_peer_are_shown(bench, capsys: pytest.CaptureFixture[str]
     assert "0.50 / -" in output and "0.50 / 0.25" in output and "peer: other" in output
 
 
-def test_weights_are_counted_once_and_fall(bench, tiny) -> None:
+def test_the_weights_that_a_token_reads(bench, tiny) -> None:
     config = replace(tiny.config, vision=None, audio=None, adapters={})
     model = bench.random_model(config)
     whole = sum(p.numel() for p in model.parameters())
-    assert bench.weight_gib(model) * 2**30 == 2 * whole == bench.read_per_token(model)
+    assert bench.read_per_token(model) == 2 * whole
     layers = sum(p.numel() for p in model.decoder.layers.parameters() if p.dim() > 1)
     with torch.no_grad():
         quantize(model, "int8")

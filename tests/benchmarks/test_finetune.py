@@ -39,12 +39,12 @@ def test_our_side_trains_the_rows_of_the_plan(
     assert len(result["losses"]) == 3
     quantized = script.ours(work, folder, "int8", "fp32")
     assert quantized["trainable"] == result["trainable"]
-    script.same_work({"ours": [result], "peer": [quantized]})
+    script.same_work({"ours": [result], "peer": [quantized]}, 0.05 * result["losses"][0])
 
 
 def test_sides_that_differ_are_refused(script: ModuleType) -> None:
     side = {"trainable": 5, "supervised": 7, "losses": [2.0]}
-    script.same_work({"ours": [side], "peer": [side]})
+    script.same_work({"ours": [side], "peer": [side]}, 0.1)
     for change in ({"trainable": 6}, {"supervised": 8}, {"losses": [2.5]}):
         with pytest.raises(AssertionError):
-            script.same_work({"ours": [side], "peer": [{**side, **change}]})
+            script.same_work({"ours": [side], "peer": [{**side, **change}]}, 0.1)

@@ -13,8 +13,8 @@ from polyphi.types.sampling import SamplingParams
 
 
 @pytest.fixture
-def script(benchmark: Callable[[str], ModuleType]) -> ModuleType:
-    return benchmark("interchange")
+def script(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("interchange", Path(__file__).parents[1] / "release")
 
 
 def test_answers_are_compared_by_kind(script: ModuleType) -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from fixtures.variants import few
 
-from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.types.batch import row
 
@@ -168,7 +167,7 @@ def test_products_stand_beside_torch_in_its_faster_precision(
         pytest.skip(reason)
     monkeypatch.setattr(products, "SHAPES", {"one": (256, 256)})
     monkeypatch.setattr(products, "LAYERS", 1)
-    monkeypatch.setattr(products, "read_rate", lambda: 1e9)
+    monkeypatch.setattr(products, "read_rate", lambda seconds: 1e9)
     monkeypatch.setattr(products, "product_limit", lambda seconds: (1e9, precision))
     rows = products.compare(1, bench.Transformers(precision))
     own = {"int4 without AMX", "int8 without AMX"} if products.native.amx() else set()
@@ -255,23 +254,3 @@ def test_transformers_holds_our_multimodal_tensors(
     theirs.use(peer, "speech")
     pointers = {t.data_ptr() for t in peer.state_dict().values()}
     assert {t.data_ptr() for t in ours.state_dict().values()} <= pointers
-
-
-def test_a_checkpoint_becomes_gguf(
-    bench, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gguf = pytest.importorskip("gguf")
-    monkeypatch.setitem(sys.modules, "llama_cpp", ModuleType("llama_cpp"))
-    llama = loaded("benchmark_llama", BENCHMARKS / "peers" / "llama.py", monkeypatch)
-    config = bench.engine.language(tiny_config)
-    model = bench.engine.random_model(config)
-    save_checkpoint(model, tmp_path / "checkpoint", "mini", files=[])
-    llama.write(tmp_path / "checkpoint", tmp_path / "bf16.gguf")
-    read = gguf.GGUFReader(tmp_path / "bf16.gguf")
-    tensors = {tensor.name: tensor for tensor in read.tensors}
-    assert len(tensors) == 6 * config.decoder.num_hidden_layers + 4
-    raw = torch.from_numpy(tensors["blk.0.ffn_down.weight"].data.copy()).view(torch.bfloat16)
-    assert torch.equal(raw, model.decoder.layers[0].mlp.down_proj.weight)
-    assert np.allclose(tensors["rope_factors_long.weight"].data, config.decoder.long_factor)
-    scale = read.fields["phi3.rope.scaling.attn_factor"].contents()
-    assert scale == pytest.approx(config.decoder.rope_scale)

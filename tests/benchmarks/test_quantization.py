@@ -112,27 +112,3 @@ def test_flips_of_a_batch(
     assert [row[0].strip() for row in rows] == ["float32", "bf16", "int8"]
     assert all(int(row[1]) > 10 for row in rows)
     assert float(rows[0][4]) < 1e-3 and int(rows[0][2].split()[0]) <= 1
-
-
-@pytest.mark.long
-def test_adapters_trained_on_each_base(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row for each base, and for each quantized one a second row on the unquantized weights; a second call reads the
-    results of the first."""
-    script = loaded("quantized_bases", "benchmark_quantized_bases", monkeypatch)
-    arguments = [str(run), "--out", str(run / "bases"), "--corpus", "instructions"]
-    arguments += ["--steps", "2", "--seeds", "2", "--rows", "4"]
-    script.main(arguments)
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    pairs = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table[2:]]
-    assert pairs == [
-        ("bf16", "bf16"),
-        ("int8", "int8"),
-        ("int8", "bf16"),
-        ("int4", "int4"),
-        ("int4", "bf16"),
-    ]
-    monkeypatch.setattr(script, "evaluate", None)
-    script.main(arguments)
-    assert table == [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

@@ -3,6 +3,7 @@ code."""
 
 import datetime
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -78,6 +79,20 @@ def test_commits_of_measurements_are_known(path: Path, tables: ModuleType) -> No
         assert shallow or age is not None, row
         if age is not None:
             assert row.date >= tables.git("show", "-s", "--format=%as", row.commit), row
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.name)
+def test_programs_of_measurements_exist_or_existed(path: Path, tables: ModuleType) -> None:
+    """Where the history is whole, git has the programs that were removed since."""
+    whole = (ROOT / ".git").exists() and tables.git(
+        "rev-parse", "--is-shallow-repository"
+    ) == "false"
+    for row in tables.measurements(path):
+        programs = re.findall(r"(?:benchmarks|tests)/[\w./]+", row.command)
+        programs += [f"benchmarks/{n}.py" for n in re.findall(r"polyphi bench (\w+)", row.command)]
+        for name in programs:
+            if whole and not (ROOT / name).exists():
+                assert tables.git("rev-list", "-1", "HEAD", "--", name), (row, name)
 
 
 def test_a_table_is_older_than_the_code_by_commits(

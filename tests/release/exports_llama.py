@@ -2,7 +2,7 @@
 
     python exports_llama.py PART FOLDER
 
-FOLDER is what `benchmarks/interchange.py` wrote: `phi.gguf`, `third.gguf`, and `requests.json`. PART: gguf, or
+FOLDER is what `interchange.py` wrote: `phi.gguf`, `third.gguf`, and `requests.json`. PART: gguf, or
 gguf-third for the file with the third adapter merged. Prints one JSON object: the version, the results by the name of
 their request (greedy answers, and the ids of texts and conversations), and the file with the logits that the tokens of
 answers were chosen from. A request has a context of the length that it needs, because llama.cpp chooses LongRoPE's

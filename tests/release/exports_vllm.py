@@ -2,7 +2,7 @@
 
     python exports_vllm.py PART FOLDER
 
-FOLDER is what `benchmarks/interchange.py` wrote: `mini`, `native`, `original` and `requests.json`. PART: vllm-mini,
+FOLDER is what `interchange.py` wrote: `mini`, `native`, `original` and `requests.json`. PART: vllm-mini,
 vllm-mini-lora, vllm-native, vllm-native-media, vllm-original or vllm-original-media. Prints one JSON object: the
 version, and the greedy answers by the name of their request, or the error.
 

@@ -1,13 +1,10 @@
-"""Planned memory and time of the built-in fine-tunes at the published size: tables of docs/finetune_reference.md.
-
-    python benchmarks/finetune_plans.py            # prints both tables; a minute on one core, no weights
-    python benchmarks/finetune_plans.py --docs     # and writes them into the page
+"""Writes planned memory and time of the built-in fine-tunes at the published size into docs/finetune_reference.md:
+`python tests/plans_page.py`, a minute on one core.
 
 The rows are those that `polyphi plan finetune KIND` takes: 1,000 typical ones, three times.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +23,9 @@ BASES: tuple[Literal["bf16", "int8", "int4"], ...] = ("bf16", "int8", "int4")
 CARDS = ("L4", "RTX4090", "RTX5090", "A100", "H100")
 
 
-def loads(kinds: Sequence[str] = tuple(STAGES)) -> dict[str, Load]:
+def loads() -> dict[str, Load]:
     """The load of each kind on typical rows."""
-    return {kind: typical_load(STAGES[kind], OwnRows()) for kind in kinds}
+    return {kind: typical_load(stage, OwnRows()) for kind, stage in STAGES.items()}
 
 
 def memory_rows(of_kinds: dict[str, Load]) -> Iterator[list[str]]:
@@ -70,23 +67,11 @@ def time_table(of_kinds: dict[str, Load]) -> str:
     return markdown_table(head, list(time_rows(of_kinds)))
 
 
-def main() -> None:
-    """Print the tables, and write them between their marks with `--docs`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--docs", action="store_true", help="write the tables into the page")
-    parser.add_argument("--only", nargs="+", choices=tuple(STAGES), default=tuple(STAGES))
-    arguments = parser.parse_args()
-    if arguments.docs and len(arguments.only) < len(STAGES):
-        parser.error("--docs writes whole tables: leave out --only")
-    of_kinds = loads(arguments.only)
-    for name, text in (("memory", memory_table(of_kinds)), ("time", time_table(of_kinds))):
-        print(f"\n{text}")
-        if arguments.docs:
-            begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-            before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-            _, _, after = rest.partition(end)
-            PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    of_kinds = loads()
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in (("memory", memory_table(of_kinds)), ("time", time_table(of_kinds))):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    PAGE.write_text(page, encoding="utf-8")

@@ -2,7 +2,7 @@
 
     python exports_transformers.py PART FOLDER
 
-FOLDER is what `benchmarks/interchange.py` wrote: `mini`, `native`, and `requests.json`. PART: mini, native,
+FOLDER is what `interchange.py` wrote: `mini`, `native`, and `requests.json`. PART: mini, native,
 native-adapters, processor, peft-mini, peft-native, sft-lora or sft-full. Prints one JSON object: the version, and the
 greedy answers by the name of their request; of a training also the folder that it wrote and a file of logits.
 

