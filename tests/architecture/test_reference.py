@@ -5,6 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
 from cli_page import PAGE as CLI
 from cli_page import text as cli_text
 from escapes import table as escapes_table

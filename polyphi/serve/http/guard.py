@@ -428,9 +428,12 @@ class Exchange:
             if message.get("more_body"):
                 return
             assert self._start is not None
+            if self.bytes:
+                self.bytes.release()
             await self._send(self._start)
-            message = {"type": "http.response.body"}
-        await self._send_parts(message)
+            await self._send(message)
+        else:
+            await self._send_parts(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
 
