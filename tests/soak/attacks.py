@@ -12,7 +12,6 @@ import base64
 import io
 import json
 import random
-import string
 import struct
 import sys
 from collections import Counter, defaultdict
@@ -206,7 +205,7 @@ async def broken_sessions(peer: Peer) -> None:
 
 def waiting_body() -> bytes:
     """289 kB, which are parsed in the thread for large bodies."""
-    messages = [{"role": "user", "content": "x" * 100} for _ in range(2_040)]
+    messages = [{"role": "user", "content": "x" * 109}] * 2_040
     return json.dumps({"messages": messages, "max_tokens": 2}).encode()
 
 
@@ -215,38 +214,23 @@ def padded(size: int) -> bytes:
     return chat(max_tokens=4_000, n=8, ignore_eos=True).ljust(size)
 
 
-def lists(size: int) -> bytes:
-    return b'{"max_tokens": 1, "prompt": [' + b"[1]," * (size // 4) + b"[1]]}"
+def lists(count: int) -> bytes:
+    return b'{"max_tokens": 1, "prompt": [' + b"[1]," * count + b"[1]]}"
 
 
-def long_key() -> bytes:
-    return chat().replace(b"{", b'{"' + b"k" * 100 * MB + b'": 1, ', 1)
-
-
-def many_choices() -> bytes:
-    texts = b",".join(b'"%09d"' % number for number in range(100 * MB // 12))
-    return chat(guided_choice=["?"]).replace(b'"?"', texts)
-
-
-def many_keys() -> bytes:
-    pairs = b",".join(b'"k%07d":"v"' % number for number in range(1_500_000))
-    return chat(metadata={"?": "v"}).replace(b'"?": "v"', pairs)
-
-
-def many_properties() -> bytes:
-    return schema(
-        {"properties": {f"k{i:06}": {"type": "integer", "minimum": i} for i in range(22_000)}}
-    )
+def repeated(value: dict[str, Any], item: bytes, count: int) -> bytes:
+    """A chat in which `item` stands `count` times, with its number, in place of "?"."""
+    return chat(**value).replace(b'"?"', b",".join(item % number for number in range(count)))
 
 
 ODD = (
     lambda: b"[" * 100_000 + b"]" * 100_000,
-    lambda: json.dumps({f"f{i}": i for i in range(100_000)}).encode(),
+    lambda: repeated({"logit_bias": ["?"]}, b'{"a": %d}', 15_000),
     lambda: chat([{"type": "image_url", "image_url": {"url": "data:" + "," * MB}}]),
     lambda: b'{"messages": "\xff\xfe"}',
     lambda: media("image_url", b"ABC" * 9_999),
     lambda: media("audio_url", b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0"),
-    many_properties,
+    lambda: schema({"enum": [f"k{number}" for number in range(90_000)]}),
     lambda: chat(temperature=1).replace(b"1}", b"NaN}"),
     lambda: chat(response_format={"type": "regex", "regex": ".*[ab].{18}c|.*b.{19}d"}),
     lambda: chat()[:-9],
@@ -257,14 +241,8 @@ ODD = (
 # ---------------------------------------------------------------------- grammars
 
 
-def multiples(divisor: int, **more: Any) -> bytes:
-    return schema({"type": "integer", "multipleOf": divisor}, **more)
-
-
-def all_patterns() -> bytes:
-    """An automaton with a state for each set of the patterns' characters."""
-    patterns = [{"pattern": f".*{letter}.*"} for letter in string.ascii_letters[:20]]
-    return schema({"type": "string", "allOf": patterns})
+def multiples(**fields: Any) -> bytes:
+    return schema({"type": "integer", "multipleOf": 9_973}, **fields)
 
 
 def many_optional() -> bytes:
@@ -274,9 +252,8 @@ def many_optional() -> bytes:
 
 
 def long_list() -> bytes:
-    return schema(
-        {"type": "array", "items": {"type": "integer"}, "minItems": 2_000}, max_tokens=4_000
-    )
+    integers = {"type": "array", "items": {"type": "integer"}, "minItems": 2_000}
+    return schema(integers, max_tokens=4_000)
 
 
 # ---------------------------------------------------------------------- texts and media
@@ -362,6 +339,13 @@ async def damaged_media(peer: Peer) -> None:
     await peer.post(CHAT, media(part_type, damaged(file, dice)))
 
 
+def slow_document(depth: int, width: int, pages: int) -> bytes:
+    """A PDF of 1 kB and more, each of whose pages has very many drawings."""
+    data = base64.b64encode(nested_forms_pdf(depth, width, count=pages)).decode()
+    file = {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{data}"}
+    return chat([{"type": "file", "file": file}])
+
+
 # ---------------------------------------------------------------------- all of them
 
 
@@ -375,47 +359,41 @@ class Attack:
 
 
 STORY = partial(chat, "Tell me a story", max_tokens=900, ignore_eos=True)
+LONG = partial(chat, max_tokens=8_000, ignore_eos=True)
 ATTACKS = {
     "slow headers": Attack(slow_headers, 50),
     "missing bodies": Attack(missing_body, 20),
-    "waiting bodies": Attack(sends(CHAT, waiting_body), 600, THREE[:2]),
+    "waiting bodies": Attack(sends(CHAT, waiting_body), 600, ("127.0.0.5", "127.0.0.6")),
     "odd bodies": Attack(sends(CHAT, *ODD), 3),
-    "padded bodies": Attack(sends(CHAT, partial(padded, 100 * MIB)), 5),
-    "lists": Attack(sends(COMPLETIONS, partial(lists, 15 * MB), partial(lists, 75 * MB)), 5),
-    "large values": Attack(sends(CHAT, long_key, many_choices, many_keys), 3),
+    "padded bodies": Attack(sends(CHAT, partial(padded, 10 * MB), partial(padded, 100 * MIB)), 5),
+    "lists": Attack(sends(COMPLETIONS, partial(lists, 19_000), partial(lists, 1MB)), 5),
+    "a long key": Attack(sends(CHAT, lambda: chat(**{"k" * 100 * MB: 1}))),
+    "choices": Attack(
+        sends(CHAT, lambda: repeated({"guided_choice": ["?"]}, b'"%09d"', MB)),
+    ),
+    "many keys": Attack(
+        sends(CHAT, lambda: repeated({"metadata": {"?": "?"}}, b'"k%07d":"v"', 95_000))
+    ),
     "unread streams": Attack(unread_stream, 2),
     "unread stored": Attack(unread_stored),
     "disconnects": Attack(disconnects, 8),
     "broken sessions": Attack(broken_sessions, 4),
-    "long chats": Attack(sends(CHAT, partial(chat, max_tokens=8_000, ignore_eos=True)), 33, CROWD),
+    "long chats": Attack(sends(CHAT, LONG), 33, CROWD),
     "queue": Attack(sends(CHAT, STORY), 60, THREE[:1]),
     "tiny": Attack(sends(CHAT, partial(chat, max_tokens=1)), 8),
-    "texts": Attack(sends(CHAT, lambda: chat("\N{GRINNING FACE}" * 3_900_000)), 4),
+    "texts": Attack(sends(CHAT, lambda: chat("?").replace(b"?", "😀".encode() * 3_900_000)), 4),
     "scores": Attack(sends(COMPLETIONS, partial(scores, 0), partial(scores, 1)), 6),
     "tokens": Attack(sends("/tokenize", lambda: json.dumps({"prompt": "fox " * MB}).encode()), 2),
     "schemas": Attack(sends(CHAT, long_list), 60, THREE[:2]),
-    "slow grammars": Attack(sends(CHAT, partial(multiples, 9_999_991), leave=2), 4),
-    "large grammars": Attack(sends(CHAT, partial(multiples, MB), all_patterns), 2),
-    "slow masks": Attack(
-        sends(CHAT, partial(multiples, 300_007, n=8, max_tokens=8), many_optional), 2
-    ),
-    "images": Attack(sends(CHAT, lambda: media("image_url", webp(9_459), 195), leave=2)),
+    "grammars": Attack(sends(CHAT, multiples, leave=1), 6),
+    "masks": Attack(sends(CHAT, partial(multiples, n=8, max_tokens=8), many_optional), 2),
+    "images": Attack(sends(CHAT, lambda: media("image_url", webp(9_459), 5), leave=2)),
     "new media": Attack(new_media, 4),
-    "audio": Attack(
-        sends(CHAT, lambda: media("audio_url", voice(600), max_tokens=400, ignore_eos=True)), 60
-    ),
+    "audio": Attack(sends(CHAT, lambda: media("audio_url", voice(600), max_tokens=400)), 60),
     "recordings": Attack(recording, 10),
     "damaged media": Attack(damaged_media, 2),
-    "documents": Attack(
-        sends(CHAT, lambda: chat([{"type": "file", "file": slow_document()}])), 2, THREE[:2]
-    ),
+    "documents": Attack(sends(CHAT, partial(slow_document, 7, 8, 1), partial(slow_document, 6, 10, 20)), 2),
 }
-
-
-def slow_document() -> dict[str, str]:
-    """A PDF of 1 kB with one page of ten million drawings."""
-    data = base64.b64encode(nested_forms_pdf(8)).decode()
-    return {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{data}"}
 
 
 async def rounds(run: Run, peer: Peer) -> None:
