@@ -366,7 +366,7 @@ ATTACKS = {
     "waiting bodies": Attack(sends(CHAT, waiting_body), 600, ("127.0.0.5", "127.0.0.6")),
     "odd bodies": Attack(sends(CHAT, *ODD), 3),
     "padded bodies": Attack(sends(CHAT, partial(padded, 10 * MB), partial(padded, 100 * MIB)), 5),
-    "lists": Attack(sends(COMPLETIONS, partial(lists, 19_000), partial(lists, 1MB)), 5),
+    "lists": Attack(sends(COMPLETIONS, partial(lists, 19_000), partial(lists, 18 * MB)), 5),
     "a long key": Attack(sends(CHAT, lambda: chat(**{"k" * 100 * MB: 1}))),
     "choices": Attack(
         sends(CHAT, lambda: repeated({"guided_choice": ["?"]}, b'"%09d"', MB)),
@@ -392,7 +392,9 @@ ATTACKS = {
     "audio": Attack(sends(CHAT, lambda: media("audio_url", voice(600), max_tokens=400)), 60),
     "recordings": Attack(recording, 10),
     "damaged media": Attack(damaged_media, 2),
-    "documents": Attack(sends(CHAT, partial(slow_document, 7, 8, 1), partial(slow_document, 6, 10, 20)), 2),
+    "documents": Attack(
+        sends(CHAT, partial(slow_document, 7, 8, 1), partial(slow_document, 6, 10, 20)), 2
+    ),
 }
 
 
