@@ -218,14 +218,9 @@ def lists(count: int) -> bytes:
     return b'{"max_tokens": 1, "prompt": [' + b"[1]," * count + b"[1]]}"
 
 
-def repeated(value: dict[str, Any], item: bytes, count: int) -> bytes:
-    """A chat in which `item` stands `count` times, with its number, in place of "?"."""
-    return chat(**value).replace(b'"?"', b",".join(item % number for number in range(count)))
-
-
 ODD = (
     lambda: b"[" * 100_000 + b"]" * 100_000,
-    lambda: repeated({"logit_bias": ["?"]}, b'{"a": %d}', 15_000),
+    lambda: chat(logit_bias=[{"a": number} for number in range(15_000)]),
     lambda: chat([{"type": "image_url", "image_url": {"url": "data:" + "," * MB}}]),
     lambda: b'{"messages": "\xff\xfe"}',
     lambda: media("image_url", b"ABC" * 9_999),
@@ -368,11 +363,9 @@ ATTACKS = {
     "padded bodies": Attack(sends(CHAT, partial(padded, 10 * MB), partial(padded, 100 * MIB)), 5),
     "lists": Attack(sends(COMPLETIONS, partial(lists, 19_000), partial(lists, 18 * MB)), 5),
     "a long key": Attack(sends(CHAT, lambda: chat(**{"k" * 100 * MB: 1}))),
-    "choices": Attack(
-        sends(CHAT, lambda: repeated({"guided_choice": ["?"]}, b'"%09d"', MB)),
-    ),
+    "choices": Attack(sends(CHAT, lambda: chat(guided_choice=[f"{n:09}" for n in range(MB)]))),
     "many keys": Attack(
-        sends(CHAT, lambda: repeated({"metadata": {"?": "?"}}, b'"k%07d":"v"', 95_000))
+        sends(CHAT, lambda: chat(metadata={f"k{n}": "v" for n in range(95_000)})),
     ),
     "unread streams": Attack(unread_stream, 2),
     "unread stored": Attack(unread_stored),
