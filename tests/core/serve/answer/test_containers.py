@@ -3,13 +3,13 @@
 import base64
 import io
 import logging
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fixtures.images import film
 from fixtures.processes import Children
 from fixtures.servers import Running, serving
 from fixtures.variants import few
+from soak.attacks import damaged, undamaged
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child
@@ -311,20 +312,20 @@ def _ignored(client: httpx2.Client, data: bytes) -> None:
 
 @pytest.mark.parametrize("count", few([6, 40], 1))
 def test_damaged_files_are_answered(running: Running, children: Children, count: int) -> None:
-    """A few of the thousand of benchmarks/damaged_media.py."""
-    path = Path(__file__).parents[4] / "benchmarks" / "damaged_media.py"
-    spec = spec_from_file_location("damaged_media", path)
-    assert spec and spec.loader
-    benchmark = module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    """As the soak sends many of them."""
+    dice, files = random.Random(0), undamaged()
     with running.client() as client:
-        statuses = [
-            benchmark.send(client, name, data, number).status_code
-            for number, (name, data) in enumerate(benchmark.corpus(count, 0))
-        ]
-        assert set(statuses) <= benchmark.EXPECTED and {200, 400} <= set(statuses)
-        for number, (name, data) in enumerate(benchmark.originals().items()):
-            assert benchmark.send(client, name, data, number).status_code == 200
+
+        def status(part_type: str, data: bytes) -> int:
+            return chat(client, {"type": part_type, part_type: {"url": data_url(data)}}).status_code
+
+        statuses = {
+            status(part_type, damaged(data, dice))
+            for number in range(count)
+            for part_type, data in [files[number % len(files)]]
+        }
+        assert statuses <= {200, 400, 413, 415} and 400 in statuses
+        assert {status(*file) for file in files} == {200}
     assert not children()
 
 

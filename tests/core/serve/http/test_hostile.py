@@ -5,7 +5,6 @@ import ast
 import json
 import logging
 import math
-import runpy
 import sys
 import tempfile
 import time
@@ -16,15 +15,13 @@ import httpx2
 import pytest
 import torch
 from fixtures.chats import audio_part, image_part
-from fixtures.engines import fitted, make_engine, save
-from fixtures.servers import Running, served, until
+from fixtures.engines import save
+from fixtures.servers import Running
 from safetensors.torch import load_file, save_file
 
 import polyphi
 from polyphi.decoding.tool_calls import CallDelta, CallList, ToolParser, parse_calls
 from polyphi.engine.engine import Engine
-from polyphi.model.config import ModelConfig
-from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.tools import CALL, CALL_END
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -583,48 +580,3 @@ def test_s25_prompts_are_in_no_log_and_no_file(
     for word in ("xyzzy", "plugh", key, "iVBORw", *words):
         assert word not in logged
     assert not list(tmp_path.iterdir())
-
-
-# S27: archives
-
-
-# Beside all of them, others are answered as before; how long that takes is measured by benchmarks/hostile.py
-
-
-@pytest.mark.long
-def test_s19_hostile_peers_do_not_stop_others(
-    tiny_config: ModelConfig,
-    tokenizer: Tokenizer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Other clients get the answers that they get alone, and nothing stays in memory after the peers disconnect."""
-    sizes = {"max_position_embeddings": 2048}
-    folder = save(
-        make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
-    )
-    benchmarks = Path(__file__).parents[4] / "benchmarks"
-    monkeypatch.syspath_prepend(str(benchmarks))
-    script = runpy.run_path(str(benchmarks / "hostile_attacks.py"))
-
-    def answers() -> list[str]:
-        return [
-            client.post(CHAT, content=chat(max_tokens=16, seed=n), headers=JSON).json()["choices"][
-                0
-            ]["message"]["content"]
-            for n in range(10)
-        ]
-
-    with served(folder) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
-        alone = answers()
-        names = ("connections", "texts", "scores", "tokens", "media", "queue")
-        with script["attacked"](int(url.rpartition(":")[2]), *names):
-            beside = answers()
-        until(lambda: at_rest(client))
-    assert beside == alone
-
-
-def at_rest(client: httpx2.Client) -> bool:
-    metrics = client.get("/metrics").text
-    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    return all(f'polyphi:{name}{{model_name="model"}} 0.0' in metrics for name in names)

@@ -2,8 +2,10 @@
 only from the folder that is allowed."""
 
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +146,59 @@ def test_unloading_waits_for_requests_under_way(hot: Running, engine: Engine, fo
         assert unloaded.is_set()
         names = [key.partition("@")[0] for key in engine.model.config.adapters]
         assert sorted(names) == ["mine", "speech", "vision"]
+
+
+def test_no_request_is_answered_by_the_wrong_adapter(
+    hot: Running, engine: Engine, folder: Path
+) -> None:
+    """Two clients send chats while a third loads, replaces and unloads adapters under the name that they request. Each
+    answer is that of an adapter which the name had between the request and its answer."""
+    right = {name: alone(engine, folder / name) for name in ("a", "b")}
+    periods: list[tuple[str | None, float]] = [(None, 0.0)]
+    """What the name stands for, from the call that began it; the one before ends with that call's answer."""
+    ends: list[float] = []
+    answers: list[tuple[float, float, dict[str, Any]]] = []
+
+    def send() -> None:
+        with hot.client() as client:
+            while len(ends) < 30:
+                began = time.monotonic()
+                answer = chat(client, "mine")
+                answers.append((began, time.monotonic(), answer))
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with hot.client() as client:
+        for number in range(30):
+            adapter = ("a", "b", None)[number % 3]
+            periods.append((adapter, time.monotonic()))
+            if adapter is None:
+                response = client.post(UNLOAD, json={"lora_name": "mine"})
+            else:
+                response = load(client, "mine", adapter, load_inplace=True)
+            assert response.is_success, response.text
+            ends.append(time.monotonic())
+            count = len(answers)
+            while len(answers) == count:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(60)
+    statuses = set()
+    for began, ended, answer in answers:
+        possible = {
+            adapter
+            for (adapter, begin), end in zip(periods, [*ends, math.inf], strict=True)
+            if begin <= ended and end >= began
+        }
+        statuses.add(answer["status"])
+        if answer["status"] == 404:
+            assert None in possible
+        else:
+            content = answer["choices"][0]["message"]["content"]
+            assert content in {right[adapter] for adapter in possible if adapter}
+    assert statuses == {200, 404}
+    assert sorted(engine.model.config.adapters) == ["speech", "vision"]
 
 
 REFUSED = [
