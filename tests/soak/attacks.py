@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fixtures.audio import encoded
 from fixtures.images import film
-from pdfs import nested_forms_pdf
+from fixtures.pdfs import nested_forms_pdf
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, TRANSCRIPTIONS = "/v1/messages", "/v1/audio/transcriptions"

@@ -39,7 +39,7 @@ import psutil
 import soundfile
 import soxr
 from attacks import ATTACKS, CHAT, LIVE, MIB, RESPONSES, TRANSCRIPTIONS, client_at
-from pdfs import text_pdf
+from fixtures.pdfs import text_pdf
 from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import connect
