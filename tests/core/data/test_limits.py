@@ -143,7 +143,7 @@ def json_texts(*columns: str) -> Callable[[Path], Path]:
     """A row whose columns are JSON, and its last column many lists."""
 
     def write(folder: Path) -> Path:
-        row = {name: ["[]"] for name in columns} | {columns[-1]: ["[[]" + ",[]" * (40 << 20) + "]"]}
+        row = {name: ["[]"] for name in columns} | {columns[-1]: ["[[]" + ",[]" * (20 << 20) + "]"]}
         pq.write_table(
             pa.table(row), folder / "a.parquet", compression="zstd", use_dictionary=False
         )
