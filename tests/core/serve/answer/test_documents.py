@@ -466,7 +466,7 @@ def test_a_document_does_not_wait_for_all_pages_of_others(
     with serving(engine, Settings("tiny")) as server, ExitStack() as stack:
         monkeypatch.setattr(isolated, "DecoderProcess", watched)
         threads = []
-        slots = server.uvicorn.config.app.state.server.quotas.expansions
+        slots = server.uvicorn.config.app.state.server.expansion_threads.slots
         for number, data in enumerate((long, long, short)):
             client = stack.enter_context(from_address(server, f"127.0.0.{number + 2}"))
             threads.append(threading.Thread(target=chat, args=(client, chat_file(data))))

@@ -82,7 +82,7 @@ def test_responses_that_are_not_read_take_no_memory(
         tracemalloc.start()
         stack.callback(tracemalloc.stop)
         peers = [stack.enter_context(requested(running, path)) for _ in range(count)]
-        until(lambda: waiting(running) == count, seconds=60)
+        until(lambda: waiting(running) == count)
         allocated, _ = tracemalloc.get_traced_memory()
         assert allocated < 16 * MIB, f"{count} unread copies of {len(image) / MIB:.0f} MiB"
         items = json.loads(rest(peers[0]))
@@ -96,7 +96,7 @@ def test_a_response_is_read_to_its_end_although_it_is_deleted(
 ) -> None:
     created = create(http, image)
     with requested(running, f"/v1/responses/{created['id']}/input_items") as peer:
-        until(lambda: waiting(running) == 1, seconds=60)
+        until(lambda: waiting(running) == 1)
         assert http.delete(f"/v1/responses/{created['id']}").json()["deleted"]
         assert http.get(f"/v1/responses/{created['id']}").status_code == 404
         assert stored_bytes(http) > len(image), "it counts while it is read"
