@@ -296,7 +296,7 @@ def cache_facts(name: str, path: Path) -> dict[str, Any]:
 def caches(
     folders: Collection[Mapping[str, Any]], fits: Collection[Mapping[str, Any]]
 ) -> Iterator[Finding]:
-    """Caches and free space for the smallest published model."""
+    """Caches, and free space for the smallest published model unless weights of one are in the Hub cache."""
     download = min((2 * model["parameters"] for model in fits), default=0)
     for folder in folders:
         text = f"{folder['path']}: {size_text(folder['free'])} free on its disk"
@@ -305,12 +305,22 @@ def caches(
         if not folder["writable"]:
             cure = f"export {variable}=FOLDER (one that you may write to)"
             yield Finding("Storage", name, f"{text}; it can't be written", "wrong", cure)
-        elif folder["name"] == "Hub" and folder["free"] < download:
+        elif (
+            folder["name"] == "Hub"
+            and folder["free"] < download
+            and not any(_has_weights(folder["path"], model["model"]) for model in fits)
+        ):
             text += f"; the smallest published model has {size_text(download)}"
             cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
             yield Finding("Storage", name, text, "missing", cure)
         else:
             yield Finding("Storage", name, text)
+
+
+def _has_weights(cache: str, model: str) -> bool:
+    """Whether a Hub cache has weights of a model."""
+    folder = f"models--{model.replace('/', '--')}"
+    return any(Path(cache).glob(f"{folder}/snapshots/*/*.safetensors"))
 
 
 def variables() -> dict[str, str]:

@@ -221,8 +221,19 @@ def test_a_cache_that_does_not_exist_yet_can_be_written(tmp_path: Path) -> None:
 )
 def test_states_of_caches(name: str, free: int, writable: bool, state: str) -> None:
     folder = {"name": name, "path": "/x", "free": free, "writable": writable}
-    (result,) = checks.caches([folder], [{"parameters": 4 * GB}])
+    (result,) = checks.caches([folder], [{"model": "microsoft/mini", "parameters": 4 * GB}])
     assert result.state == state and not result.fatal
+
+
+def test_a_downloaded_model_needs_no_space(tmp_path: Path) -> None:
+    folder = {"name": "Hub", "path": str(tmp_path), "free": GB, "writable": True}
+    fits = [{"model": "microsoft/mini", "parameters": 4 * GB}]
+    snapshot = tmp_path / "models--microsoft--mini" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    states = [next(checks.caches([folder], fits)).state]
+    (snapshot / "model.safetensors").touch()
+    states.append(next(checks.caches([folder], fits)).state)
+    assert states == ["missing", "ok"]
 
 
 def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
