@@ -1,6 +1,6 @@
 """Our kernels with gradients against torch's operators, forward and backward, side by side.
 
-    python benchmarks/training_kernels.py [--repeats 7] [--threads 1]
+    python benchmarks/training_kernels.py [--repeats 7] [--threads 1] [--json]
     python benchmarks/training_kernels.py --shapes          # products in bfloat16 over float32, by their shape
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python benchmarks/training_kernels.py --shapes   # a CPU that converts bfloat16
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from sidebyside import Row, show
 from torch import Tensor
 
 from polyphi.kernels import blocks, training_attention
@@ -132,23 +133,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument("--shapes", action="store_true", help="products by their shape")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.shapes:
         show_shapes(arguments.repeats)
         return
-    table = Table("forward and backward", "type", "ours, ms", "torch, ms", "torch / ours")
-    table.columns[0].no_wrap = True
+    rows = []
     for dtype in (torch.bfloat16, torch.float32):
         for name, ours, theirs in works(dtype):
             times: dict[Side, list[float]] = {ours: [], theirs: []}
             for _ in range(arguments.repeats + 1):
                 for side, every in times.items():
                     every.append(seconds(side))
-            a, b = (1000 * statistics.median(every[1:]) for every in times.values())
-            table.add_row(name, str(dtype)[6:], f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
-    Console().print(table)
+            a, b = (1 / statistics.median(every[1:]) for every in times.values())
+            rows.append(Row(f"{name}, {str(dtype)[6:]}", a, b, "torch", "1/s of CPU"))
+    show(rows, as_json=arguments.json)
 
 
 if __name__ == "__main__":
