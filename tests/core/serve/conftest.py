@@ -1,11 +1,11 @@
-"""A tiny random model, and a server with it in a thread of this process."""
+"""A tiny random model and a server with it in a thread of this process, for all tests of a module or for one."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 from fixtures.chats import Model
-from fixtures.servers import Running, serving, tiny_engine
+from fixtures.servers import Running, serving, tiny_engine, until
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler
@@ -20,10 +20,35 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
 
 
 @pytest.fixture
-def running(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny")) as server:
+def fresh(engine: Engine, settings: Settings) -> Iterator[Running]:
+    """A server with `engine`, for one test that changes it or counts from zero."""
+    with serving(engine, settings) as server:
         yield server
         assert not engine.counters().requests
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    """The options of `running` and `fresh`."""
+    return Settings("tiny")
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
+    return tiny_engine(tiny_config, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def shared_server(shared_engine: Engine, settings: Settings) -> Iterator[Running]:
+    with serving(shared_engine, settings) as server:
+        yield server
+
+
+@pytest.fixture
+def running(shared_server: Running) -> Iterator[Running]:
+    """The server of a module's tests, each of which leaves nothing in it."""
+    yield shared_server
+    until(shared_server.idle)
 
 
 @pytest.fixture

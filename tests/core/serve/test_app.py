@@ -88,7 +88,7 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
 
 
 def test_errors_that_come_are_promised_with_their_schema(keyed: Running) -> None:
-    server = keyed.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    server = keyed.server
     seen = set()
     with keyed.client() as client:
         description = client.get("/openapi.json", headers=KEY).json()
@@ -107,7 +107,7 @@ def test_errors_that_come_are_promised_with_their_schema(keyed: Running) -> None
 
 
 def test_health_is_promised_as_it_comes(keyed: Running) -> None:
-    server = keyed.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    server = keyed.server
     with keyed.client() as client:
         description = client.get("/openapi.json", headers=KEY).json()
         server.draining = True

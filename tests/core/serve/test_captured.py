@@ -4,14 +4,14 @@
 """
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
+from fixtures.audio import audio_file
 from fixtures.engines import clip, picture
+from fixtures.images import image_file
 from fixtures.servers import Running
 from PIL import Image
 
@@ -25,9 +25,8 @@ def body_of(request: dict[str, Any]) -> dict[str, Any]:
     """The body for the model `tiny`, with a picture and a PDF, and at most eight tokens of answer."""
     text = json.dumps(request["body"]).replace('"model": "nano"', '"model": "tiny"')
     text = text.replace("base64,PICTURE", f"base64,{base64.b64encode(picture().source).decode()}")
-    page = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(page, "PDF")
-    text = text.replace("base64,PDF", f"base64,{base64.b64encode(page.getvalue()).decode()}")
+    page = image_file(Image.new("RGB", (64, 64)), "PDF")
+    text = text.replace("base64,PDF", f"base64,{base64.b64encode(page).decode()}")
     limit = LIMITS.get(request["path"])
     return json.loads(text) | ({limit: 8} if limit else {})
 
@@ -36,10 +35,7 @@ def body_of(request: dict[str, Any]) -> dict[str, Any]:
 def test_answer(running: Running, request_: dict[str, Any]) -> None:
     with running.client() as client:
         if "form" in request_:
-            wave, rate = clip().source
-            file = io.BytesIO()
-            soundfile.write(file, wave, rate, format="WAV")
-            files = {"file": ("a.wav", file.getvalue())}
+            files = {"file": ("a.wav", audio_file(*clip().source))}
             answer = client.post(request_["path"], data=request_["form"], files=files)
         else:
             answer = client.post(request_["path"], json=body_of(request_))

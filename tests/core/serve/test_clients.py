@@ -1,9 +1,8 @@
 """Other uses of OpenAI's Python client: concurrent requests, cancelled tasks, helpers for streams, tools and structured
-output, error classes; and the requests of log-likelihood harnesses."""
+output, and error classes."""
 
 import asyncio
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -23,11 +22,9 @@ from openai import (
 from pydantic import BaseModel, ConfigDict
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.scores import logits_many
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message, with_tools
 from polyphi.types.parts import Calls, Text
-from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import call_text
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]
@@ -75,9 +72,9 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> None:
+def test_a_cancelled_task_frees_what_it_held(fresh: Running, stream: bool) -> None:
     """The client stays open: only the task's connection closes."""
-    counters = running.engine.counters
+    counters = fresh.engine.counters
 
     async def read(client: AsyncOpenAI) -> None:
         params: Any = {"model": "tiny", "messages": FOX, "max_tokens": 1900}
@@ -88,18 +85,18 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
                     pass
 
     async def cancelled() -> None:
-        async with several(running) as client:
+        async with several(fresh) as client:
             task = asyncio.create_task(read(client))
             await until_true(lambda: counters().blocks_in_use > 0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await until_true(running.idle)
+            await until_true(fresh.idle)
             again = await client.chat.completions.create(model="tiny", messages=FOX, max_tokens=2)
             assert again.usage is not None and again.usage.completion_tokens == 2
 
     asyncio.run(cancelled())
-    with running.client() as http:
+    with fresh.client() as http:
         metrics = http.get("/metrics").text
     # It ended because of that, not because the answer was complete.
     assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in metrics
@@ -255,67 +252,3 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
                 model="tiny", messages=[{"role": "user", "content": "fox " * 3000}]
             )
         assert long.value.code == "context_length_exceeded" and long.value.param == "messages"
-
-
-# Harnesses that compare log-likelihoods send context and continuation as one prompt, echoed, without new tokens.
-
-PAIRS = [
-    ("1 + 2 =", [" 3", " the", " größer"]),
-    ("the quick brown", [" fox jumps", " Haus", " 本"]),
-]
-
-
-@pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
-def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: bool) -> None:
-    """As in lm-eval's local completions: the sum over the tokens after the context, and whether each is the best."""
-    engine, encode = running.engine, running.engine.processor.tokenizer.encode
-    contexts = [context for context, ends in PAIRS for _ in ends]
-    ends = [end for _, some in PAIRS for end in some]
-    rows = [encode(c) + encode(e) for c, e in zip(contexts, ends, strict=True)]
-    texts = [c + e for c, e in zip(contexts, ends, strict=True)]
-    prompts: Any = rows if ids else texts
-    params: Any = {"echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0, "seed": 1234}
-    answer = client.completions.create(model="tiny", prompt=prompts, **params)
-    assert [c.index for c in answer.choices] == list(range(len(ends)))
-    for choice, context, text, row in zip(answer.choices, contexts, texts, rows, strict=True):
-        logprobs, at = choice.logprobs, len(encode(context))
-        assert logprobs is not None and logprobs.token_logprobs and logprobs.top_logprobs
-        prompt = row if ids else encode(text)
-        scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
-        ours = engine.generate(prompt, sampling=scored).prompt_logprobs
-        assert sum(logprobs.token_logprobs[at:]) == pytest.approx(
-            sum(p.logprob for p in ours[at - 1 :]), abs=1e-4
-        )
-        best = (
-            logits_many(engine, [engine.rows.ids_row(prompt)])[0][at - 1 : -1].argmax(-1).tolist()
-            == prompt[at:]
-        )
-        greedy = all(
-            token == max(top, key=lambda t: top[t])
-            for token, top in zip(logprobs.tokens[at:], logprobs.top_logprobs[at:], strict=True)
-        )
-        assert greedy == best
-
-
-def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
-    """Rolling log-likelihood: the prompt begins with the end-of-text token, as documents do."""
-    engine = running.engine
-    ids = [engine.processor.tokenizer.eos_ids[-1], *engine.processor.tokenizer.encode("1 + 2 = 3")]
-    answer = client.completions.create(
-        model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1
-    )
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None and logprobs.token_logprobs
-    logs = logits_many(engine, [engine.rows.ids_row(ids)])[0].log_softmax(-1)
-    total = sum(logs[i, token].item() for i, token in enumerate(ids[1:]))
-    assert sum(logprobs.token_logprobs[1:]) == pytest.approx(total, abs=1e-4)
-    assert math.isfinite(total) and total < -1
-
-
-def test_greedy_until_a_stop(client: OpenAI) -> None:
-    """A request of lm-eval's generate_until; the stop string isn't part of the answer."""
-    params: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
-    whole = client.completions.create(**params).choices[0].text
-    stop = whole[5:7]
-    cut = client.completions.create(**params, stop=[stop, "never"]).choices[0]
-    assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"

@@ -39,10 +39,6 @@ def chat(content: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 2, **more}
 
 
-def server(running: Running) -> Any:
-    return running.uvicorn.config.app.state.server
-
-
 def test_texts_that_are_surely_too_long_are_refused_unread(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +108,7 @@ def test_a_small_chat_does_not_wait_for_large_ones(
         for thread in threads:
             thread.start()
         try:
-            until(lambda: server(running).admitted == 8 and len(begun) > 0)
+            until(lambda: running.server.admitted == 8 and len(begun) > 0)
             time.sleep(0.2)
             for content in ("hi", "hi"):
                 assert client.post(CHAT, json=chat(content), timeout=20).status_code == 200
@@ -178,7 +174,7 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
 def test_a_client_with_responses_to_read_gets_no_other_large_one(engine: Engine) -> None:
     body = {"prompt": "the quick fox 1 + 2 " * 5000}
     with serving(engine, Settings("tiny", max_requests_bytes=2 << 20)) as running:
-        pool = server(running).quotas.bytes
+        pool = running.server.quotas.bytes
         with running.client() as client:
             assert client.post("/tokenize", json=body).status_code == 200
             until(lambda: pool.used == 0)
@@ -198,7 +194,7 @@ def short(engine: Engine) -> Iterator[Running]:
     """A server with memory for at most one image."""
     with serving(engine, Settings("tiny", max_requests_bytes=120_000)) as running:
         yield running
-        assert server(running).quotas.bytes.used == 0
+        assert running.server.quotas.bytes.used == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -220,7 +216,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            reserved = server(short).quotas.bytes.used
+            reserved = short.server.quotas.bytes.used
             assert 40_000 < reserved < 80_000
             gauge = f'polyphi:requests_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
@@ -232,7 +228,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             assert (
                 client.post(CHAT, json=chat("hi")).status_code == 200
             )  # text needs next to nothing
-        until(lambda: server(short).quotas.bytes.used == 0)
+        until(lambda: short.server.quotas.bytes.used == 0)
         assert client.post(CHAT, json=seen).status_code == 200
 
 
@@ -272,7 +268,7 @@ def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
             assert 400 <= client.post(CHAT, json=broken).status_code < 500
         prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
         assert client.post(COMPLETIONS, json=prompts).status_code == 200
-        reservation = server(short).quotas.bytes.take(b"other", 60_000)
+        reservation = short.server.quotas.bytes.take(b"other", 60_000)
         answer = client.post(COMPLETIONS, json=prompts)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
         reservation.release()

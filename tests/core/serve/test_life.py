@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
-import torch
 from fixtures.engines import save
 from fixtures.servers import Running, request_of, serving, until
 
@@ -31,52 +30,6 @@ from polyphi.types.sampling import SamplingParams
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}
 PATH = "/v1/chat/completions"
-
-
-def test_who_hangs_up_while_words_come_frees_everything(running: Running) -> None:
-    with running.client() as client:
-        body = {**LONG, "max_tokens": 1500, "stream": True}
-        with client.stream("POST", PATH, json=body) as answer:
-            lines = answer.iter_lines()  # kept: a forgotten iterator hangs up by itself
-            next(lines)
-            until(lambda: running.engine.counters().blocks_in_use > 0)
-        until(running.idle)
-        until(lambda: not client_server(running).admitted)
-        assert client.post(PATH, json=SHORT).status_code == 200
-
-
-def client_server(running: Running):
-    return running.uvicorn.config.app.state.server
-
-
-def test_whose_answer_is_not_read_hangs_up_before_it_comes(running: Running) -> None:
-    body = json.dumps({**LONG, "max_tokens": 1500}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as peer:
-        peer.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: running.engine.counters().requests > 0)
-    until(running.idle)
-    assert running.engine.counters().tokens < 1500
-
-
-def test_a_full_queue_says_when_to_come_again(engine: Engine) -> None:
-    engine.scheduler.max_num_seqs = 1
-    with serving(engine, Settings("tiny", max_waiting=1)) as running, running.client() as client:
-        answers: list[httpx2.Response] = []
-        threads = [
-            threading.Thread(target=lambda: answers.append(client.post(PATH, json=LONG)))
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        until(lambda: client_server(running).admitted == 2)
-        refused = client.post(PATH, json=SHORT)
-        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["error"]["type"] == "rate_limit_error"
-        for thread in threads:
-            thread.join()
-        assert [a.status_code for a in answers] == [200, 200]
-        assert client.post(PATH, json=SHORT).status_code == 200
 
 
 def test_r12_out_of_memory_fails_one_request(
@@ -114,24 +67,6 @@ def test_r12_out_of_memory_fails_one_request(
     assert running.idle()
 
 
-def test_a_failing_model_is_told_without_its_words(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("secret /path 0xdeadbeef")
-
-    with running.client() as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(type(running.engine.runner), "run", broken)
-            answer = client.post(PATH, json=SHORT)
-            events = client.post(PATH, json={**SHORT, "stream": True}).text
-        assert answer.status_code == 500 and "secret" not in answer.text
-        assert "secret" not in events and "[DONE]" not in events
-        last = json.loads(events.strip().split("data: ")[-1])
-        assert last["error"]["type"] == "server_error"
-        assert client.post(PATH, json=SHORT).status_code == 200
-
-
 def test_it_finishes_what_is_under_way(engine: Engine) -> None:
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         responses: list[httpx2.Response] = []
@@ -167,7 +102,7 @@ def test_what_does_not_finish_in_time_gets_503_or_ends(
             monkeypatch.setattr(type(engine.runner), "run", stuck)
             thread = threading.Thread(target=lambda: responses.append(client.post(PATH, json=body)))
             thread.start()
-            until(lambda: client_server(running).admitted == 2)
+            until(lambda: running.server.admitted == 2)
             running.uvicorn.should_exit = True
             thread.join(30)
             go_on.set()
@@ -175,41 +110,6 @@ def test_what_does_not_finish_in_time_gets_503_or_ends(
                 list(lines)
     assert responses[0].status_code == 503, responses[0].text
     assert responses[0].json()["error"]["code"] == "stopping"
-
-
-def test_together_as_alone(running: Running) -> None:
-    """Many requests at once, sampled and greedy, streamed and not: each gets the same answer as alone."""
-    engine = running.engine
-    bodies = [
-        {
-            "messages": [{"role": "user", "content": f"the quick {word}"}],
-            "max_tokens": 20,
-            "temperature": float(i % 2),
-            "seed": i,
-        }
-        for i, word in enumerate(["brown", "fox", "jumps", "over", "the", "lazy", "dog"])
-    ]
-    alone = [
-        engine.generate(
-            [Message.user(b["messages"][0]["content"])],
-            sampling=SamplingParams(20, temperature=b["temperature"], seed=b["seed"]),
-        ).text
-        for b in bodies
-    ]
-    texts: list[str] = [""] * len(bodies)
-
-    def ask(number: int) -> None:
-        with running.client() as client:
-            answer = client.post(PATH, json=bodies[number]).json()
-        texts[number] = answer["choices"][0]["message"]["content"]
-
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert texts == alone
-    assert torch.is_inference_mode_enabled() is False
 
 
 def test_what_is_said_is_logged_only_where_that_was_asked_for(
@@ -233,14 +133,14 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
                 assert not log_prompts or "1 + 2" in lines[0]
 
 
-def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
+def test_who_hangs_up_while_it_enters_leaves_nothing(fresh: Running) -> None:
     """The ticket is released before its jobs start: they end at once."""
-    server, engine = client_server(running), running.engine
+    server, engine = fresh.server, fresh.engine
     row = engine.rows.prepare([Message.user("hi")], SamplingParams(500))
     ticket = AdmittedRequest(server, request_of(server, b""), live=False)
     ticket.release()
     asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
-    until(running.idle)
+    until(fresh.idle)
     assert server.admitted == 0 and engine.counters().tokens < 500
 
 
@@ -253,7 +153,7 @@ def test_free_memory_goes_back_when_nobody_is_answered(
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         monkeypatch.setattr(
             "polyphi.serve.answer.server.give_back",
-            lambda: calls.append(client_server(running).admitted),
+            lambda: calls.append(running.server.admitted),
         )
         assert client.post(PATH, json=SHORT).status_code == 200
         until(lambda: len(calls) == 1)
@@ -392,7 +292,7 @@ def test_answers_are_not_held_back_to_fill_packets() -> None:
 
 
 def test_no_request_leaves_anything_in_memory(running: Running) -> None:
-    """120 more short requests, of each API and with other texts, leave much less than one of them takes."""
+    """48 more short requests, of each API and with other texts, leave much less than one of them takes."""
 
     def send(client: httpx2.Client, first: int, count: int) -> None:
         for number in range(first, first + count):
@@ -416,12 +316,12 @@ def test_no_request_leaves_anything_in_memory(running: Running) -> None:
         return tracemalloc.get_traced_memory()[0]
 
     with running.client() as client:
-        send(client, 1, 40)
+        send(client, 1, 24)
         tracemalloc.start()
         try:
-            send(client, 41, 40)
+            send(client, 25, 16)
             before = allocated()
-            send(client, 81, 120)
-            assert allocated() - before < 120 * 1000
+            send(client, 41, 48)
+            assert allocated() - before < 48 * 1000
         finally:
             tracemalloc.stop()

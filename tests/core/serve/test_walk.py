@@ -1,9 +1,7 @@
 """The server from outside, from its OpenAPI description: every route without a key (S20), and generated requests (S18):
 no status 500, no internals in messages, alive afterwards."""
 
-import base64
 import contextlib
-import io
 import json
 import math
 import re
@@ -11,19 +9,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy
-import PIL.Image
+import hypothesis
 import pytest
 import requests
 import schemathesis
-import soundfile
-from fixtures.servers import Running, serving, tiny_engine
-from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
+from fixtures.servers import Running
+from hypothesis import HealthCheck, Phase, given, seed, strategies
 from hypothesis.errors import Unsatisfiable
+from serve.dialects import CASES, DIALECTS, HI
 from starlette.routing import BaseRoute
 
-from polyphi.model.config import ModelConfig
-from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.page.page import PAGE
@@ -34,16 +29,20 @@ LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|
 """What no answer holds, unless it was sent."""
 
 
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    """Short requests."""
+    return Settings("tiny", keys=KEYS, max_tokens=16, max_answers=2)
+
+
 @pytest.fixture
-def walked(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Iterator[Running]:
-    """A server with short requests; it must be alive at the end."""
-    limits = Settings("tiny", keys=KEYS, max_tokens=16, max_answers=2)
-    with serving(tiny_engine(tiny_config, tokenizer), limits) as running:
-        yield running
-        with running.client(KEYS[1]) as client:
-            assert client.get("/health").status_code == 200
-            body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-            assert client.post("/v1/chat/completions", json=body).status_code == 200
+def walked(running: Running) -> Iterator[Running]:
+    """The server, which must be alive at the end."""
+    yield running
+    with running.client(KEYS[1]) as client:
+        assert client.get("/health").status_code == 200
+        body = {"messages": HI, "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
 
 
 def check(answer: Any, sent: str = "") -> None:
@@ -183,7 +182,7 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
             for mode in schemathesis.GenerationMode:
 
                 @seed(20250301)
-                @settings(
+                @hypothesis.settings(
                     max_examples=examples,
                     deadline=None,
                     database=None,
@@ -230,6 +229,7 @@ TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"properties": {"a": {}}}},
 }
+FUNCTION = {"type": "function", "name": "f", "parameters": {"properties": {"a": {}}}}
 SCHEMA = {"type": "object", "properties": {"a": {"pattern": "a+"}}, "required": ["a"]}
 SIMPLE: list[tuple[str, dict[str, Any]]] = [
     (
@@ -237,7 +237,7 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
         {
             "model": "tiny",
             "adapter": "auto",
-            "messages": [{"role": "user", "content": "hi"}],
+            "messages": HI,
             "max_tokens": 1,
             "temperature": 1.0,
             "top_p": 0.9,
@@ -269,7 +269,7 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/responses",
         {
-            "input": [{"role": "user", "content": "hi"}],
+            "input": HI,
             "instructions": "be brief",
             "max_output_tokens": 1,
             "metadata": {"a": "b"},
@@ -277,14 +277,14 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
             "include": ["message.output_text.logprobs"],
             "top_logprobs": 1,
             "reasoning": {"effort": "low", "summary": "auto"},
-            "tools": [{"type": "function", "name": "f", "parameters": {"properties": {"a": {}}}}],
+            "tools": [FUNCTION],
             "stream": True,
         },
     ),
     (
         "/v1/messages",
         {
-            "messages": [{"role": "user", "content": "hi"}],
+            "messages": HI,
             "system": "be brief",
             "max_tokens": 1,
             "stop_sequences": ["z"],
@@ -300,37 +300,11 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
 
 def rich() -> list[tuple[str, dict[str, Any]]]:
     """Requests that use all other fields."""
-    picture, clip = io.BytesIO(), io.BytesIO()
-    PIL.Image.new("RGB", (60, 40)).save(picture, "PNG")
-    soundfile.write(clip, numpy.zeros(4000, "float32"), 16000, format="WAV")
-    image_data, audio_data = (
-        base64.b64encode(file.getvalue()).decode() for file in (picture, clip)
-    )
-    parts = [
-        {"type": "text", "text": "hi"},
-        {
-            "type": "image_url",
-            "image_url": {
-                "url": f"data:image/png;base64,{image_data}",
-                "detail": "low",
-                "max_crops": 1,
-            },
-        },
-        {"type": "input_audio", "input_audio": {"data": audio_data, "format": "wav"}},
-    ]
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    turns = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "r", "tool_call_id": "c"},
-    ]
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-    chat = "/v1/chat/completions"
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    chat, body = "/v1/chat/completions", {"messages": HI, "max_tokens": 2}
     named = {"type": "function", "function": {"name": "f"}}
     some = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
-    open_turns = [*body["messages"], {"role": "assistant", "content": "a", "extra": {"b": [1]}}]
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [FUNCTION]}
+    open_turns = [*HI, {"role": "assistant", "content": "a", "extra": {"b": [1]}}]
     forms: list[dict[str, Any]] = [
         {"structured_outputs": {"choice": ["a", "b"]}},
         {"structured_outputs": {"json": SCHEMA}},
@@ -338,76 +312,27 @@ def rich() -> list[tuple[str, dict[str, Any]]]:
         {"guided_choice": ["a"]},
         {"ebnf": 'root ::= "a"'},
         {"grammar": 'start: "a" | "b"'},
+        {"response_format": {"type": "regex", "regex": "a+"}},
+        {"tools": [TOOL], "tool_choice": some},
+        {"messages": open_turns, "continue_final_message": True},
+        {"prompt_logprobs": 1},
+    ]
+    cases = [
+        (DIALECTS[name].path, DIALECTS[name].write({**case.request, "max_tokens": 2}))
+        for case in CASES.values()
+        for name in case.dialects.split()
     ]
     return [
         *((chat, {**body, **form}) for form in forms),
-        (chat, {**body, "tools": [TOOL], "tool_choice": some}),
-        (chat, {**body, "messages": open_turns, "continue_final_message": True}),
-        (chat, {**body, "prompt_logprobs": 1}),
+        *cases,
         ("/v1/completions", {"prompt": "a", "echo": True, "stream": True, "logprobs": 1}),
-        ("/tokenize", {"messages": open_turns, "continue_final_message": True}),
-        (chat, {**body, "messages": [{"role": "user", "content": parts}]}),
-        (chat, {**body, "messages": turns, "tools": [TOOL], "tool_choice": "auto"}),
-        (chat, {**body, "tools": [TOOL], "tool_choice": named}),
-        (chat, {**body, "response_format": schema, "stream": True}),
-        (chat, {**body, "response_format": {"type": "regex", "regex": "a+"}}),
         ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "stream": True}),
         ("/v1/completions", {"prompt": [[5], [6]], "max_tokens": 0, "logprobs": 1, "echo": True}),
-        ("/tokenize", {"messages": body["messages"], "tools": [TOOL]}),
-        *rich_items(image_data, audio_data),
-        *rich_blocks(image_data),
-    ]
-
-
-def rich_items(image: str, audio: str) -> list[tuple[str, dict[str, Any]]]:
-    """Requests of the Responses API."""
-    content = [
-        {"type": "input_text", "text": "hi"},
-        {"type": "input_image", "image_url": f"data:image/png;base64,{image}", "detail": "low"},
-        {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}},
-    ]
-    items = [
-        {"type": "message", "role": "developer", "content": "s"},
-        {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
-        {"type": "reasoning", "id": "r", "summary": []},
-        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "c", "output": "r"},
-    ]
-    body: dict[str, Any] = {"input": "hi", "max_output_tokens": 2}
-    function = {"type": "function", **TOOL["function"], "strict": True}
-    named = {"type": "function", "name": "f"}
-    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [named]}
-    format_ = {"type": "json_schema", "name": "a", "schema": SCHEMA}
-    path = "/v1/responses"
-    return [
-        (path, {**body, "input": [{"role": "user", "content": content}], "store": False}),
-        (path, {**body, "input": items, "tools": [function], "tool_choice": named}),
-        (path, {**body, "tools": [function], "tool_choice": allowed}),
-        (path, {**body, "text": {"format": format_}, "parallel_tool_calls": False}),
-        (f"{path}/input_tokens", {"input": "hi", "tools": [function]}),
-    ]
-
-
-def rich_blocks(image: str) -> list[tuple[str, dict[str, Any]]]:
-    """Requests of the Messages API."""
-    source = {"type": "base64", "media_type": "image/png", "data": image}
-    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}
-    result = {"type": "tool_result", "tool_use_id": "c", "content": "r", "is_error": False}
-    messages = [
-        {"role": "user", "content": [{"type": "image", "source": source}]},
-        {"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}, use]},
-        {"role": "user", "content": [result, {"type": "text", "text": "hi"}]},
-    ]
-    function = {"name": "f", "description": "d", "input_schema": SCHEMA}
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-    choice = {"type": "tool", "name": "f", "disable_parallel_tool_use": True}
-    config = {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "low"}
-    path = "/v1/messages"
-    return [
-        (path, {**body, "messages": messages}),
-        (path, {**body, "tools": [function], "tool_choice": choice}),
-        (path, {**body, "output_config": config}),
-        (f"{path}/count_tokens", {"messages": body["messages"], "tools": [function]}),
+        ("/tokenize", {"messages": open_turns, "continue_final_message": True}),
+        ("/tokenize", {"messages": HI, "tools": [TOOL]}),
+        ("/v1/responses", {"input": "a", "tools": [FUNCTION], "tool_choice": allowed}),
+        ("/v1/responses/input_tokens", {"input": "hi", "tools": [FUNCTION]}),
+        ("/v1/messages/count_tokens", {"messages": HI}),
     ]
 
 

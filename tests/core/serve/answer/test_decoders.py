@@ -2,11 +2,9 @@
 one request."""
 
 import base64
-import io
 import logging
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from fixtures.audio import audio_file
+from fixtures.images import image_file
 from fixtures.processes import Children
-from fixtures.servers import Running, from_address, serving, until
+from fixtures.servers import Running, from_address, sent, serving, until
 from fixtures.variants import few
 from PIL import Image
 from serve.answer.test_containers import RECORDINGS, WALK, answer, chat, image, transcribe, video
@@ -28,23 +28,19 @@ from polyphi.serve.admission.quotas import LARGE_THREADS
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import decoders
 
+CHAT = "/v1/chat/completions"
 SEPARATE = Settings("tiny", isolate_decoding=True)
 WAITS = "lock = threading.Lock(); lock.acquire(); lock.acquire()"
 """For ever. (`time.sleep` is refused.)"""
 
 
 def picture(format: str, side: int = 40) -> bytes:
-    out = io.BytesIO()
     noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
-    Image.fromarray(noise).save(out, format)
-    return out.getvalue()
+    return image_file(noise, format)
 
 
 def clip(format: str, subtype: str | None = None) -> bytes:
-    out = io.BytesIO()
-    wave = 0.3 * np.sin(np.arange(16_000) * 0.1)
-    soundfile.write(out, wave, 16_000, format=format, subtype=subtype)
-    return out.getvalue()
+    return audio_file(0.3 * np.sin(np.arange(16_000) * 0.1), format=format, subtype=subtype)
 
 
 def audio(data: bytes) -> dict[str, Any]:
@@ -156,18 +152,9 @@ def test_the_death_of_a_decoder_is_one_error(
         assert server.idle()
 
 
-@contextmanager
-def pending(running: Running, part: dict[str, Any]) -> Iterator[None]:
+def pending(running: Running, part: dict[str, Any]) -> AbstractContextManager[Any]:
     """A chat whose client leaves at the end of the context."""
-    with running.client() as client:
-        body = {"messages": [{"role": "user", "content": [part]}]}
-        request = client.build_request("POST", "/v1/chat/completions", json=body)
-        request.read()
-    head = f"POST {request.url.path} HTTP/1.1\r\n".encode()
-    head += b"".join(k + b": " + v + b"\r\n" for k, v in request.headers.raw)
-    with socket.create_connection((request.url.host, request.url.port)) as connection:
-        connection.sendall(head + b"\r\n" + request.content)
-        yield
+    return sent(running, CHAT, {"messages": [{"role": "user", "content": [part]}]})
 
 
 @pytest.mark.parametrize("part", [BAD, PARTS["WAV"]])

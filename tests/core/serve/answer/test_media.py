@@ -5,7 +5,6 @@ import asyncio
 import base64
 import io
 import json
-import random
 import re
 import struct
 import subprocess
@@ -17,8 +16,9 @@ import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
+from fixtures.audio import audio_file
 from fixtures.engines import SAYINGS, clip, fitted, make_engine, picture
-from fixtures.images import film
+from fixtures.images import film, image_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
@@ -73,24 +73,11 @@ def status_of(processor: Processor, data: bytes, kind: str = "image") -> int:
 
 
 def still(form: str, width: int = 60, height: int = 40, mode: str = "RGB", **options) -> bytes:
-    out = io.BytesIO()
-    pil.new(mode, (width, height)).save(out, form, **options)
-    return out.getvalue()
+    return image_file(pil.new(mode, (width, height)), form, **options)
 
 
 def noise(form: str) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    out = io.BytesIO()
-    pil.fromarray(pixels).save(out, form)
-    return out.getvalue()
-
-
-def sound(
-    wave: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str | None = None
-) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, wave, rate, format=form, subtype=subtype)
-    return out.getvalue()
+    return image_file(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), form)
 
 
 SILENCE = np.zeros(4000, np.float32)
@@ -154,25 +141,6 @@ def test_s5_caps_are_the_settings(engine: Engine) -> None:
     assert status_of(processor, noise("PNG")) == 200
 
 
-def frames(form: str, **options) -> bytes:
-    first, second = pil.new("RGB", (60, 40), "red"), pil.new("RGB", (60, 40), "blue")
-    out = io.BytesIO()
-    first.save(out, form, save_all=True, append_images=[second] * 5, **options)
-    return out.getvalue()
-
-
-def turned() -> bytes:
-    exif = pil.Exif()
-    exif[0x0112] = 6
-    return still("JPEG", exif=exif)
-
-
-def grey16() -> bytes:
-    out = io.BytesIO()
-    pil.fromarray(np.full((40, 60), 40_000, np.uint16)).save(out, "PNG")
-    return out.getvalue()
-
-
 def gif_of_another_size(width: int, height: int) -> bytes:
     """A screen of 1 x 1 pixels, and a first frame of any size."""
     data = still("GIF", 1, 1, "P")
@@ -180,52 +148,40 @@ def gif_of_another_size(width: int, height: int) -> bytes:
     return data[: at + 5] + struct.pack("<HH", width, height) + data[at + 9 :]
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
-    argvalues=[
-        (frames("GIF"), 200),
-        (frames("PNG"), 200),
-        (frames("WEBP"), 200),
-        (still("JPEG", mode="CMYK"), 200),
-        (grey16(), 200),
-        (turned(), 200),
-        (still("PNG", mode="1"), 200),
-        (still("PNG", mode="LA"), 200),
-        (still("PNG", mode="RGBA"), 200),
-        (still("BMP"), 200),
+def wider(form: str) -> bytes:
+    """An image whose header promises two billion pixels in a row."""
+    data = noise(form)
+    match form:
+        case "PNG":
+            return patched(data, 16, ">I", 2**31 - 1)  # its checksum is another
+        case "TIFF":
+            return patched(data, 18, "<I", 2**31 - 1)
+        case "BMP":
+            return patched(data, 18, "<i", 2**30)
+        case _:
+            return patched(data, data.index(b"ispe") + 8, ">I", 2**31 - 1)
+
+
+def test_s5_pictures_whose_header_lies(processor: Processor) -> None:
+    """Formats, modes and damage are those of tests/core/media."""
+    for data, status in (
+        (still("HEIF", mode="LA"), 200),
+        (still("TIFF", mode="1", compression="group4"), 200),
+        (still("TIFF", mode="F"), 400),
         (gif_of_another_size(60_000, 60_000), 413),
         (gif_of_another_size(9000, 9000), 400),
-        (noise("PNG")[:-40], 400),
-        (noise("JPEG")[:-40], 400),
-        (noise("WEBP")[:-40], 400),
-        (noise("BMP")[:-40], 400),
-        (noise("PNG")[:20], 400),
-        (patched(noise("PNG"), 16, ">I", 0), 400),
-        (patched(noise("PNG"), 16, ">I", 2**31 - 1), 400),  # its checksum is another
-        (patched(noise("BMP"), 18, "<i", 2**30), 413),
+        (wider("PNG"), 400),
+        (wider("BMP"), 413),
+        (wider("TIFF"), 413),
+        (wider("HEIF"), 400),
+        (wider("AVIF"), 400),
         (patched(noise("BMP"), 18, "<i", -60), 413),
         (patched(noise("BMP"), 22, "<i", -40), 200),  # from the top down
-        (frames("TIFF"), 200),
-        (frames("AVIF"), 200),
-        (still("TIFF", mode="CMYK"), 200),
-        (still("TIFF", mode="YCbCr"), 200),
-        (still("TIFF", mode="1", compression="group4"), 200),
-        (still("HEIF", mode="LA"), 200),
-        (still("TIFF", mode="F"), 400),
-        (noise("TIFF")[:-400], 400),
-        (noise("AVIF")[:-40], 400),
-        (noise("HEIF")[:-40], 400),
-        (patched(noise("TIFF"), 18, "<I", 2**31 - 1), 413),  # its width
-        (patched(noise("HEIF"), noise("HEIF").index(b"ispe") + 8, ">I", 2**31 - 1), 400),
-        (patched(noise("AVIF"), noise("AVIF").index(b"ispe") + 8, ">I", 2**31 - 1), 400),
         (b"\0\0\0\x1cftypavif" + bytes(100), 400),
         (b"\0\0\0\x18ftypheic" + bytes(100), 400),
         (b"II*\0\xff\xff\xff\xff" + bytes(100), 400),
-    ],
-)
-def test_s5_pictures_of_every_kind(processor: Processor, data: bytes, status: int) -> None:
-    assert status_of(processor, data) == status
+    ):
+        assert status_of(processor, data) == status, data[:40]
 
 
 def text_bomb() -> bytes:
@@ -248,46 +204,32 @@ OTHERS = {
     "ICO": still("ICO"),
     "PPM": still("PPM"),
     "TGA": still("TGA"),
-    "PCX": still("PCX"),
-    "SGI": still("SGI"),
     "PDF": still("PDF"),
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
-    "JPEG 2000 codestream": b"\xff\x4f\xff\x51" + bytes(100),
-    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100),
     "FITS": b"SIMPLE  =                    T" + b" " * 3000,
-    "PSD": b"8BPS\0\1" + bytes(100),
     "gzip": b"\x1f\x8b\x08" + bytes(100),
     "MP4": film(3),
     "AVI": b"RIFF\0\0\0\0AVI LIST",
-    "WebM": b"\x1aE\xdf\xa3" + bytes(100),
     "M4A": b"\0\0\0\x20ftypM4A " + bytes(100),
-    "AIFF": sound(SILENCE, form="AIFF"),
-    "AU": sound(SILENCE, form="AU"),
-    "CAF": sound(SILENCE, form="CAF"),
-    "W64": sound(SILENCE, form="W64"),
-    "MATLAB": sound(SILENCE, form="MAT5"),
+    "AIFF": audio_file(SILENCE, format="AIFF"),
+    "CAF": audio_file(SILENCE, format="CAF"),
     "pickle": b"\x80\x04\x95",
     "text": b"Look: a picture!",
-    "zeros": bytes(1000),
     "nothing": b"",
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name: str) -> None:
-    data = OTHERS[name]
-    for kind in ("image", "audio"):
-        assert status_of(processor, data, kind) == 415
-    with pytest.raises(MediaError) as caught:  # where nothing checked it before the engine
-        processor.row([Message.user(Image(data), "?")])
-    assert caught.value.reason == "kind"
-
-
-def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
+def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor) -> None:
+    for name, data in OTHERS.items():
+        for kind in ("image", "audio"):
+            assert status_of(processor, data, kind) == 415, name
+        with pytest.raises(MediaError) as caught:  # where nothing checked it before the engine
+            processor.row([Message.user(Image(data), "?")])
+        assert caught.value.reason == "kind"
     assert status_of(processor, noise("PNG"), "audio") == 415
-    assert status_of(processor, sound(SILENCE), "image") == 415
+    assert status_of(processor, audio_file(SILENCE), "image") == 415
 
 
 @pytest.mark.parametrize("name", ["PPM", "PDF", "FITS", "EPS", "JPEG 2000"])
@@ -303,17 +245,9 @@ def test_s6_a_false_beginning_opens_no_other_decoder(processor: Processor, name:
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "WEBP", "JPEG", "TIFF", "AVIF"])
-@pytest.mark.parametrize(
-    ("width", "height", "status"),
-    [
-        *((1, 1, 200), (1, 2, 200), (2, 1, 200), (1, 5, 200), (5, 1, 200), (3, 3, 200)),
-        *((1, 3000, 400), (3000, 1, 400), (1, 10_000, 400), (10_000, 1, 400), (16_000, 2, 400)),
-    ],
-)
-def test_s7_degenerate_pictures(
-    processor: Processor, form: str, width: int, height: int, status: int
-) -> None:
-    assert status_of(processor, still(form, width, height)) == status
+def test_s7_degenerate_pictures(processor: Processor, form: str) -> None:
+    for size, status in (((1, 1), 200), ((1, 5), 200), ((1, 3000), 400), ((16_000, 2), 400)):
+        assert status_of(processor, still(form, *size)) == status, size
 
 
 def test_s7_the_smallest_pictures_are_answered(engine: Engine) -> None:
@@ -327,43 +261,27 @@ def test_s7_the_smallest_pictures_are_answered(engine: Engine) -> None:
 # Clips
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
-    argvalues=[
-        (sound(SILENCE), 200),
-        (sound(SILENCE[:1]), 200),
-        (sound(SILENCE[:1], 48_000, "FLAC"), 200),
-        (sound(SILENCE[:1], 48_000, "OGG", "OPUS"), 200),
-        (sound(np.zeros((4000, 8), np.float32)), 200),
-        (sound(SILENCE, 192_000), 200),
-        (sound(SILENCE, 655_350, "FLAC"), 200),
-        (sound(SILENCE[:0]), 400),
-        (sound(SILENCE, 4000), 400),
-        (sound(np.array([0.0, np.nan, 0.0]), subtype="FLOAT"), 400),
-        (sound(np.array([0.0, np.inf, 0.0]), subtype="FLOAT"), 400),
-        (sound(np.array([0.0, -np.inf, 0.0]), subtype="DOUBLE"), 400),
-        (patched(sound(SILENCE), 22, "<H", 0), 400),  # channels
-        (patched(sound(SILENCE), 22, "<H", 65_535), 400),
-        (patched(sound(SILENCE), 24, "<I", 0), 400),  # rate
-        (patched(sound(SILENCE), 24, "<I", 2**32 - 1), 400),
-        (patched(sound(SILENCE), 34, "<H", 0), 400),  # bits of a sample
-        (patched(sound(SILENCE), 34, "<H", 65_535), 400),
-        (patched(sound(SILENCE), 40, "<I", 2**31), 400),  # bytes of samples
-        (sound(SILENCE)[:100], 400),
-        (sound(SILENCE, form="FLAC")[:30], 400),
-        (sound(SILENCE, form="MP3")[:30], 400),
-        (sound(SILENCE, form="OGG")[:100], 400),
-    ],
-)
-def test_s8_clips_of_every_kind(processor: Processor, data: bytes, status: int) -> None:
-    assert status_of(processor, data, "audio") == status
+def test_s8_clips_whose_header_lies(processor: Processor) -> None:
+    for data, status in (
+        (audio_file(SILENCE[:1], 48_000, "OGG", "OPUS"), 200),
+        (audio_file(np.zeros((4000, 8), np.float32)), 200),
+        (audio_file(SILENCE, 655_350, "FLAC"), 200),
+        (audio_file(SILENCE[:0]), 400),
+        (audio_file(SILENCE, 4000), 400),
+        (audio_file(np.array([0.0, np.nan, 0.0]), subtype="FLOAT"), 400),
+        (patched(audio_file(SILENCE), 22, "<H", 65_535), 400),  # channels
+        (patched(audio_file(SILENCE), 24, "<I", 2**32 - 1), 400),  # rate
+        (patched(audio_file(SILENCE), 34, "<H", 0), 400),  # bits of a sample
+        (patched(audio_file(SILENCE), 40, "<I", 2**31), 400),  # bytes of samples
+        (audio_file(SILENCE, format="MP3")[:30], 400),
+    ):
+        assert status_of(processor, data, "audio") == status, data[:40]
 
 
 def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
     """The rate in the header determines the duration of a clip, and so how much of it is processed."""
     processor = engine.processor
-    data = sound(np.zeros(160_000, np.float32), 16_000, "FLAC")
+    data = audio_file(np.zeros(160_000, np.float32), 16_000, "FLAC")
     rate = 655_350 << 4  # 20 bits at byte 18, then channels and bits of a sample
     forged = (
         data[:18] + struct.pack(">I", rate << 8 | data[20] << 8 & 0xF00 | data[21])[:3] + data[21:]
@@ -373,13 +291,13 @@ def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
     with pytest.raises(MediaError, match="may last 5 s"):
         engine.rows.row([Message.user(Audio(data))])
     assert status_of(processor, forged, "audio") in (200, 400)
-    tokens = processor.count([Message.user(Audio(sound(SILENCE, 655_350, "FLAC")))])
+    tokens = processor.count([Message.user(Audio(audio_file(SILENCE, 655_350, "FLAC")))])
     assert tokens.audio == 1
 
 
-@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("form", ["WAV", "MP3"])
 def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> None:
-    data = sound(np.zeros(48_000, np.float32), form=form)
+    data = audio_file(np.zeros(48_000, np.float32), format=form)
     engine.processor.caps = Caps(audio_seconds=2)
     message = [Message.user(Audio(data), "?")]
     ways = (
@@ -404,31 +322,31 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
 
 IMAGE_FORMS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "HEIF")
 FORMS = {f: noise(f) for f in IMAGE_FORMS} | {
-    f: sound(0.1 * np.random.default_rng(0).standard_normal(3000), form=f)
+    f: audio_file(0.1 * np.random.default_rng(0).standard_normal(3000), format=f)
     for f in ("WAV", "FLAC", "OGG", "MP3")
 }
 
 
+CHANGES = st.tuples(
+    st.floats(0, 1),
+    st.integers(0, 40),
+    st.binary(max_size=40) | st.sampled_from([b"\xff" * 4, bytes(4)]),
+)
+"""Where (mostly in the header), how many bytes are removed, and what stands there instead."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(changes=st.lists(CHANGES, min_size=1, max_size=3), header=st.booleans())
 @pytest.mark.parametrize("form", FORMS)
-def test_s9_damaged_media_are_refused_in_our_words(processor: Processor, form: str) -> None:
-    """Bytes changed, removed and inserted, mostly in the header: an answer or one of polyphi's own messages."""
-    dice, kind = random.Random(form), "audio" if form in ("WAV", "FLAC", "OGG", "MP3") else "image"
-    seen = set()
-    for _ in range(30):
-        data = bytearray(FORMS[form])
-        for _ in range(dice.choice((1, 3, 30))):
-            at = dice.randrange(4, dice.choice((60, len(data))))
-            match dice.randrange(4):
-                case 0:
-                    data[at] ^= 1 << dice.randrange(8)
-                case 1:
-                    data[at : at + 4] = dice.choice((b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"))
-                case 2:
-                    del data[at : at + dice.randrange(40)]
-                case _:
-                    data[at:at] = dice.randbytes(dice.randrange(40))
-        seen.add(status_of(processor, bytes(data), kind))
-    assert seen <= {200, 400, 413, 415} and 400 in seen
+def test_s9_damaged_media_are_refused_in_our_words(
+    processor: Processor, form: str, changes: list[tuple[float, int, bytes]], header: bool
+) -> None:
+    data, kind = FORMS[form], "image" if form in IMAGE_FORMS else "audio"
+    for place, removed, new in changes:
+        at = 4 + int(place * ((60 if header else len(data)) - 4))
+        data = data[:at] + new + data[at + removed :]
+    assert status_of(processor, data, kind) in (200, 400, 413, 415)
+    assert status_of(processor, FORMS[form][:-40], kind) in (200, 400)
 
 
 # Text
@@ -503,7 +421,9 @@ def answered(engine: Engine, part: Image | Audio) -> tuple[int, int]:
 def test_s22_the_same_bytes_in_another_shape_are_another_picture(engine: Engine) -> None:
     """30 x 150 and 150 x 30 pixels of the same values in the same order."""
     values = np.random.default_rng(0).integers(0, 256, 30 * 150 * 3, np.uint8)
-    wide, high = (Image(noise_of(values.reshape(shape))) for shape in ((30, 150, 3), (150, 30, 3)))
+    wide, high = (
+        Image(image_file(values.reshape(shape))) for shape in ((30, 150, 3), (150, 30, 3))
+    )
     assert answered(engine, wide) == (1, 0)
     assert answered(engine, high) == (2, 0)
     calls, cached = answered(engine, wide)
@@ -514,12 +434,6 @@ def test_s22_the_same_bytes_in_another_shape_are_another_picture(engine: Engine)
     assert [engine.generate(q, sampling=SHORT).tokens for q in questions] == [
         a.tokens for a in apart
     ]
-
-
-def noise_of(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    pil.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def test_s22_the_same_picture_cut_otherwise_is_another(engine: Engine) -> None:
@@ -535,7 +449,7 @@ def test_s22_the_same_picture_cut_otherwise_is_another(engine: Engine) -> None:
 def test_s22_the_same_samples_at_another_rate_are_another_clip(engine: Engine) -> None:
     wave = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
     rates = [Audio((wave, rate)) for rate in (16_000, 8000, 24_000)]
-    rates += [Audio(sound(wave, rate)) for rate in (16_000, 8000)]  # 16 bits: other values
+    rates += [Audio(audio_file(wave, rate)) for rate in (16_000, 8000)]  # 16 bits: other values
     assert [answered(engine, r) for r in rates] == [(i, 0) for i in range(1, 6)]
     calls, cached = answered(engine, rates[0])
     assert calls == 5 and cached > 0
@@ -546,7 +460,7 @@ def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
     first = np.zeros((50, 50, 3), np.uint8)
     second = first.copy()
     second[-1, -1, 2] = 1
-    pictures = [Image(noise_of(p)) for p in (first, second)]
+    pictures = [Image(image_file(p)) for p in (first, second)]
     assert answered(engine, pictures[0]) == (1, 0)
     assert answered(engine, pictures[1]) == (2, 0)
 

@@ -244,7 +244,7 @@ def test_every_step_of_the_engine_is_one_observation_of_its_tokens(
     body = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 12, "n": 2}
     long = {"messages": [{"role": "user", "content": "the quick brown fox " * 60}]}
     with serving(engine, Settings("phi")) as running, running.client() as client:
-        metrics = running.uvicorn.config.app.state.server.metrics  # type: ignore[union-attr]
+        metrics = running.server.metrics
 
         def observed() -> tuple[float, float]:
             values = read(metrics)

@@ -1,3 +1,5 @@
+"""Answers that end after about ten tokens."""
+
 import pytest
 from fixtures.engines import end_answers
 
@@ -7,3 +9,8 @@ from polyphi.engine.engine import Engine
 @pytest.fixture
 def engine(engine: Engine) -> Engine:
     return end_answers(engine)
+
+
+@pytest.fixture(scope="module")
+def shared_engine(shared_engine: Engine) -> Engine:
+    return end_answers(shared_engine)

@@ -8,10 +8,7 @@ import json
 import os
 import random
 import socket
-import subprocess
-import sys
 import tempfile
-import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,15 +20,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.audio import say
-from fixtures.servers import Running, request_of, serving
+from fixtures.audio import audio_file, say
+from fixtures.servers import Running, serving, until
+from fixtures.variants import few
 from openai import (
     APIStatusError,
     BadRequestError,
     InternalServerError,
     NotFoundError,
     OpenAI,
-    RateLimitError,
 )
 from starlette.requests import Request as HttpRequest
 
@@ -46,14 +43,12 @@ from polyphi.transcription import longform, subtitles
 from polyphi.transcription.longform import transcription
 from polyphi.types.transcript import Transcript
 
-SHAPES = {"text": str, "srt": str, "vtt": str}
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 
 
 def clip(words: int = 4, form: str = "FLAC", pause: float = 0.2, **options: Any) -> bytes:
-    file = io.BytesIO()
     wave = say([5 * n % 90 for n in range(words)], [pause] * (words + 1))
-    soundfile.write(file, wave, 16000, format=form, **options)
-    return file.getvalue()
+    return audio_file(wave, format=form, **options)
 
 
 CLIP = clip()
@@ -108,27 +103,27 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
     assert running.idle()
 
 
-def test_what_was_heard_is_counted(running: Running, client: OpenAI) -> None:
-    answer = client.audio.transcriptions.create(file=CLIP, model="tiny")
-    with pytest.raises(APIStatusError):
-        client.audio.transcriptions.create(file=b"Dear Sir", model="tiny")
-    with pytest.raises(APIStatusError):
-        client.audio.transcriptions.create(file=damaged()["cut wav"], model="tiny")
-    with running.client() as plain:
-        metrics = dict(
-            line.rsplit(" ", 1)
-            for line in plain.get("/metrics").text.splitlines()
-            if line.startswith("polyphi:")
-        )
+def test_what_was_heard_is_counted(fresh: Running) -> None:
+    with fresh.client() as client:
+
+        def post(data: bytes) -> httpx2.Response:
+            return client.post(TRANSCRIPTIONS, files={"file": data})
+
+        used = post(CLIP).json()["usage"]
+        assert post(b"Dear Sir").status_code == 415
+        assert post(damaged()["cut wav"]).status_code == 400
+        lines = client.get("/metrics").text.splitlines()
+    metrics = dict(line.rsplit(" ", 1) for line in lines if line.startswith("polyphi:"))
     one = '{model_name="tiny"}'
     assert float(metrics[f"polyphi:audio_seconds_total{one}"]) == pytest.approx(2.2)
-    assert float(metrics[f"polyphi:prompt_tokens_total{one}"]) == answer.usage.input_tokens
-    assert float(metrics[f"polyphi:generation_tokens_total{one}"]) == answer.usage.output_tokens
-    ended = 'polyphi:request_success_total{finished_reason="stop",model_name="tiny"}'
-    assert float(metrics[ended]) == 1
-    assert float(metrics['polyphi:adapter_requests_total{adapter="speech",model_name="tiny"}']) == 1
-    refused = 'polyphi:media_rejected_total{model_name="tiny",reason="content"}'
-    assert float(metrics[refused]) == 1
+    assert float(metrics[f"polyphi:prompt_tokens_total{one}"]) == used["input_tokens"]
+    assert float(metrics[f"polyphi:generation_tokens_total{one}"]) == used["output_tokens"]
+    for name in (
+        'request_success_total{finished_reason="stop",model_name="tiny"}',
+        'adapter_requests_total{adapter="speech",model_name="tiny"}',
+        'media_rejected_total{model_name="tiny",reason="content"}',
+    ):
+        assert float(metrics[f"polyphi:{name}"]) == 1
 
 
 def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
@@ -250,50 +245,52 @@ def test_a_prompt_is_a_hint_that_is_ignored_with_a_warning(client: OpenAI) -> No
         ]
 
 
-WRONG = [
-    ({"response_format": "diarized_json"}, "response_format", "speakers are not told apart"),
-    ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "'word' or 'segment'"),
-    ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
-    ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
-    ({"language": "tlh"}, "language", "unknown language 'tlh'.*de \\(German\\)"),
-    ({"extra_body": {"seed": "one"}}, "seed", "whole number"),
-    ({"extra_body": {"temperature": ["0"] * 9}}, "temperature", "at most 8"),
-    ({"extra_body": {"top_p": 0.5}}, "top_p", "isn't supported"),
-    ({"temperature": -1}, "temperature", "from 0 to 100"),
-    ({"temperature": "nan"}, "temperature", "from 0 to 100"),
-    ({"temperature": "hot"}, "temperature", "from 0 to 100"),
-    ({"stream": True, "response_format": "srt"}, "response_format", "json or text"),
-    ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy", "'auto'"),
-    ({"keywords": ["Ann"]}, "keywords", "isn't supported"),
-    ({"known_speaker_names": ["Ann"]}, "known_speaker_names", "isn't supported"),
-    ({"extra_body": {"langage": "en"}}, "langage", "'language'"),
-    ({"extra_body": {"stream": "maybe"}}, "stream", "true or false"),
-    ({"extra_body": {"adapter": "x"}}, "adapter", "'speech'"),
-    ({"extra_body": {"to_language": "de"}}, "to_language", "unknown field"),
-    ({"extra_body": {"model": ["tiny", "tiny"]}}, "model", "once"),
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": "diarized_json"}, "response_format"),
+    ({"timestamp_granularities": ["phone"]}, "timestamp_granularities"),
+    ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+    ({"include": ["logprobs"], "response_format": "text"}, "include"),
+    ({"language": "tlh"}, "language"),
+    ({"extra_body": {"seed": "one"}}, "seed"),
+    ({"extra_body": {"temperature": ["0"] * 9}}, "temperature"),
+    ({"extra_body": {"top_p": 0.5}}, "top_p"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": "nan"}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"stream": True, "response_format": "srt"}, "response_format"),
+    ({"chunking_strategy": {"type": "server_vad"}}, "chunking_strategy"),
+    ({"keywords": ["Ann"]}, "keywords"),
+    ({"extra_body": {"langage": "en"}}, "langage"),
+    ({"extra_body": {"stream": "maybe"}}, "stream"),
+    ({"extra_body": {"adapter": "x"}}, "adapter"),
+    ({"extra_body": {"to_language": "de"}}, "to_language"),
+    ({"extra_body": {"model": ["tiny", "tiny"]}}, "model"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("language", "expected"),
-    [("auto", "unknown"), ("pt_BR", "portuguese"), ("German", "german"), ("zh-Hant-TW", "chinese")],
-)
-def test_languages_by_name_and_region(client: OpenAI, language: str, expected: str) -> None:
+def test_languages_by_name_and_region(client: OpenAI) -> None:
     fields = {"file": CLIP, "model": "whisper-1", "response_format": "verbose_json"}
-    assert client.audio.transcriptions.create(language=language, **fields).language == expected
+    for language, expected in (
+        ("auto", "unknown"),
+        ("pt_BR", "portuguese"),
+        ("German", "german"),
+        ("zh-Hant-TW", "chinese"),
+    ):
+        answer = client.audio.transcriptions.create(language=language, **fields)
+        assert answer.language == expected
 
 
 def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) -> None:
-    for params, param, message in WRONG:
+    for params, param in WRONG:
         fields = {"file": CLIP, "model": "tiny", **params}
-        with pytest.raises(BadRequestError, match=message) as caught:
+        with pytest.raises(BadRequestError) as caught:
             client.audio.transcriptions.create(**fields)
         assert caught.value.param == param, params
         assert caught.value.type == "invalid_request_error"
     with pytest.raises(NotFoundError) as missing:
         client.audio.transcriptions.create(file=CLIP, model="mini")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
-    with pytest.raises(BadRequestError, match="detects that of the recording") as caught:
+    with pytest.raises(BadRequestError) as caught:
         client.audio.translations.create(file=CLIP, model="tiny", extra_body={"language": "en"})
     assert caught.value.param == "language"
     client.audio.transcriptions.create(file=CLIP, model="speech", prompt="", language="Chinese")
@@ -351,15 +348,13 @@ NOT_AUDIO = {
 
 
 def damaged() -> dict[str, bytes]:
-    file = io.BytesIO()
-    soundfile.write(file, np.full(16000, np.nan, np.float32), 16000, "FLOAT", format="WAV")
     wav = clip(form="WAV")
     return {
         "cut wav": wav[:-2000],
         "cut flac": CLIP[: len(CLIP) // 2],
         "forged rate": wav[:24] + (1_000_000).to_bytes(4, "little") + wav[28:],
         "no channels": wav[:22] + b"\0\0" + wav[24:],
-        "not a number": file.getvalue(),
+        "not a number": audio_file(np.full(16000, np.nan, np.float32), subtype="FLOAT"),
         "head only": wav[:44],
         "slow": wav[:24] + (4000).to_bytes(4, "little") + wav[28:],
         "noise": CLIP[:50] + np.random.default_rng(0).bytes(5000),
@@ -379,9 +374,6 @@ def test_s9_what_is_no_recording_gets_a_message_without_internals(client: OpenAI
             assert (error.status_code, error.param) == (status, "file"), data[:20]
             text = error.response.text
             assert not [w for w in ("0x", "/tmp", "polyphi-", "Error", "sndfile") if w in text]
-
-
-TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 
 
 def on_every_route(client: httpx2.Client, data: bytes) -> dict[str, httpx2.Response]:
@@ -417,10 +409,8 @@ def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
 
 
 def noise(form: str, **options: Any) -> bytes:
-    file = io.BytesIO()
     wave = 0.1 * np.random.default_rng(0).standard_normal(6000)
-    soundfile.write(file, wave, 16000, format=form, **options)
-    return file.getvalue()
+    return audio_file(wave, format=form, **options)
 
 
 FORMS = {
@@ -433,17 +423,16 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", few(FORMS, 3))
 def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> None:
     """Truncated, or with flipped bits: refused by all routes or by none, and never a server error."""
     dice, whole = random.Random(form), FORMS[form]
     seen: set[int] = set()
     with running.client() as client:
         assert statuses(on_every_route(client, whole)) == {200}
-        for _ in range(3):
-            cut = whole[: dice.randrange(12, len(whole) * 9 // 10)]
-            assert statuses(on_every_route(client, cut)) == {400}
-        for _ in range(8):
+        cut = whole[: dice.randrange(12, len(whole) * 9 // 10)]
+        assert statuses(on_every_route(client, cut)) == {400}
+        for _ in range(4):
             data = bytearray(whole)
             for _ in range(dice.choice((1, 3, 30))):
                 at = dice.randrange(12, dice.choice((60, len(data))))
@@ -451,49 +440,28 @@ def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> 
             status = statuses(on_every_route(client, bytes(data)))
             assert len(status) == 1, status
             seen |= status
-    assert seen <= {200, 400} and 400 in seen
+    assert seen <= {200, 400}
 
 
 def flipped(data: bytes, at: int, bit: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        # One bit of the exponent of a sample: 1e37, whose square is no number any more.
-        (flipped(FORMS["float wav"], FORMS["float wav"].index(b"data") + 8 + 4 * 999 + 3, 6), "-1"),
-        # One bit of the number of samples: the header promises days.
-        (flipped(FORMS["flac"], 21, 3), "can hold"),
-    ],
-)
-def test_s9_one_wrong_bit_is_400_on_every_route(
-    running: Running, data: bytes, message: str
-) -> None:
+def test_s9_one_wrong_bit_is_400_on_every_route(running: Running) -> None:
+    wav, slow = FORMS["float wav"], audio_file(np.zeros(20_000), rate=1)
     with running.client() as client:
-        answers = on_every_route(client, data)
-        assert statuses(answers) == {400}
-        for name, answer in answers.items():
-            assert name == "tokenize" or message in answer.json()["error"]["message"], name
-
-
-@pytest.mark.parametrize("samples", [1, 2000, 20_000])
-def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
-    running: Running, samples: int
-) -> None:
-    """Independent of the duration: 20,000 samples at 1 Hz are more than five hours."""
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(samples), 1, format="WAV")
-    with running.client() as client:
-        answers = on_every_route(client, file.getvalue())
+        for data in (
+            # One bit of the exponent of a sample: 1e37, whose square is no number any more.
+            flipped(wav, wav.index(b"data") + 8 + 4 * 999 + 3, 6),
+            # One bit of the number of samples: the header promises days.
+            flipped(FORMS["flac"], 21, 3),
+        ):
+            assert statuses(on_every_route(client, data)) == {400}
+        answers = on_every_route(client, slow)  # more than five hours, at 1 Hz
     assert {answer.status_code for answer in answers.values()} == {400}
     errors = [answer.json()["error"] for answer in answers.values()]
-    (error,) = {(e["message"], e["code"], e["type"]) for e in errors}
-    assert "found 1 Hz" in error[0]
-    assert {e["param"] for e in errors} == {
-        "file",
-        "messages[0].content[0].input_audio.data",
-    }
+    assert len({(e["message"], e["code"], e["type"]) for e in errors}) == 1
+    assert {e["param"] for e in errors} == {"file", "messages[0].content[0].input_audio.data"}
 
 
 def test_s9_a_failure_of_ours_says_no_more_than_that(
@@ -536,13 +504,6 @@ def large() -> bytes:
     return clip(40, "WAV", subtype="FLOAT") + b"\0" * transcriptions.IN_MEMORY
 
 
-def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it didn't come about"
-        time.sleep(0.01)
-
-
 def test_s25_uploads_are_private_and_gone_afterwards(
     running: Running,
     client: OpenAI,
@@ -575,7 +536,7 @@ def test_s25_uploads_are_private_and_gone_afterwards(
         ) as answer,
     ):
         assert answer.status_code == 200 and temporary()
-    eventually(lambda: not temporary())
+    until(lambda: not temporary())
 
 
 @pytest.mark.parametrize("end", ["gone", "too much", "no form"])
@@ -618,46 +579,33 @@ def form(data: bytes, **fields: str) -> bytes:
     return "".join(parts).encode() + front.encode() + data + b"\r\n--B--\r\n"
 
 
-@pytest.mark.parametrize("when", ["answered", "streamed", "waiting"])
+@pytest.mark.parametrize("when", few(["streamed", "waiting", "answered"], 2))
 def test_who_hangs_up_frees_everything(
-    running: Running, when: str, temporary: Callable[[], list[str]], large: bytes
+    fresh: Running, when: str, temporary: Callable[[], list[str]], large: bytes
 ) -> None:
     """Alone it would run on for hundreds of steps: an answer to twenty seconds has room for 224 tokens, is asked for
     again with twice as many, and in halves."""
-    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    weight = running.engine.model.decoder.embed_tokens.weight
+    server = fresh.server
+    weight = fresh.engine.model.decoder.embed_tokens.weight
     with torch.no_grad():
-        weight[list(running.engine.processor.tokenizer.eos_ids)] = 0
+        weight[list(fresh.engine.processor.tokenizer.eos_ids)] = 0
     body = form(large, **({"stream": "true"} if when == "streamed" else {}))
-    port = int(running.url.rpartition(":")[2])
+    port = int(fresh.url.rpartition(":")[2])
     count = RECORDINGS + 2 if when == "waiting" else 1
     lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for line in lines:
         line.sendall(head(len(body)) + body)
     if when == "streamed":
         assert b"text/event-stream" in lines[0].recv(4096)
-    eventually(lambda: server.admitted == count and running.engine.counters().running > 0)
-    before = running.engine.counters().steps
+    until(lambda: server.admitted == count and fresh.engine.counters().running > 0)
+    before = fresh.engine.counters().steps
     for line in lines:
         line.close()
-    eventually(lambda: running.idle() and server.admitted == 0 and not temporary())
-    after = running.engine.counters().steps
+    until(lambda: fresh.idle() and server.admitted == 0 and not temporary())
+    after = fresh.engine.counters().steps
     assert after - before < 100
     time.sleep(0.1)
-    assert running.engine.counters().steps == after
-
-
-def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
-    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    others = [bytes([i]) for i in range(server.capacity - 1)]
-    tickets = [server.admit(request_of(server, client)) for client in (b"127.0.0.1", *others)]
-    with pytest.raises(RateLimitError) as caught:
-        client.audio.transcriptions.create(file=CLIP, model="tiny")
-    assert int(caught.value.response.headers["retry-after"]) >= 1
-    for ticket in tickets:
-        ticket.release()
-    client.audio.transcriptions.create(file=CLIP, model="tiny")
-    assert server.admitted == 0
+    assert fresh.engine.counters().steps == after
 
 
 @pytest.fixture
@@ -677,8 +625,7 @@ def silence(seconds: int, rate: int = 16000) -> bytes:
 
 
 def test_s8_large_and_long_recordings_are_refused(narrow: Running) -> None:
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(8000 * 40, np.float32), 8000, "OPUS", format="OGG")
+    long = audio_file(np.zeros(8000 * 40, np.float32), 8000, "OGG", "OPUS")
     with narrow.client() as plain:
 
         def post(data: bytes, **fields: str) -> tuple[int, str]:
@@ -688,7 +635,7 @@ def test_s8_large_and_long_recordings_are_refused(narrow: Running) -> None:
         for fields in ({}, {"stream": "true"}):
             assert post(CLIP[:100] + bytes(200_000), **fields)[0] == 413
             assert post(bytes(200_000 + 2 * audio_form.AROUND), **fields)[0] == 413
-            status, error = post(file.getvalue(), **fields)  # its header tells
+            status, error = post(long, **fields)  # its header tells
             assert status == 413 and "may last 30 s" in error
 
 
@@ -722,7 +669,7 @@ def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
         with serving(engine, settings) as running, running.client() as client:
             answer = client.post("/v1/chat/completions", json=chat)
             assert answer.status_code == status and message in answer.text
-            prompts = running.uvicorn.config.app.state.server.quotas.bytes
+            prompts = running.server.quotas.bytes
             prompts.always = 0
             assert prompts.used == 0, "it is released before the answer ends"
             reservation = prompts.take(b"another", prompts.total - len(CLIP) - 1000)
@@ -749,46 +696,3 @@ def test_s8_samples_are_counted_while_they_are_decoded(
             files = {"file": silence(3600)}
             answer = plain.post("/v1/audio/transcriptions", files=files, data=fields)
             assert answer.status_code == 413 and "found 32" in answer.text, answer.text
-
-
-BOMB = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-import conftest, httpx2
-from fixtures.engines import SAYINGS
-from fixtures.servers import serving, tiny_engine
-from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.admission.settings import Settings
-
-config = conftest.tiny_config.__wrapped__()
-engine = tiny_engine(config, Tokenizer.train(SAYINGS, vocab_size=384))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-data = open({path!r}, "rb").read()
-with serving(engine, Settings("tiny", max_recording_seconds=3 * 3600)) as running:
-    with httpx2.Client(base_url=running.url, timeout=300, trust_env=False) as client:
-        post = lambda data: client.post("/v1/audio/transcriptions", files={{"file": data}})
-        assert post(data[:5000]).status_code == 400
-        before = peak()
-        answer = post(data)
-        print(peak() - before, answer.status_code)
-        print(answer.text)
-"""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("minutes", "rate"), [(3, 192_000), (150, 16_000)])
-def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate: int) -> None:
-    """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
-    path = tmp_path / "silence.flac"
-    path.write_bytes(silence(minutes * 60, rate))
-    tests = str(Path(__file__).parents[3])
-    script = textwrap.dedent(BOMB).format(tests=tests, path=str(path))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    figures, summary = done.stdout.strip().split("\n")
-    grown, status = map(int, figures.split())
-    assert status == 200 and json.loads(summary)["text"] == ""
-    assert "silence" in json.loads(summary)["warnings"][0]
-    assert grown < 60, f"{grown} MiB more"

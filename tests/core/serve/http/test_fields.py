@@ -1,7 +1,6 @@
 """The tables of docs/fields.md: each field is sent to each route, and the tables have all fields of the schemas."""
 
 import base64
-import io
 import json
 import re
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import numpy
 import pytest
-import soundfile
 from anthropic.types import message_create_params as message_params
+from fixtures.audio import audio_file
 from fixtures.engines import picture
 from fixtures.servers import Running
 from openai.types import completion_create_params as completion_params
@@ -120,10 +119,7 @@ ROWS = tables("field")
 
 
 def recording() -> bytes:
-    file = io.BytesIO()
-    wave = numpy.random.default_rng(0).normal(0, 0.1, 8000).astype("float32")
-    soundfile.write(file, wave, 16000, format="WAV")
-    return file.getvalue()
+    return audio_file(numpy.random.default_rng(0).normal(0, 0.1, 8000).astype("float32"))
 
 
 def answers(text: str) -> Any:

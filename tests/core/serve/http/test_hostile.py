@@ -20,7 +20,7 @@ from fixtures.servers import Running
 from safetensors.torch import load_file, save_file
 
 import polyphi
-from polyphi.decoding.tool_calls import CallDelta, CallList, ToolParser, parse_calls
+from polyphi.decoding.tool_calls import ToolParser
 from polyphi.engine.engine import Engine
 from polyphi.types.tools import CALL, CALL_END
 
@@ -46,7 +46,7 @@ def part(kind: str, data: str) -> bytes:
         "input_audio": {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
         "file": {"type": "file", "file": {"file_data": data, "filename": "a" * 400}},
     }[kind]
-    return chat(messages=[{"role": "user", "content": [content]}])
+    return turn([content])
 
 
 def schema(value: Any) -> bytes:
@@ -61,112 +61,112 @@ def nested(inner: str, depth: int, opening: str = "[", closing: str = "]") -> st
     return opening * depth + inner + closing * depth
 
 
+def turn(content: Any) -> bytes:
+    return chat(messages=[{"role": "user", "content": content}])
+
+
 TEXT = {"type": "text", "text": "a"}
 PNG = image_part()["image_url"]["url"]
 WAV = audio_part()["input_audio"]["data"]
 DEPTH = 100_000
-DEEP_OBJECT = nested("1", DEPTH, '{"a":', "}")
+LIST, OBJECTS = nested("", DEPTH), nested("1", DEPTH, '{"a":', "}")
+LARGE = {
+    "digits": "9" * MB,
+    "an exponent": "1e" + "9" * MB,
+    "backslashes": '"' + "\\" * MB + '"',
+    "escapes": '"' + "\\u0000" * (MB // 6) + '"',
+    "a deep list": LIST,
+    "deep objects": OBJECTS,
+    "NaN": "NaN",
+    "1e400": "1e400",
+    "-Infinity": "-Infinity",
+    "twenty digits": "9" * 20,
+    "half a surrogate pair": r'"\ud800"',
+}
+"""JSON that is no value of any field."""
+FIELDS = (
+    *("messages", "model", "tools", "response_format", "stop", "what", "chat_template", "n"),
+    *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "top_logprobs"),
+)
+IMAGES = {
+    "rubbish": "data:image/png;base64," + "QUJD" * 9999,
+    "cut off": PNG[: len(PNG) // 2 // 4 * 4],
+    "no base64": "data:image/png;base64,!!!",
+    "no bytes": "data:image/png;base64,",
+    "commas": "data:" + "," * MB,
+    "parameters": "data:" + ";a=b" * (MB // 4) + ",",
+    "from inside": "http://127.0.0.1/x.png",
+    "from the disk": "file:///etc/passwd",
+    "a TIFF": "data:;base64,SUkqAAg" + "A" * 99_997,
+    "a HEIC": "data:;base64,AAAAGGZ0eXBoZWlj" + "QUJD" * 9999,
+    "an AVIF": "data:;base64,AAAAHGZ0eXBhdmlm" + "QUJD" * 9999,
+    "half a surrogate pair": "\ud800",
+}
+AUDIO = {"rubbish": "QUJD" * 9999, "cut off": WAV[:40], "a picture": PNG.split(",")[1]}
+DOCUMENTS = {
+    "rubbish": "JVBERi0x" + "LjcK" * 9999,
+    "brackets": "JVBERi0x" + "W1tb" * (MB // 4),
+    "no base64": "data:application/pdf;base64,!!!",
+    "no bytes": "",
+    "from inside": "http://127.0.0.1/x.pdf",
+    "from the disk": "file:///etc/passwd",
+    "four megabytes": "QUJD" * (MB + MB // 2),
+}
+SCHEMAS = {
+    "itself": {"$ref": "#"},
+    "elsewhere": {"$ref": "http://127.0.0.1/x"},
+    "the disk": {"$ref": "file:///etc/passwd"},
+    "no type": {"type": "strin"},
+    "half an expression": {"type": "string", "pattern": "("},
+    "a megabyte": {"enum": [f"{i:9}" for i in range(100_000)]},
+}
+REGEXES = {
+    "half": "(" * 5000,
+    "looks back": r"(a+)\1",
+    "a megabyte": "(a|" * (MB // 3),
+    "a million letters": "a{1000000}",
+}
 BODIES: dict[str, tuple[str, bytes]] = {
-    # JSON that is deep, large, or none
-    "a deep list": (CHAT, nested("", DEPTH).encode()),
-    "a deep list that never ends": (CHAT, b"[" * MB),
-    "deep objects": (CHAT, DEEP_OBJECT.encode()),
-    "deep content": (CHAT, raw("messages", nested("", DEPTH))),
-    "a deep part": (CHAT, raw("messages", f'[{{"role":"user","content":{nested("", DEPTH)}}}]')),
-    "a deep ignored field": (CHAT, raw("metadata", DEEP_OBJECT)),
-    "a deep unknown field": (CHAT, raw("what", nested("", DEPTH))),
-    "a deep schema": (CHAT, raw("response_format", nested("1", DEPTH, '{"json_schema":', "}"))),
-    "a deep prompt": (COMPLETIONS, f'{{"prompt": {nested("", DEPTH)}}}'.encode()),
-    "a deep tool": (
-        CHAT,
-        raw(
-            "tools",
-            f'[{{"type":"function","function":{DEEP_OBJECT}}}]',
-        ),
-    ),
-    "a megabyte of digits": (CHAT, raw("seed", "9" * MB)),
-    "a megabyte of an exponent": (CHAT, raw("temperature", "1e" + "9" * MB)),
-    "a megabyte of backslashes": (CHAT, raw("model", '"' + "\\" * MB + '"')),
-    "a megabyte of escapes": (CHAT, raw("model", '"' + "\\u0000" * (MB // 6) + '"')),
+    **{
+        f"{field}: {name}": (CHAT, raw(field, value))
+        for number, field in enumerate(FIELDS)
+        for at, (name, value) in enumerate(LARGE.items())
+        if at % 3 == number % 3
+    },
+    **{f"image: {name}": (CHAT, part("image_url", url)) for name, url in IMAGES.items()},
+    **{f"audio: {name}": (CHAT, part("input_audio", data)) for name, data in AUDIO.items()},
+    **{f"document: {name}": (CHAT, part("file", data)) for name, data in DOCUMENTS.items()},
+    **{f"schema: {name}": (CHAT, schema(value)) for name, value in SCHEMAS.items()},
+    **{f"regex: {name}": (CHAT, regex(value)) for name, value in REGEXES.items()},
+    "a deep body": (CHAT, LIST.encode()),
+    "a deep body that never ends": (CHAT, b"[" * MB),
+    "a deep ignored field": (CHAT, raw("metadata", OBJECTS)),
+    "a deep prompt": (COMPLETIONS, f'{{"prompt": {LIST}}}'.encode()),
     "a hundred thousand fields": (CHAT, json.dumps({f"f{i}": i for i in range(DEPTH)}).encode()),
     "a field of a megabyte": (CHAT, chat(**{"x" * MB: 1})),
     "the same field again and again": (CHAT, b"{" + b'"model":"x",' * 80_000 + b'"model":"x"}'),
     "no end of messages": (CHAT, chat(messages=HI * 30_000)),
-    "no end of pictures": (
-        CHAT,
-        chat(messages=[{"role": "user", "content": [image_part()] * 300}]),
-    ),
+    "no end of pictures": (CHAT, turn([image_part()] * 300)),
+    "no end of parts": (CHAT, turn([TEXT] * 300_000)),
     "no end of tools": (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}] * 9999)),
     "no UTF-8": (CHAT, b'{"messages": "\xff\xfe"}'),
-    "half a surrogate pair as a model": (CHAT, raw("model", r'"\ud800"')),
-    "half a surrogate pair in words": (
-        CHAT,
-        raw("messages", r'[{"role":"user","content":"a \ud800 b"}]'),
-    ),
-    "half a surrogate pair to count": ("/tokenize", rb'{"prompt": "\udfff"}'),
-    "half a surrogate pair as a schema": (
-        CHAT,
-        schema("?").replace(b'"?"', rb'{"const":"\ud800"}'),
-    ),
-    "half a surrogate pair as an address": (
-        CHAT,
-        part("image_url", "?").replace(b'"?"', rb'"\ud800"'),
-    ),
     "nothing": (CHAT, b""),
     "null": (CHAT, b"null"),
     "a list": (CHAT, b"[1, 2]"),
-    # Media that are none
-    "a picture of rubbish": (CHAT, part("image_url", "data:image/png;base64," + "QUJD" * 9999)),
-    "a picture cut off": (CHAT, part("image_url", PNG[: len(PNG) // 2 // 4 * 4])),
-    "a picture that isn't base64": (CHAT, part("image_url", "data:image/png;base64,!!!")),
-    "a picture without bytes": (CHAT, part("image_url", "data:image/png;base64,")),
-    "a megabyte of commas": (CHAT, part("image_url", "data:" + "," * MB)),
-    "a megabyte of parameters": (CHAT, part("image_url", "data:" + ";a=b" * (MB // 4) + ",")),
-    "a picture from inside": (CHAT, part("image_url", "http://127.0.0.1/x.png")),
-    "a picture from the disk": (CHAT, part("image_url", "file:///etc/passwd")),
-    "a clip of rubbish": (CHAT, part("input_audio", "QUJD" * 9999)),
-    "a clip cut off": (CHAT, part("input_audio", WAV[:40])),
-    "a clip that is a picture": (CHAT, part("input_audio", PNG.split(",")[1])),
-    "a TIFF of rubbish": (CHAT, part("image_url", "data:;base64,SUkqAAg" + "A" * 99_997)),
-    "a HEIC of rubbish": (CHAT, part("image_url", "data:;base64,AAAAGGZ0eXBoZWlj" + "QUJD" * 9999)),
-    "an AVIF of rubbish": (
-        CHAT,
-        part("image_url", "data:;base64,AAAAHGZ0eXBhdmlm" + "QUJD" * 9999),
-    ),
-    "a PDF of rubbish": (CHAT, part("file", "JVBERi0x" + "LjcK" * 9999)),
-    "a PDF of brackets": (CHAT, part("file", "JVBERi0x" + "W1tb" * (MB // 4))),
-    "a document that isn't base64": (CHAT, part("file", "data:application/pdf;base64,!!!")),
-    "a document without bytes": (CHAT, part("file", "")),
-    "a document from inside": (CHAT, part("file", "http://127.0.0.1/x.pdf")),
-    "a document from the disk": (CHAT, part("file", "file:///etc/passwd")),
-    "a document of four megabytes of text": (CHAT, part("file", "QUJD" * (MB + MB // 2))),
-    # Values that are none
-    **{
-        f"{field}: {value}": (CHAT, raw(field, value))
-        for field in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty")
-        for value in ("NaN", "1e400", "-Infinity")
-    },
-    "frequency_penalty: NaN": (CHAT, raw("frequency_penalty", "NaN")),
-    **{
-        f"{field} of twenty digits": (CHAT, raw(field, "9" * 20))
-        for field in ("n", "top_logprobs", "seed")
-    },
+    "half a surrogate pair in words": (CHAT, turn("a \ud800 b")),
+    "half a surrogate pair to count": ("/tokenize", rb'{"prompt": "\udfff"}'),
+    "half a surrogate pair in a prompt": (COMPLETIONS, rb'{"prompt": "\ud800", "max_tokens": 1}'),
+    "half a surrogate pair as a field": (CHAT, rb'{"\ud800": 1, "messages": []}'),
+    "half a surrogate pair in a schema": (CHAT, schema({"const": "\ud800"})),
+    "half a surrogate pair as an expression": (CHAT, regex("\ud800")),
     "max_tokens of twenty digits": (CHAT, raw("max_tokens", "9" * 20)),
-    "logprobs of twenty digits": (
-        COMPLETIONS,
-        b'{"prompt": "x", "logprobs": 99999999999999999999}',
-    ),
     "top_k below nothing": (CHAT, raw("top_k", "-9" + "9" * 20)),
     "stops without end": (CHAT, chat(stop=["a"] * 100_000)),
     "a stop of a megabyte": (CHAT, chat(stop="a" * MB)),
-    "no end of parts": (CHAT, chat(messages=[{"role": "user", "content": [TEXT] * 300_000}])),
     "numbers that are no tokens": (COMPLETIONS, json.dumps({"prompt": [1.5] * 300_000}).encode()),
     "lists that hold no tokens": (COMPLETIONS, json.dumps({"prompt": [[1.5] * 300_000]}).encode()),
     "words that are no tokens": ("/detokenize", json.dumps({"tokens": ["a"] * 300_000}).encode()),
-    "parts that are none": (
-        CHAT,
-        chat(messages=[{"role": "user", "content": [{"type": "text", "text": 1}] * 9000}]),
-    ),
+    "parts that are none": (CHAT, turn([{"type": "text", "text": 1}] * 9000)),
     "tokens that are none": ("/detokenize", b'{"tokens": [99999999999999999999]}'),
     "a prompt of tokens that are none": (COMPLETIONS, b'{"prompt": [-1], "max_tokens": 1}'),
     "prompts without end": (COMPLETIONS, json.dumps({"prompt": ["x"] * 50_000}).encode()),
@@ -174,27 +174,6 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "a template": (CHAT, chat(chat_template="{{ cycler.__init__.__globals__.os.popen('id') }}")),
     "a template's values": (CHAT, chat(chat_template_kwargs={"chat_template": "x"})),
     "a template to count by": ("/tokenize", chat(chat_template="x")),
-    # S17: schemas and expressions
-    "a schema of itself": (CHAT, schema({"$ref": "#"})),
-    "a schema from elsewhere": (CHAT, schema({"$ref": "http://127.0.0.1/x"})),
-    "a schema from the disk": (CHAT, schema({"$ref": "file:///etc/passwd"})),
-    "a schema without a type": (CHAT, schema({"type": "strin"})),
-    "a schema with half an expression": (CHAT, schema({"type": "string", "pattern": "("})),
-    "a schema of a megabyte": (CHAT, schema({"enum": [f"{i:9}" for i in range(100_000)]})),
-    "half an expression": (CHAT, regex("(" * 5000)),
-    "an expression that looks back": (CHAT, regex(r"(a+)\1")),
-    "an expression of a megabyte": (CHAT, regex("(a|" * (MB // 3))),
-    "an expression of a million letters": (CHAT, regex("a{1000000}")),
-}
-HALVES: dict[str, tuple[str, bytes]] = {
-    "half a surrogate pair as a stop": (CHAT, raw("stop", r'["\ud800"]')),
-    "half a surrogate pair as a field": (CHAT, rb'{"\ud800": 1, "messages": []}'),
-    "half a surrogate pair in a prompt": (COMPLETIONS, rb'{"prompt": "\ud800", "max_tokens": 1}'),
-    "half a surrogate pair as a tool": (
-        CHAT,
-        raw("tools", r'[{"type":"function","function":{"name":"\ud800"}}]'),
-    ),
-    "half a surrogate pair as an expression": (CHAT, regex("?").replace(b'"?"', rb'"\ud800"')),
 }
 FOLLOWED_OR_REFUSED: dict[str, bytes] = {
     "powers of powers": regex("((a{1,90}){1,90}){1,90}"),
@@ -235,33 +214,24 @@ def refused(answer: httpx2.Response) -> None:
 def well(running: Running, client: httpx2.Client) -> None:
     """The server answers, and nothing of earlier requests is in memory."""
     assert running.idle()
-    assert not running.uvicorn.config.app.state.server.admitted
+    assert not running.server.admitted
     assert client.get("/health").status_code == 200
     assert client.post(CHAT, content=chat(), headers=JSON).status_code == 200
 
 
-def test_s14_s18_s19_nonsense_is_refused(
+def test_s14_s17_s18_s19_nonsense_is_refused(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    all_refused(running, BODIES)
-    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
-
-
-def all_refused(running: Running, bodies: dict[str, tuple[str, bytes]]) -> None:
     wrong = {}
     with running.client() as client:
-        for name, (path, body) in bodies.items():
+        for name, (path, body) in BODIES.items():
             try:
                 refused(client.post(path, content=body, headers=JSON))
             except (AssertionError, httpx2.HTTPError) as error:
                 wrong[name] = f"{type(error).__name__} {error}"[:300]
         well(running, client)
     assert not wrong, "\n".join(f"{name}: {message}" for name, message in wrong.items())
-
-
-def test_s18_halves_of_surrogate_pairs_are_refused(running: Running) -> None:
-    """Lone surrogates are no text: they can't be encoded."""
-    all_refused(running, HALVES)
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
 def test_s17_grammars_that_grow_are_followed_or_refused(running: Running) -> None:
@@ -400,45 +370,28 @@ def test_s13_a_poisoned_config_imports_nothing(engine: Engine, tmp_path: Path) -
     assert not [name for name in sys.modules if name.endswith("_evil")]
 
 
-def poisoned(folder: Path, change: Any) -> Path:
+CHANGES: dict[str, tuple[str, Any]] = {
+    "rank less": ("mis-shaped", lambda t: t[:-1].contiguous()),
+    "rank more": ("mis-shaped", lambda t: torch.cat([t, t])),
+    "turned": ("mis-shaped", lambda t: t.T.contiguous()),
+    "an axis more": ("mis-shaped", lambda t: t[None]),
+    "empty": ("mis-shaped", lambda t: torch.zeros(0)),
+    "whole numbers": ("vision", lambda t: t.round().to(torch.int32)),
+    "NaN": ("vision", lambda t: torch.full_like(t, math.nan)),
+    "infinity": ("vision", lambda t: torch.full_like(t, math.inf)),
+}
+
+
+def test_s28_an_adapter_that_does_not_fit_is_refused(engine: Engine, tmp_path: Path) -> None:
+    folder = save(engine, tmp_path / "model")
     file = folder / "vision-lora" / "adapter_model.safetensors"
     tensors = {name: t.clone() for name, t in load_file(file).items()}
-    name = sorted(tensors)[0]
-    tensors[name] = change(tensors[name])
-    save_file(tensors, file)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda t: t[:-1].contiguous(),
-        lambda t: torch.cat([t, t]),
-        lambda t: t.T.contiguous(),
-        lambda t: t[None],
-        lambda t: torch.zeros(0),
-    ],
-    ids=["rank less", "rank more", "turned", "an axis more", "empty"],
-)
-def test_s28_an_adapter_that_does_not_fit_is_refused(
-    engine: Engine, tmp_path: Path, change: Any
-) -> None:
-    with pytest.raises(ValueError, match="mis-shaped"):
-        polyphi.load(poisoned(save(engine, tmp_path / "model"), change), device="cpu")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda t: t.round().to(torch.int32),
-        lambda t: torch.full_like(t, math.nan),
-        lambda t: torch.full_like(t, math.inf),
-    ],
-    ids=["whole numbers", "NaN", "infinity"],
-)
-def test_s28_an_adapter_of_nonsense_is_refused(engine: Engine, tmp_path: Path, change: Any) -> None:
-    with pytest.raises(ValueError, match="vision"):
-        polyphi.load(poisoned(save(engine, tmp_path / "model"), change), device="cpu")
+    first = min(tensors)
+    for name, (message, change) in CHANGES.items():
+        save_file({**tensors, first: change(tensors[first])}, file)
+        with pytest.raises(ValueError, match=message):
+            polyphi.load(folder, device="cpu")
+            pytest.fail(name)
 
 
 def test_s28_no_request_brings_an_adapter(running: Running) -> None:
@@ -457,54 +410,29 @@ def test_s28_no_request_brings_an_adapter(running: Running) -> None:
 
 
 TOOL_TEXTS = {
-    "marks": CALL * 80_000,
-    "marks and brackets": (CALL + "[") * 70_000,
-    "marks that end": (CALL + CALL_END) * 40_000,
-    "objects that begin": (CALL + '[{"name": "f", "arguments": {') * 24_000,
-    "names of functions": "functools[" * 100_000,
-    "functions and brackets": "functools[{" * 91_000,
-    "brackets": CALL + "[" * MB,
-    "objects": CALL + '[{"a":' * 160_000,
-    "one long string": CALL + '[{"name": "' + "a" * MB,
-    "backslashes": CALL + '[{"name": "' + "\\" * MB,
-    "quotes": CALL + '[{"name": "' + '\\"' * (MB // 2),
-    "escapes": CALL + '[{"name": "' + "\\u00e9" * (MB // 6),
-    "spaces": CALL + " " * MB,
-    "spaces in a list": CALL + "[" + " " * MB + "{",
-    "spaces between calls": CALL + '[{"name":"f","arguments":{}}' + " " * MB + "]",
-    "commas": CALL + "[{" + "," * MB,
-    "one long number": CALL + '[{"a": ' + "1" * MB,
-    "numbers": CALL + '[{"name": "f", "arguments": {"a": [' + "1," * (MB // 2),
-    "letters of marks": "<|tool_call|" * 83_000,
-    "angles": "<" * MB,
-    "many calls": CALL + "[" + ",".join(['{"name":"f","arguments":{}}'] * 36_000) + "]" + CALL_END,
-    "one large call": CALL + json.dumps([{"name": "f", "arguments": {"a": "x" * MB}}]) + CALL_END,
-    "a wide call": CALL
-    + json.dumps([{"name": "f", "arguments": {f"k{i}": i for i in range(80_000)}}])
-    + CALL_END,
-    "a call of many members": CALL + "[{" + '"":1,' * (MB // 5),
-    "brackets side by side": CALL + '[{"name": "f", "arguments": {"a": [' + "[]," * (MB // 3),
-    "many marked calls": (CALL + '{"name":"f"}' + CALL_END) * 25_000,
-    "arguments as a string": CALL
-    + json.dumps([{"name": "f", "arguments": json.dumps({"a": [1] * (MB // 3)})}]),
-    "numbers read twice": CALL + '[{"' + CALL + '[{",":{"a":[' + "1," * (MB // 2),
-    "spaces first": " " * MB,
-    "plain words": "the quick brown fox " * 50_000,
+    "marks": (CALL, ""),
+    "marks and brackets": (CALL + "[", ""),
+    "marks that end": (CALL + CALL_END, ""),
+    "objects that begin": (CALL + '[{"name": "f", "arguments": {', ""),
+    "names of functions": ("functools[{", ""),
+    "brackets": ("[", CALL),
+    "objects": ('[{"a":', CALL),
+    "one long string": ("a", CALL + '[{"name": "'),
+    "backslashes": ("\\", CALL + '[{"name": "'),
+    "quotes": ('\\"', CALL + '[{"name": "'),
+    "escapes": ("\\u00e9", CALL + '[{"name": "'),
+    "spaces": (" ", CALL + "["),
+    "spaces between calls": (" ", CALL + '[{"name":"f","arguments":{}}'),
+    "one long number": ("1", CALL + '[{"a": '),
+    "numbers": ("1,", CALL + '[{"name": "f", "arguments": {"a": ['),
+    "lists": ("[],", CALL + '[{"name": "f", "arguments": {"a": ['),
+    "members": ('"":1,', CALL + "[{"),
+    "numbers read twice": ("1,", CALL + '[{"' + CALL + '[{",":{"a":['),
+    "letters of marks": ("<|tool_call|", ""),
+    "calls": ('{"name":"f","arguments":{}},', CALL + "["),
+    "marked calls": (CALL + '{"name":"f"}' + CALL_END, ""),
 }
-
-
-@pytest.mark.parametrize("name", TOOL_TEXTS)
-def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
-    text = TOOL_TEXTS[name][: MB // 20]
-    content, calls = parse_calls(text, ["f"])
-    parser, own = ToolParser(["f"]), CallList()
-    parsed = [part for at in range(0, len(text), 7000) for part in parser.add(text[at : at + 7000])]
-    parsed += parser.finish()
-    for part in parsed:
-        if isinstance(part, CallDelta):
-            own.add(part)
-    assert own == calls
-    assert "".join(part for part in parsed if isinstance(part, str)) == content
+"""What is repeated, and what stands before it. tests/core/decoding/test_tool_calls.py has them in any pieces."""
 
 
 @pytest.mark.long
@@ -513,8 +441,8 @@ def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
 def test_s16_a_megabyte_of_calls_is_read_in_little_time(name: str, size: int) -> None:
     """Whole, and in pieces as a stream. It takes less than a tenth of a second; in quadratic time it would be hours, on
     a slow machine too."""
-    text = TOOL_TEXTS[name]
-    assert 0.9 * MB < len(text) < 1.5 * MB
+    repeated, before = TOOL_TEXTS[name]
+    text = before + repeated * (MB // len(repeated))
     began = time.process_time()
     parser = ToolParser(["f"])
     for at in range(0, len(text), size):
@@ -526,11 +454,11 @@ def test_s16_a_megabyte_of_calls_is_read_in_little_time(name: str, size: int) ->
 # S23: adapters don't share cached prefixes
 
 
-def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> None:
+def test_s23_with_and_without_an_adapter_nothing_is_shared(fresh: Running) -> None:
     """As the client sees it; tests of the cache check that the key contains the adapter's content."""
     long = [{"role": "user", "content": "the quick brown fox " * 12}]
 
-    with running.client() as client:
+    with fresh.client() as client:
 
         def cached(**params: Any) -> int:
             body = {"messages": long, "max_tokens": 2, **params}

@@ -37,10 +37,6 @@ def numbered(count: int) -> bytes:
     return b"{" + b",".join(b'"k%d":1' % i for i in range(count)) + b"}"
 
 
-def server(running: Running) -> Any:
-    return running.uvicorn.config.app.state.server
-
-
 # B6: bodies that are hard to parse
 
 CALL = b'"","role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"?"}}]'
@@ -128,7 +124,7 @@ def refused_beside_others(running: Running, path: str, body: bytes, count: int) 
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert len(answer.text) < 1000
         assert max(beside) < max(2, 20 * max(alone)), "the event loop was blocked"
-        until(lambda: server(running).quotas.bytes.used == 0)
+        until(lambda: running.server.quotas.bytes.used == 0)
         assert client.post(CHAT, content=HI, headers=JSON).status_code == 200
 
 
@@ -161,14 +157,14 @@ def test_b3_padded_bodies_leave_memory_to_others_while_they_are_answered(
         assert not statuses
         large = HI + b" " * (MB // 2)
         assert other.post(CHAT, content=large, headers=JSON).status_code == 200
-        assert server(running).quotas.bytes.used < 10_000
+        assert running.server.quotas.bytes.used < 10_000
         for dictionary in [one for one in gc.get_objects() if type(one) is dict]:
             of_request = dictionary.get("max_tokens") == 1800 and dictionary is not long
             assert not (of_request and dictionary.get("messages")), "FastAPI keeps the body"
         for thread in threads:
             thread.join()
         assert statuses == [200] * 6
-        assert server(running).quotas.bytes.used == 0
+        assert running.server.quotas.bytes.used == 0
 
 
 @pytest.mark.long
@@ -191,7 +187,7 @@ def test_b3_six_padded_bodies_of_full_size(running: Running) -> None:
         while any(thread.is_alive() for thread in threads):
             assert other.post(CHAT, content=HI, headers=JSON).status_code == 200
     assert set(statuses) <= {200, 413, 429}
-    assert server(running).quotas.bytes.used == 0
+    assert running.server.quotas.bytes.used == 0
 
 
 # What honest clients send

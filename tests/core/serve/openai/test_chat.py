@@ -1,4 +1,5 @@
-"""Chat completions through the official client: the answers are the engine's, streamed or not."""
+"""Chat completions through the official client: the answers are the engine's, streamed or not. Other APIs give the same
+answers: test_dialects.py."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from fixtures.chats import (
     TOOLS,
     WEATHER,
     Model,
-    add_calls,
     outcome,
 )
 from fixtures.engines import clip, picture
@@ -87,60 +87,6 @@ def test_an_adapter_by_its_name(client: OpenAI) -> None:
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
 
 
-def test_structured_output_and_tools(client: OpenAI) -> None:
-    messages = [{"role": "user", "content": "1 + 2"}]
-    schema = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Rome", "Oslo"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    answer = client.chat.completions.create(
-        model="tiny",
-        messages=messages,
-        max_tokens=400,
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    )
-    assert json.loads(answer.choices[0].message.content)["city"] in ("Rome", "Oslo")
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"enum": ["Rome"]}},
-                "required": ["city"],
-            },
-        },
-    }
-    params = dict(model="tiny", messages=messages, max_tokens=600, tools=[tool], seed=1)
-    params |= {"tool_choice": "required", "temperature": 0.0}
-    whole = client.chat.completions.create(**params).choices[0]
-    assert whole.finish_reason == "tool_calls"
-    assert json.loads(whole.message.tool_calls[0].function.arguments) == {"city": "Rome"}
-    calls: list[dict] = []
-    for chunk in client.chat.completions.create(**params, stream=True):
-        add_calls(calls, chunk.choices[0].delta.model_dump()["tool_calls"])
-        reason = chunk.choices[0].finish_reason
-    assert reason == "tool_calls"
-    assert [call["function"] for call in calls] == [
-        {"name": c.function.name, "arguments": c.function.arguments}
-        for c in whole.message.tool_calls
-    ]
-    call = whole.message.tool_calls[0]
-    again = client.chat.completions.create(
-        model="tiny",
-        max_tokens=4,
-        tools=[tool],
-        messages=[
-            *messages,
-            whole.message.model_dump(),
-            {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 20}'},
-        ],
-    )
-    assert again.usage.prompt_tokens > 20
-
-
 def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     params = dict(
         model="tiny",
@@ -168,119 +114,6 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     assert counts == [len(c.logprobs.content) for c in whole.choices]
 
 
-WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"temperature": -1}, "temperature", "at least 0|from 0"),
-    ({"temperature": "hot"}, "temperature", "valid number"),
-    ({"max_tokens": 0}, "max_tokens", "at least 1"),
-    ({"n": 1000}, "n", "at most"),
-    ({"stop": [""]}, "stop", "empty"),
-    ({"extra_body": {"temprature": 1}}, "temprature", "'temperature'"),
-    ({"extra_body": {"chat_template": "x"}}, "chat_template", "isn't supported"),
-    ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
-    ({"logit_bias": {"one": 1}}, "logit_bias", "'one'"),
-    ({"logit_bias": {"05": 1}}, "logit_bias", "'05'"),
-    ({"logit_bias": {str(10**8): 1}}, "logit_bias", "100000000"),
-    ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids", "at least 0"),
-    ({"extra_body": {"min_tokens": 3}, "max_tokens": 2}, "min_tokens", "at most"),
-    ({"extra_body": {"continue_final_message": True}}, "continue_final_message", "user"),
-    (
-        {"extra_body": {"chat_template_kwargs": {"tools": []}}},
-        "chat_template_kwargs.tools",
-        "unknown field",
-    ),
-    ({"max_tokens": 10**6}, "messages", "at most"),
-    ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
-    ({"top_logprobs": 0, "logprobs": False}, "top_logprobs", "logprobs"),
-    ({"messages": []}, "messages", "at least 1"),
-    ({"messages": [{"role": "user"}]}, "messages[0].content", "text or parts"),
-    ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "expected"),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-        "messages[0].content[0].image_url.url",
-        "required",
-    ),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
-        "messages[0].content[0].video_url",
-        "required",
-    ),
-    (
-        {
-            "messages": [
-                {
-                    "role": "assistant",
-                    "content": "",
-                    "tool_calls": [
-                        {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
-                    ],
-                }
-            ]
-        },
-        "messages[0].tool_calls",
-        "depth",
-    ),
-    ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
-    (
-        {"tools": [{"type": "function", "function": {"name": name}} for name in ("f", "g", "f")]},
-        "tools",
-        "2 tools named 'f'",
-    ),
-    (
-        {
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}],
-            "tool_choice": "required",
-        },
-        "tools",
-        "'f'",
-    ),
-    (
-        {
-            "tools": [{"type": "function", "function": {"name": "f"}}],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"type": "strin"}},
-            },
-        },
-        "response_format",
-        "strin",
-    ),
-    (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"enum": []}},
-            }
-        },
-        "response_format",
-        "answer fits|can't be followed",
-    ),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
-]
-
-
-def test_what_is_wrong_is_told_by_its_path(client: OpenAI) -> None:
-    for params, param, message in WRONG:
-        fields: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], **params}
-        with pytest.raises(BadRequestError, match=message) as caught:
-            client.chat.completions.create(model="tiny", **fields)
-        assert (caught.value.param, caught.value.type) == (param, "invalid_request_error"), params
-        with pytest.raises(BadRequestError):  # before the first event of a stream
-            client.chat.completions.create(model="tiny", **fields, stream=True)
-
-
-def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
-    options = dict(model="tiny", max_tokens=1, stream_options={"include_usage": True})
-    for stream in (None, False):
-        for ask, prompt in (
-            (client.chat.completions.create, {"messages": [{"role": "user", "content": "hi"}]}),
-            (client.completions.create, {"prompt": "hi"}),
-        ):
-            with pytest.raises(BadRequestError) as caught:
-                ask(**options, **prompt, stream=stream)
-            assert caught.value.param == "stream_options"
-            assert len(list(ask(**options, **prompt, stream=True))) >= 2
-
-
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """With a scripted model output, streamed and whole answers are equal."""
     from polyphi.decoding.output import Output
@@ -303,32 +136,49 @@ def test_one_call_where_no_others_are_wanted(running: Running) -> None:
 
 # Tools: what is called, what is content, and how an answer ends
 
+CITY, SO = '{"city": "Oslo"}', f"So: {CALLS} and so on"
+REQUIRED, ONE = {"tool_choice": "required"}, {"parallel_tool_calls": False}
+FORMAT = {"response_format": SCHEMA}
+ARRAY = {"response_format": {"type": "regex", "regex": r"\[.*\]"}}
+OTHERS = {"tools": [{"type": "function", "function": {"name": "other"}}]}
+OUTCOMES: list[tuple[str, dict[str, Any], Any]] = [
+    (CALLS, FORMAT, (None, BOTH_CALLS, "tool_calls")),
+    (CITY, FORMAT, (CITY, [], "stop")),
+    (f"[{NOW}]", ARRAY, (f"[{NOW}]", [], "stop")),
+    (CALLS, REQUIRED | FORMAT, (None, BOTH_CALLS, "tool_calls")),
+    (CALLS, {"tool_choice": NAMED} | FORMAT, (None, BOTH_CALLS[:1], "tool_calls")),
+    (CALLS.replace(NOW, WEATHER), REQUIRED, (None, BOTH_CALLS[:1] * 2, "tool_calls")),
+    (CALLS.replace(NOW, WEATHER), {"tool_choice": NAMED}, (None, BOTH_CALLS[:1], "tool_calls")),
+    (CALLS, REQUIRED | ONE | FORMAT, (None, BOTH_CALLS[:1], "tool_calls")),
+    (SO, ONE | {"logprobs": True}, ("So: ", BOTH_CALLS[:1], "tool_calls")),
+    (SO, {}, ("So:  and so on", BOTH_CALLS, "tool_calls")),
+    ("No call.", ONE, ("No call.", [], "stop")),
+    (CALLS, REQUIRED | {"stop": ["ome"]}, (None, [("weather", '{"city": "R')], "stop")),
+    (CALLS, OTHERS, (CALLS, [], "stop")),
+]
+"""What the model writes, fields of the request, and the content, calls and finish reason of the answer."""
 
-@pytest.mark.parametrize("choice", [None, "auto"])
-def test_the_model_chooses_between_tools_and_the_response_format(
-    model: Model, choice: str | None
-) -> None:
-    fields = {"tool_choice": choice, "response_format": SCHEMA}
+
+def test_what_is_called_and_what_is_content(model: Model) -> None:
+    for text, fields, expected in OUTCOMES:
+        model.text = text
+        choice, tokens = model.answer(**fields)
+        assert outcome(choice) == expected, (text, fields)
+        assert "logprobs" not in fields or len(choice["logprobs"]["content"]) == tokens
     model.text = CALLS
-    assert outcome(model.answer(**fields)[0]) == (None, BOTH_CALLS, "tool_calls")
-    model.text = '{"city": "Oslo"}'
-    assert outcome(model.answer(**fields)[0]) == (model.text, [], "stop")
-    # Nothing in an answer of the format is a call.
-    model.text = f"[{NOW}]"
-    for array in (
-        {"type": "regex", "regex": r"\[.*\]"},
-        {"type": "json_schema", "json_schema": {}},
-    ):
-        fields["response_format"] = array
-        assert outcome(model.answer(**fields)[0]) == (model.text, [], "stop")
+    content, calls, reason = outcome(model.answer(tools=TOOLS[:1])[0])
+    assert (calls, reason) == (BOTH_CALLS[:1], "tool_calls")
+    assert content is not None and NOW in content, "a tool that isn't offered"
 
 
-@pytest.mark.parametrize("choice", ["required", NAMED])
-def test_a_required_call_beside_a_response_format(model: Model, choice: Any) -> None:
+@pytest.mark.parametrize("fields", few([{}, REQUIRED, FORMAT], 1))
+def test_without_parallel_calls_generation_ends_after_the_first(model: Model, fields: Any) -> None:
     model.text = CALLS
-    result = outcome(model.answer(tool_choice=choice, response_format=SCHEMA)[0])
-    calls = BOTH_CALLS if choice == "required" else BOTH_CALLS[:1]
-    assert result == (None, calls, "tool_calls")
+    both, all_tokens = model.answer(**fields)
+    assert outcome(both) == (None, BOTH_CALLS, "tool_calls")
+    first, tokens = model.answer(**ONE, **fields)
+    assert outcome(first) == (None, BOTH_CALLS[:1], "tool_calls")
+    assert tokens <= all_tokens - len(model.running.engine.processor.tokenizer.encode(NOW))
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
@@ -355,41 +205,6 @@ def test_a_required_call_has_no_content(model: Model, logprobs: bool) -> None:
     assert len(entries) == (tokens if logprobs else 0)
 
 
-def test_a_named_choice_gives_one_call(model: Model) -> None:
-    model.text = CALLS.replace(NOW, WEATHER)
-    result = outcome(model.answer(tool_choice="required")[0])
-    assert result == (None, BOTH_CALLS[:1] * 2, "tool_calls")
-    result = outcome(model.answer(tool_choice=NAMED)[0])
-    assert result == (None, BOTH_CALLS[:1], "tool_calls")
-
-
-@pytest.mark.parametrize(
-    ("choice", "response_format"),
-    few([("auto", None), ("required", SCHEMA), ("auto", SCHEMA), ("required", None)], 2),
-)
-def test_without_parallel_calls_generation_ends_after_the_first(
-    model: Model, choice: str, response_format: dict | None
-) -> None:
-    model.text = CALLS
-    fields = {"tool_choice": choice, "response_format": response_format}
-    both, all_tokens = model.answer(**fields)
-    assert outcome(both) == (None, BOTH_CALLS, "tool_calls")
-    first, tokens = model.answer(parallel_tool_calls=False, **fields)
-    assert outcome(first) == (None, BOTH_CALLS[:1], "tool_calls")
-    more = model.running.engine.processor.tokenizer.encode(NOW)
-    assert tokens <= all_tokens - len(more)
-
-
-def test_text_before_the_only_call_stays(model: Model) -> None:
-    model.text = f"So: {CALLS} and so on"
-    choice, tokens = model.answer(parallel_tool_calls=False, logprobs=True)
-    assert outcome(choice) == ("So: ", BOTH_CALLS[:1], "tool_calls")
-    assert len(choice["logprobs"]["content"]) == tokens
-    assert outcome(model.answer()[0]) == ("So:  and so on", BOTH_CALLS, "tool_calls")
-    model.text = "No call."
-    assert outcome(model.answer(parallel_tool_calls=False)[0]) == ("No call.", [], "stop")
-
-
 @pytest.mark.parametrize(
     "fields",
     few([{"tool_choice": "required"}, {"tool_choice": NAMED}, {"response_format": SCHEMA}], 1),
@@ -412,22 +227,6 @@ def test_a_call_that_meets_max_tokens_has_its_arguments_as_far_as_they_came(
         if "tool_calls" not in choice["message"] and "tool_choice" in fields:
             assert choice["message"]["content"] is None
     assert len(lengths) > 1, "the arguments are never cut off"
-
-
-def test_a_stop_string_within_a_call_leaves_it_incomplete(model: Model) -> None:
-    model.text = CALLS
-    result = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
-    assert result == (None, [("weather", '{"city": "R')], "stop")
-
-
-def test_a_tool_that_is_not_offered_is_content(model: Model) -> None:
-    model.text = CALLS
-    weather = TOOLS[:1]
-    content, calls, reason = outcome(model.answer(tools=weather)[0])
-    assert (calls, reason) == (BOTH_CALLS[:1], "tool_calls")
-    assert content is not None and NOW in content
-    others = [{"type": "function", "function": {"name": "other"}}]
-    assert outcome(model.answer(tools=others)[0]) == (CALLS, [], "stop")
 
 
 def test_the_old_form_of_tools(model: Model, client: OpenAI) -> None:

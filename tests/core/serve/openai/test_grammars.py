@@ -1,19 +1,15 @@
 """Grammars of one client, however complex, stop and delay no other client."""
 
-import json
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 from decoding.test_matcher_process import NEVER_COMPILES, processes, until
-from fixtures.servers import Running, from_address, serving
+from fixtures.servers import Running, from_address, sent, serving
 from serve.admission.test_fairness import CHAT, chat
 
 from polyphi.engine.engine import Engine
@@ -32,16 +28,6 @@ SLOW_MASKS = chat(
 WORDS = chat("hi", response_format={"type": "regex", "regex": "(yes|no){3}"}, max_tokens=20)
 
 
-def send(running: Running, address: str, body: dict[str, object]) -> socket.socket:
-    """A request whose answer isn't read; the client leaves when the socket is closed."""
-    data = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    port = int(running.url.rpartition(":")[2])
-    connection = socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
-    connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
-    return connection
-
-
 def grammar_processes(running: Running) -> list[psutil.Process]:
     return processes(running.engine.processor.tokenizer)
 
@@ -53,18 +39,17 @@ def has_begun(running: Running, answers: int) -> bool:
 
 def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
     """Four of them, whose clients leave, ended the server: it had four threads for all clients' work."""
-    with from_address(running, "127.0.0.2") as other:
-        attackers = [send(running, "127.0.0.1", NEVER) for _ in range(4)]
+    with from_address(running, "127.0.0.2") as other, ExitStack() as attackers:
+        for _ in range(4):
+            attackers.enter_context(sent(running, CHAT, NEVER))
         until(lambda: grammar_processes(running))
         for path, body in (("/tokenize", {"prompt": "hi"}), (CHAT, chat("hi")), (CHAT, WORDS)):
             assert other.post(path, json=body).status_code == 200
         assert other.get("/metrics").status_code == 200
-        for attacker in attackers:
-            attacker.close()
+        attackers.close()
         until(lambda: not grammar_processes(running) and running.idle())
         assert other.post(CHAT, json=WORDS).status_code == 200
-    app = running.uvicorn.config.app
-    assert not app.state.server.admitted and not app.state.server._grammars.slots.waiting
+    assert not running.server.admitted and not running.server._grammars.slots.waiting
 
 
 def test_grammars_of_two_addresses_leave_another_a_turn(engine: Engine) -> None:
@@ -78,8 +63,8 @@ def test_grammars_of_two_addresses_leave_another_a_turn(engine: Engine) -> None:
         ExitStack() as peers,
     ):
         for number in range(60):
-            peers.enter_context(send(running, f"127.0.0.{1 + number % 2}", long))
-        server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+            peers.enter_context(sent(running, CHAT, long, f"127.0.0.{1 + number % 2}"))
+        server = running.server
         until(lambda: server.admitted == 60 and server.matchers.waiting > 40)
         assert other.post(CHAT, json=schema({"type": "boolean"})).status_code == 200
         assert server.matchers.waiting > 20, "it didn't wait for them"
@@ -118,7 +103,7 @@ def test_a_grammar_that_never_compiles_is_an_error_of_its_field(running: Running
 
 def test_a_killed_process_of_a_grammar_is_an_error_of_the_server(running: Running) -> None:
     """While it compiles, and while an answer follows it."""
-    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    server = running.server
     with from_address(running, "127.0.0.1") as client, ThreadPoolExecutor(1) as pool:
         for body, answers in ((NEVER, 0), (SLOW_MASKS, 8)):
             waiting = pool.submit(client.post, CHAT, json=body)
@@ -133,34 +118,32 @@ def test_a_killed_process_of_a_grammar_is_an_error_of_the_server(running: Runnin
 
 
 def test_one_client_compiles_one_grammar_at_a_time(running: Running) -> None:
-    attackers = [send(running, "127.0.0.1", NEVER) for _ in range(4)]
-    until(lambda: grammar_processes(running))
     most = 0
-    with from_address(running, "127.0.0.2") as other:
-        answers: list[httpx2.Response] = []
-        thread = threading.Thread(target=lambda: answers.append(other.post(CHAT, json=WORDS)))
-        thread.start()
-        while thread.is_alive():
+    with (
+        ExitStack() as attackers,
+        from_address(running, "127.0.0.2") as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for _ in range(4):
+            attackers.enter_context(sent(running, CHAT, NEVER))
+        until(lambda: grammar_processes(running))
+        answer = pool.submit(other.post, CHAT, json=WORDS)
+        while not answer.done():
             most = max(most, len(grammar_processes(running)))
             time.sleep(0.01)
-        thread.join()
-    assert answers[0].status_code == 200
+    assert answer.result().status_code == 200
     assert most <= 2, "one of each client"
-    for attacker in attackers:
-        attacker.close()
 
 
 def test_slow_masks_of_eight_answers_delay_no_other_chat(running: Running) -> None:
     """Their process is stopped meanwhile, as if each mask took for ever."""
-    attacker = send(running, "127.0.0.1", SLOW_MASKS)
-    until(lambda: running.engine.counters().running)
-    for process in grammar_processes(running):
-        process.suspend()
-    with from_address(running, "127.0.0.2") as other:
+    with sent(running, CHAT, SLOW_MASKS), from_address(running, "127.0.0.2") as other:
+        until(lambda: running.engine.counters().running)
+        for process in grammar_processes(running):
+            process.suspend()
         for body in (chat("hi", max_tokens=8), WORDS):
             assert other.post(CHAT, json=body).status_code == 200
-    assert running.engine.counters().running
-    attacker.close()
+        assert running.engine.counters().running
     until(running.idle)
     until(lambda: not grammar_processes(running))
 

@@ -1,7 +1,5 @@
 """Reasoning in chat completions: a field of its own in messages and deltas, counted, and limited."""
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,30 +7,23 @@ from fixtures.chats import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, outcome
 from fixtures.servers import Running, serving
 from fixtures.variants import few
 from openai import OpenAI
+from serve.dialects import CHAT, HI, chat_events
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
 
-HI = [{"role": "user", "content": "hi"}]
 
-
-@pytest.fixture
-def running(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny", reasoning=True)) as server:
-        yield server
-        assert not engine.counters().requests
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings("tiny", reasoning=True)
 
 
 def answers(running: Running, **fields: Any) -> dict[str, Any]:
     """The choice and the usage; the joined deltas of a stream are the same."""
     body = {"messages": HI, "max_tokens": 300, "seed": 1, "temperature": 0.1, **fields}
     with running.client() as client:
-        reply = client.post("/v1/chat/completions", json=body)
-        assert reply.status_code == 200, reply.text
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        events = client.post("/v1/chat/completions", json=body).text.split("\n\n")[:-2]
-    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-    (choice,), usage = reply.json()["choices"], reply.json()["usage"]
+        whole, chunks = CHAT.body(client, body), chat_events(CHAT.stream(client, body))
+    (choice,), usage = whole["choices"], whole["usage"]
     joined = {"content": "", "reasoning_content": "", "reasoning": ""}
     for delta in [c["delta"] for chunk in chunks for c in chunk["choices"]]:
         for name in joined:
@@ -138,9 +129,6 @@ def test_a_model_without_reasoning(engine: Engine) -> None:
             body = {"messages": HI, "max_tokens": 3, **fields}
             assert client.post("/v1/chat/completions", json=body).status_code == 200
         assert client.get("/props").json()["reasoning"] is False
-        body = {"messages": HI, "reasoning_effort": "much"}
-        reply = client.post("/v1/chat/completions", json=body)
-        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "reasoning_effort")
 
 
 def test_reasoning_that_is_not_requested_is_left_out(model: Model) -> None:

@@ -7,24 +7,22 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.chats import BOTH_CALLS, CALLS, TOOLS, Model, image_part
+from fixtures.chats import BOTH_CALLS, CALLS, Model, image_part
 from fixtures.servers import Running, serving, until
 from openai import BadRequestError, NotFoundError, OpenAI, RateLimitError
 from pydantic import BaseModel
-from serve.openai.test_streaming import items_of, typed_events, without_ids
+from serve.dialects import TOOLS, items_of, responses_request, typed_events, without_ids
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
 
 KEYS = ("the-first-key", "the-second-key")
-FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
+FUNCTIONS = responses_request({"messages": [], "tools": TOOLS})["tools"]
 
 
-@pytest.fixture
-def running(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny", keys=KEYS, reasoning=True)) as server:
-        yield server
-        assert not engine.counters().requests
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings("tiny", keys=KEYS, reasoning=True)
 
 
 @pytest.fixture
@@ -156,75 +154,6 @@ def test_log_probabilities_belong_to_the_text(model: Model, http: httpx2.Client)
     assert items_of(events) == [without_ids(item) for item in response["output"]]
 
 
-def nested(depth: int) -> dict:
-    value: dict = {}
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
-REFUSED: list[tuple[dict, str]] = [
-    ({"input": []}, "input"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
-    ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0]"),
-    (
-        {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
-        "input[0].content[0].image_url",
-    ),
-    (
-        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-        "input[0].content[0].image_url",
-    ),
-    (
-        {"input": [{"type": "function_call", "name": "f", "arguments": "x"}]},
-        "input[0].arguments",
-    ),
-    (
-        {"input": [{"type": "function_call", "name": "f", "arguments": "[" * 5000}]},
-        "input[0].arguments",
-    ),
-    ({"tools": [{"type": "web_search", "filters": {}}]}, "tools[0]"),
-    ({"tools": FUNCTIONS * 2}, "tools"),
-    ({"tools": FUNCTIONS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
-    (
-        {
-            "tools": FUNCTIONS,
-            "tool_choice": {
-                "type": "allowed_tools",
-                "mode": "auto",
-                "tools": [{"type": "function", "name": "x"}],
-            },
-        },
-        "tool_choice.tools",
-    ),
-    ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
-    ({"tool_choice": "required"}, "tools"),
-    ({"background": True}, "background"),
-    ({"conversation": "conv_1"}, "conversation"),
-    ({"truncation": "auto"}, "truncation"),
-    ({"n": 2}, "n"),
-    ({"max_output_tokens": 10**6}, "input"),
-    ({"previous_response_id": "resp_none"}, "previous_response_id"),
-    ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
-    ({"max_tokens": 5}, "max_tokens"),
-    ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
-    (
-        {"tools": [{"type": "function", "name": "f", "parameters": nested(70)}]},
-        "tools[0].parameters",
-    ),
-    (
-        {"tools": [{"type": "function", "name": "f", "parameters": nested(900)}]},
-        "tools[0].parameters",
-    ),
-]
-
-
-def test_what_is_refused(http: httpx2.Client) -> None:
-    for fields, param in REFUSED:
-        reply = http.post("/v1/responses", json={"input": "hi", "max_output_tokens": 4, **fields})
-        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), fields
-
-
 def test_allowed_tools(model: Model, http: httpx2.Client) -> None:
     model.text = CALLS
     choice = {
@@ -240,19 +169,6 @@ def test_allowed_tools(model: Model, http: httpx2.Client) -> None:
     assert calls[0] == BOTH_CALLS[0]
     assert {name for name, _ in calls} == {"weather"}
     assert response["tool_choice"] == choice
-
-
-def test_a_response_is_not_stored_where_its_client_disconnects(
-    running: Running, http: httpx2.Client
-) -> None:
-    body = {"input": "hi", "max_output_tokens": 1500, "stream": True}
-    with http.stream("POST", "/v1/responses", json=body) as reply:
-        lines = reply.iter_lines()
-        next(lines)
-        created = json.loads(next(lines).removeprefix("data: "))
-        until(lambda: running.engine.counters().blocks_in_use > 0)
-    until(running.idle)
-    assert http.get(f"/v1/responses/{created['response']['id']}").status_code == 404
 
 
 def test_a_server_without_a_store(engine: Engine) -> None:
@@ -285,10 +201,11 @@ def test_a_stored_response_is_read_as_a_stream(
 
 
 def test_what_a_stored_response_takes_as_a_stream_counts(
-    running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+    fresh: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a response that its client hasn't read: beside others that fill its share, it is refused."""
-    pool = running.uvicorn.config.app.state.server.quotas.bytes  # type: ignore[union-attr]
+    client = OpenAI(base_url=f"{fresh.url}/v1", api_key=KEYS[0], max_retries=0)
+    pool = fresh.server.quotas.bytes
     owners, take = set(), pool.take
     monkeypatch.setattr(pool, "take", lambda owner, n: owners.add(owner) or take(owner, n))
     response = client.responses.create(model="tiny", input="hi", max_output_tokens=4)

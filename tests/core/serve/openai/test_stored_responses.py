@@ -16,7 +16,7 @@ from fixtures.servers import Running, until
 from PIL import Image as PIL
 
 MIB = 1 << 20
-SIDE = 1700
+SIDE = 1300
 """Pixels of a side of an image whose base64 is larger than the system's socket buffers."""
 
 
@@ -29,8 +29,8 @@ def image() -> str:
 
 
 @pytest.fixture
-def http(running: Running) -> Iterator[httpx2.Client]:
-    with running.client() as client:
+def http(fresh: Running) -> Iterator[httpx2.Client]:
+    with fresh.client() as client:
         yield client
 
 
@@ -74,29 +74,29 @@ def rest(peer: socket.socket) -> bytes:
 
 
 def test_responses_that_are_not_read_take_no_memory(
-    running: Running, http: httpx2.Client, image: str
+    fresh: Running, http: httpx2.Client, image: str
 ) -> None:
     created = create(http, image)
     path, count = f"/v1/responses/{created['id']}/input_items", 8
     with ExitStack() as stack:
         tracemalloc.start()
         stack.callback(tracemalloc.stop)
-        peers = [stack.enter_context(requested(running, path)) for _ in range(count)]
-        until(lambda: waiting(running) == count)
+        peers = [stack.enter_context(requested(fresh, path)) for _ in range(count)]
+        until(lambda: waiting(fresh) == count)
         allocated, _ = tracemalloc.get_traced_memory()
         assert allocated < 16 * MIB, f"{count} unread copies of {len(image) / MIB:.0f} MiB"
         items = json.loads(rest(peers[0]))
     assert items["data"][0]["content"][1]["image_url"] == image
     assert items["first_id"] == items["last_id"] == items["data"][0]["id"]
-    until(lambda: not running.uvicorn.server_state.tasks)
+    until(lambda: not fresh.uvicorn.server_state.tasks)
 
 
 def test_a_response_is_read_to_its_end_although_it_is_deleted(
-    running: Running, http: httpx2.Client, image: str
+    fresh: Running, http: httpx2.Client, image: str
 ) -> None:
     created = create(http, image)
-    with requested(running, f"/v1/responses/{created['id']}/input_items") as peer:
-        until(lambda: waiting(running) == 1)
+    with requested(fresh, f"/v1/responses/{created['id']}/input_items") as peer:
+        until(lambda: waiting(fresh) == 1)
         assert http.delete(f"/v1/responses/{created['id']}").json()["deleted"]
         assert http.get(f"/v1/responses/{created['id']}").status_code == 404
         assert stored_bytes(http) > len(image), "it counts while it is read"
