@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from fixtures.chats import image_part
 from fixtures.servers import Running, request_of, serving
+from serve.dialects import DIALECTS
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.quotas import Pool
@@ -15,20 +15,17 @@ from polyphi.serve.app import create_app
 from polyphi.serve.http.errors import AnthropicErrorResponse, ErrorResponse
 from polyphi.serve.page import page
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
 KEY = {"authorization": "Bearer key"}
 BODIES: dict[str, dict[str, Any]] = {
-    CHAT: {"json": {"messages": HI}},
-    COMPLETIONS: {"json": {"prompt": "hi"}},
-    TRANSCRIPTIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
-    TRANSLATIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
-    RESPONSES: {"json": {"input": "hi"}},
-    f"{RESPONSES}/input_tokens": {"json": {"input": "hi"}},
-    MESSAGES: {"json": {"messages": HI, "max_tokens": 2}},
-    f"{MESSAGES}/count_tokens": {"json": {"messages": HI}},
+    dialect.path: {"json": dialect.write({"messages": HI, "max_tokens": 2})}
+    for dialect in DIALECTS.values()
+}
+BODIES |= {
+    "/v1/audio/transcriptions": {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
+    "/v1/audio/translations": {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
+    "/v1/responses/input_tokens": {"json": {"input": "hi"}},
+    "/v1/messages/count_tokens": {"json": {"messages": HI}},
     "/tokenize": {"json": {"messages": HI}},
     "/detokenize": {"json": {"tokens": [1]}},
 }
@@ -71,9 +68,9 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
         yield 400, "POST", path, {**unknown, "headers": KEY}
         other = {**body, form: {**body.get(form, {}), "model": "other"}}
         yield 404, "POST", path, {**other, "headers": KEY}
-    message = {"role": "user", "content": [image_part()]}
-    message["content"][0]["image_url"]["url"] = "data:;base64,QUJD"  # type: ignore[index]
-    for path in (CHAT, "/tokenize"):
+    image = {"type": "image_url", "image_url": {"url": "data:;base64,QUJD"}}
+    message = {"role": "user", "content": [image]}
+    for path in ("/v1/chat/completions", "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     # Otherwise a client without another request would have a place.
     server.quotas.requests = Pool("requests", server.capacity)
@@ -95,7 +92,9 @@ def test_errors_that_come_are_promised_with_their_schema(keyed: Running) -> None
         for status, method, path, request in wrong_requests(server):
             answer = client.request(method, path, **request)
             assert answer.status_code == status, (method, path, answer.text)
-            error_type = AnthropicErrorResponse if path.startswith(MESSAGES) else ErrorResponse
+            error_type = (
+                AnthropicErrorResponse if path.startswith("/v1/messages") else ErrorResponse
+            )
             assert answer.json().keys() == error_type.model_fields.keys()
             error_type.model_validate_json(answer.content, strict=True)
             assert status != 429 or int(answer.headers["retry-after"]) >= 1

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx2
 import pytest
 from fastapi import routing
 from fixtures.chats import image_part
-from fixtures.servers import Running, serving, until
+from fixtures.servers import Running, posting, serving, until
 from fixtures.variants import few
 from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
@@ -99,14 +98,7 @@ def test_a_small_chat_does_not_wait_for_large_ones(
     """Independent of the number of large requests in preparation."""
     body = chat("the quick fox " * 3000) if kind == "text" else chat([image_part()])
     go, begun = held_up(running, monkeypatch, lambda messages: messages[0].text != "hi")
-    answers: list[httpx2.Response] = []
-    with running.client() as client:
-        threads = [
-            threading.Thread(target=lambda: answers.append(client.post(CHAT, json=body)))
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
+    with running.client() as client, posting(client, 8, CHAT, json=body) as answers:
         try:
             until(lambda: running.server.admitted == 8 and len(begun) > 0)
             time.sleep(0.2)
@@ -118,8 +110,6 @@ def test_a_small_chat_does_not_wait_for_large_ones(
             assert not answers
         finally:
             go.set()
-            for thread in threads:
-                thread.join()
     assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
 
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from fixtures.engines import save
 from fixtures.servers import Running, request_of, serving, until
+from serve.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -298,12 +299,14 @@ def test_no_request_leaves_anything_in_memory(running: Running) -> None:
         for number in range(first, first + count):
             text = f"{number} hi"
             chat = {"messages": [{"role": "user", "content": text}], "max_tokens": 2}
+            not_stored = {**RESPONSES.write(chat), "store": False}
             path, body, status = [
-                (PATH, chat, 200),
+                *(
+                    (dialect.path, dialect.write(chat), 200)
+                    for dialect in (CHAT, COMPLETIONS, MESSAGES)
+                ),
+                (RESPONSES.path, not_stored, 200),
                 (PATH, {**chat, "stream": True}, 200),
-                ("/v1/completions", {"prompt": text, "max_tokens": 2}, 200),
-                ("/v1/responses", {"input": text, "max_output_tokens": 2, "store": False}, 200),
-                ("/v1/messages", chat, 200),
                 ("/tokenize", {"prompt": text}, 200),
                 (PATH, {**chat, "max_tokens": -number}, 400),
                 (f"/{text}", chat, 404),

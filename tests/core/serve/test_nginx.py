@@ -115,9 +115,9 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def proxy(engine: Engine, tmp_path: Path) -> Iterator[Proxied]:
-    with proxied(engine, tmp_path) as result:
+@pytest.fixture(scope="module")
+def proxy(shared_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    with proxied(shared_engine, tmp_path_factory.mktemp("nginx")) as result:
         yield result
 
 

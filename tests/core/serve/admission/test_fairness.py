@@ -17,9 +17,10 @@ import torch
 from fixtures.audio import audio_file
 from fixtures.chats import image_part
 from fixtures.images import image_file
-from fixtures.servers import Running, from_address, request_of, sent, serving, until
+from fixtures.servers import Running, from_address, posting, request_of, sent, serving, until
 from PIL import Image as pil
 from serve.answer.test_fetch import Net, net, page  # noqa: F401
+from serve.dialects import DIALECTS
 
 from polyphi.engine.engine import Engine
 from polyphi.media import media
@@ -37,10 +38,7 @@ def chat(text: object, **more: object) -> dict[str, object]:
 
 HI = [{"role": "user", "content": "hi"}]
 SHORT: dict[str, dict[str, object]] = {
-    CHAT: chat("hi"),
-    COMPLETIONS: {"prompt": "hi", "max_tokens": 2},
-    "/v1/responses": {"input": "hi", "max_output_tokens": 2},
-    "/v1/messages": {"messages": HI, "max_tokens": 2},
+    **{dialect.path: dialect.write(chat("hi")) for dialect in DIALECTS.values()},
     "/v1/responses/input_tokens": {"input": "hi"},
     "/v1/messages/count_tokens": {"messages": HI},
     "/tokenize": {"messages": HI},
@@ -51,36 +49,22 @@ COUNTS = list(SHORT)[-3:]
 
 def test_a_client_leaves_places_to_others(engine: Engine) -> None:
     engine.scheduler.max_num_seqs = 1
-    settings = Settings("tiny", max_waiting=3)
-    with (
-        serving(engine, settings) as running,
-        from_address(running, "127.0.0.1") as one,
-        from_address(running, "127.0.0.2") as two,
-    ):
-        # Long enough that none ends between the answer to the other client and the count below.
-        long = chat("hi", max_tokens=700, ignore_eos=True)
-        answers: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: answers.append(one.post(CHAT, json=long).status_code))
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        until(lambda: engine.counters().requests == 3)
-        for path, body in SHORT.items():
-            refused = one.post(path, json=body)
-            assert refused.status_code == 429 and "one client" in refused.text, path
-            assert refused.json()["error"]["type"] == "rate_limit_error"
-            assert ("type" in refused.json()) == path.startswith("/v1/messages")
-            assert int(refused.headers["retry-after"]) >= 1
-        for path in COUNTS:
-            assert two.post(path, json=SHORT[path]).status_code == 200, path
-        assert two.post(CHAT, json=chat("hi")).status_code == 200
-        assert engine.counters().requests == 3, "it went before all of them"
-        for thread in threads:
-            thread.join()
-        assert answers == [200, 200, 200]
-        assert running.idle()
+    # Long enough that none ends between the answer to the other client and the count below.
+    long = chat("hi", max_tokens=700, ignore_eos=True)
+    with two_clients(engine, Settings("tiny", max_waiting=3)) as (_, one, two):
+        with posting(one, 3, CHAT, json=long) as answers:
+            until(lambda: engine.counters().requests == 3)
+            for path, body in SHORT.items():
+                refused = one.post(path, json=body)
+                assert refused.status_code == 429 and "one client" in refused.text, path
+                assert refused.json()["error"]["type"] == "rate_limit_error"
+                assert ("type" in refused.json()) == path.startswith("/v1/messages")
+                assert int(refused.headers["retry-after"]) >= 1
+            for path in COUNTS:
+                assert two.post(path, json=SHORT[path]).status_code == 200, path
+            assert two.post(CHAT, json=chat("hi")).status_code == 200
+            assert engine.counters().requests == 3, "it went before all of them"
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
 
 
 def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
@@ -206,25 +190,6 @@ def two_clients(
         from_address(running, "127.0.0.2") as other,
     ):
         yield running.server, one, other
-
-
-@contextmanager
-def posting(
-    client: httpx2.Client, count: int, path: str, **options: Any
-) -> Iterator[list[httpx2.Response]]:
-    """The responses so far to `count` requests in threads, which have ended when the context has."""
-    responses: list[httpx2.Response] = []
-    threads = [
-        threading.Thread(target=lambda: responses.append(client.post(path, **options)))
-        for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield responses
-    finally:
-        for thread in threads:
-            thread.join(60)
 
 
 def webp(side: int) -> bytes:

@@ -79,8 +79,8 @@ OGG = {"format": "OGG", "subtype": "OPUS"}
 BOMBS = {
     "a small picture": (lambda: [Image(png(64, 64))], Caps()),
     "40000 x 40000 pixels": (lambda: [Image(png(40_000, 40_000))], Caps()),
-    "6 pictures, one at a time": (lambda: [Image(png(4000, 4000), max_crops=1)] * 6, Caps()),
-    "5 pictures of 38 bytes": (lambda: [Image(webp(4000, 4000), max_crops=1)] * 5, Caps()),
+    "4 pictures, one at a time": (lambda: [Image(png(4000, 4000), max_crops=1)] * 4, Caps()),
+    "3 pictures of 38 bytes": (lambda: [Image(webp(4000, 4000), max_crops=1)] * 3, Caps()),
     "more pictures than fit": (lambda: [Image(png(4000, 4000))] * 256, Caps()),
     "scans": (lambda: [Image(scans(3000))], Caps()),
     "a long FLAC": (lambda: [Audio(silence(400, 44_100, format="FLAC"))], SHORT),

@@ -1,4 +1,4 @@
-"""M4A, WebM, AAC and videos on every route, and a decoder that fails: one request's error, and nothing else."""
+"""M4A, WebM, AAC, videos and PDFs on every route, and a decoder that fails: one request's error, and nothing else."""
 
 import base64
 import logging
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fixtures.audio import audio_file, encoded
 from fixtures.images import film, image_file
+from fixtures.pdfs import text_pdf
 from fixtures.processes import Children
 from fixtures.servers import Running, sent, serving, until
 from fixtures.variants import few
@@ -41,6 +42,12 @@ def data_url(data: bytes) -> str:
 def wav(data: bytes) -> bytes:
     """The same samples, decoded here, in a format of libsndfile."""
     return audio_file(*decode_audio(data), subtype="FLOAT")
+
+
+PDF = {
+    "type": "file",
+    "file": {"file_data": data_url(text_pdf("the quick fox")), "filename": "a.pdf"},
+}
 
 
 def transcribe(client: httpx2.Client, data: bytes) -> httpx2.Response:
@@ -113,24 +120,24 @@ def test_videos_are_loaded_by_the_rules_of_images(engine: Engine, tmp_path: Path
         assert refused.json()["error"]["param"] == "messages[0].content[0].video_url.url"
 
 
-@pytest.mark.parametrize(
-    ("limits", "status"),
-    [
-        ({"max_video_frames": 3}, 400),
-        ({"max_parts": 3}, 400),
-        ({"max_video_seconds": 1.0}, 413),
-        ({"max_video_pixels": 3 * 56 * 56}, 413),
-        ({"max_image_pixels": 55 * 56}, 413),
-        ({"max_video_pixels": 4 * 56 * 56}, 200),
-    ],
-)
-def test_videos_have_limits(engine: Engine, limits: dict[str, Any], status: int) -> None:
-    with serving(engine, Settings("tiny", **limits)) as server, server.client() as client:
-        assert chat(client, video(WALK, frames=4)).status_code == status
-        if status == 200:  # the limit is that of all videos together
-            refused = chat(client, video(WALK, frames=2), video(WALK, frames=3))
-            assert refused.status_code == 413
-            assert refused.json()["error"]["param"] == "messages[0].content[1].video_url.url"
+LIMITS = [
+    ({"max_video_frames": 3}, 400),
+    ({"max_parts": 3}, 400),
+    ({"max_video_seconds": 1.0}, 413),
+    ({"max_video_pixels": 3 * 56 * 56}, 413),
+    ({"max_image_pixels": 55 * 56}, 413),
+    ({"max_video_pixels": 4 * 56 * 56}, 200),
+]
+
+
+def test_videos_have_limits(engine: Engine) -> None:
+    for limits, status in LIMITS:
+        with serving(engine, Settings("tiny", **limits)) as server, server.client() as client:
+            assert chat(client, video(WALK, frames=4)).status_code == status, limits
+            if status == 200:  # the limit is that of all videos together
+                refused = chat(client, video(WALK, frames=2), video(WALK, frames=3))
+                assert refused.status_code == 413
+                assert refused.json()["error"]["param"] == "messages[0].content[1].video_url.url"
 
 
 def test_errors_name_the_part_of_the_request(running: Running) -> None:
@@ -159,18 +166,20 @@ def test_where_nothing_isolates_them_they_are_refused(
 ) -> None:
     settings = Settings("tiny", containers=False if cause == "option" else None)
     if cause == "system":
-        monkeypatch.setattr(fetch, "isolation_missing", lambda: "pip install this")
+        for name in ("isolation_missing", "pdf_isolation_missing"):
+            monkeypatch.setattr(fetch, name, lambda: "pip install this")
     with (
         caplog.at_level(logging.WARNING),
         serving(engine, settings) as server,
         server.client() as client,
     ):
         assert transcribe(client, RECORDINGS["M4A"]).status_code == 415
-        refused = chat(client, video(WALK))
-        assert refused.status_code == 415 and "pip" not in refused.text
+        for part in (video(WALK), PDF):
+            refused = chat(client, part)
+            assert refused.status_code == 415 and "pip" not in refused.text
         props = client.get("/props").json()
-        assert props["containers"] is props["modalities"]["video"] is False
-    assert ("pip install this" in caplog.text) == (cause == "system")
+        assert props["containers"] is props["modalities"]["video"] is props["documents"] is False
+    assert caplog.text.count("pip install this") == (2 if cause == "system" else 0)
 
 
 # A decoder that fails
@@ -226,13 +235,14 @@ def test_the_death_of_a_decoder_is_one_error(
                 transcribe(client, RECORDINGS["M4A"]),
                 chat(client, sound),
                 chat(client, video(WALK)),
+                chat(client, PDF),
             ):
                 assert refused.status_code == 400, refused.text
                 assert refused.json()["error"]["code"] == "media_not_decoded"
             assert transcribe(client, good).json() == before
         assert transcribe(client, RECORDINGS["AAC"]).json() == before
         metrics = client.get("/metrics").text
-        assert 'media_rejected_total{model_name="tiny",reason="decoder"} 3.0' in metrics
+        assert 'media_rejected_total{model_name="tiny",reason="decoder"} 4.0' in metrics
     assert fresh.idle() and not children()
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import psutil
 import pytest
@@ -19,7 +20,16 @@ from fixtures.processes import Children
 from fixtures.servers import Running, from_address, sent, serving, until
 from fixtures.variants import few
 from PIL import Image
-from serve.answer.test_containers import RECORDINGS, WALK, answer, chat, image, transcribe, video
+from serve.answer.test_containers import (
+    PDF,
+    RECORDINGS,
+    WALK,
+    answer,
+    chat,
+    image,
+    transcribe,
+    video,
+)
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child
@@ -49,6 +59,8 @@ def audio(data: bytes) -> dict[str, Any]:
 
 
 PARTS = {
+    "PDF": PDF,
+    "HEIC": image(picture("HEIF")),
     "JPEG": image(picture("JPEG")),
     "PNG": image(picture("PNG")),
     "WebP": image(picture("WEBP")),
@@ -75,7 +87,7 @@ def answers(running: Running, names: list[str], clips: list[bytes]) -> list[Any]
 
 
 @pytest.mark.parametrize(
-    ("names", "clips"), few([(["JPEG", "MP3"], CLIPS[1:2]), (list(PARTS), CLIPS)], 1)
+    ("names", "clips"), few([(["JPEG", "MP3", "HEIC", "PDF"], CLIPS[1:2]), (list(PARTS), CLIPS)], 1)
 )
 def test_answers_are_the_same(engine: Engine, names: list[str], clips: list[bytes]) -> None:
     with serving(engine, Settings("tiny")) as server:

@@ -2,7 +2,6 @@
 them."""
 
 import base64
-import logging
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,11 +22,9 @@ from serve.dialects import CHAT, MESSAGES, RESPONSES, Json, input_part
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated
-from polyphi.media.media import image_types
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
-from polyphi.serve.answer import fetch
 from polyphi.types.parts import Document, Text
 
 LETTER = text_pdf("the quick fox", "1 + 2 = 3")
@@ -195,49 +192,26 @@ def test_a_page_that_no_crops_fit_is_an_error_of_its_document(running: Running) 
         assert param == "messages[0].content[1].image_url.url"
 
 
-@pytest.mark.parametrize(
-    ("limits", "status", "param"),
-    [
-        ({"max_document_bytes": 100}, 413, "content[0].file.file_data"),
-        ({"max_document_pages": 1}, 413, "content[0].file.file_data"),
-        ({"max_document_characters": 10}, 413, "content[0].file.file_data"),
-        ({"max_parts": 3}, 413, "content[1].file.file_data"),
-        ({"max_request_pixels": 50_000}, 413, ""),
-        ({"max_parts": 4}, 200, ""),
-    ],
-)
-def test_documents_have_limits(
-    engine: Engine, limits: dict[str, Any], status: int, param: str
-) -> None:
-    with serving(engine, Settings("tiny", **limits)) as server, server.client() as client:
-        answer = ask(client, file(LETTER), file(LETTER))
-        assert answer.status_code == status, answer.text
-        if status != 200:
-            place = f"messages[0].{param}" if param else "messages"
-            assert answer.json()["error"]["param"] == place
-        props = client.get("/props").json()
-        assert props["documents"] is True and "image/heic" in props["image_formats"]
-        assert props["limits"]["max_document_pages"] == server.settings.max_document_pages
-        assert props["limits"]["max_document_bytes"] == server.settings.max_document_bytes
+LIMITS = [
+    ({"max_document_bytes": 100}, 413, FILE.format(0)),
+    ({"max_document_pages": 1}, 413, FILE.format(0)),
+    ({"max_document_characters": 10}, 413, FILE.format(0)),
+    ({"max_parts": 3}, 413, FILE.format(1)),
+    ({"max_request_pixels": 50_000}, 413, "messages"),
+    ({"max_parts": 4}, 200, None),
+]
 
 
-@pytest.mark.parametrize("cause", ["option", "system"])
-def test_where_nothing_isolates_pdfium_pdfs_are_refused(
-    engine: Engine, cause: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = Settings("tiny", containers=False if cause == "option" else None)
-    if cause == "system":
-        monkeypatch.setattr(fetch, "pdf_isolation_missing", lambda: "pip install this")
-    with (
-        caplog.at_level(logging.WARNING),
-        serving(engine, settings) as server,
-        server.client() as client,
-    ):
-        _, text = error_of(ask(client, file(LETTER)), 415)
-        assert "reads no PDFs" in text and "pip" not in text
-        assert ask(client, file(NOTES)).status_code == 200
-        assert client.get("/props").json()["documents"] is False
-    assert ("PDFs are refused: pip install this" in caplog.text) == (cause == "system")
+def test_documents_have_limits(engine: Engine) -> None:
+    for limits, status, param in LIMITS:
+        with serving(engine, Settings("tiny", **limits)) as server, server.client() as client:
+            answer = ask(client, file(LETTER), file(LETTER))
+            assert answer.status_code == status, answer.text
+            assert status == 200 or answer.json()["error"]["param"] == param
+            props = client.get("/props").json()
+            assert props["documents"] is True and "image/heic" in props["image_formats"]
+            assert props["limits"]["max_document_pages"] == server.settings.max_document_pages
+            assert props["limits"]["max_document_bytes"] == server.settings.max_document_bytes
 
 
 def test_a_model_without_images_reads_the_text(
@@ -251,21 +225,6 @@ def test_a_model_without_images_reads_the_text(
         assert CHAT.answer(client, asking(file(LETTER))) == CHAT.answer(client, asking(*texts))
         param, text = error_of(ask(client, file(scanned_pdf("red"))), 400)
         assert param == FILE.format(0) and "reads no images" in text
-
-
-def test_pdfium_that_fails_is_one_error(
-    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
-) -> None:
-    (tmp_path / "child.py").write_text("import os; os.abort()")
-    with running.client() as client:
-        expected = CHAT.answer(client, asking(file(LETTER)))
-        with monkeypatch.context() as patch:
-            patch.setattr(isolated, "CHILD", tmp_path / "child.py")
-            refused = ask(client, file(LETTER))
-            assert refused.status_code == 400
-            assert refused.json()["error"]["code"] == "media_not_decoded"
-        assert CHAT.answer(client, asking(file(LETTER))) == expected
-    assert running.idle() and not children()
 
 
 def test_documents_are_loaded_by_the_rules_of_images(engine: Engine, tmp_path: Path) -> None:
@@ -306,15 +265,3 @@ def test_a_document_does_not_wait_for_all_pages_of_others(
             thread.join()
     assert started.count(long) == 16 and started.count(short) == 1
     assert started.index(short) < 8
-
-
-def test_separate_processes_decode_them_too(engine: Engine) -> None:
-    """As where other machines can reach the server; and HEIC, whose decoder starts a thread."""
-    assert "image/heic" in image_types(), "the tests need pi-heif"
-    heic = image_file(pil.linear_gradient("L").convert("RGB"), "HEIF")
-    answers = []
-    for separate in (False, True):
-        settings = Settings("tiny", isolate_decoding=separate)
-        with serving(engine, settings) as server, server.client() as client:
-            answers.append(CHAT.answer(client, asking(file(LETTER), image(heic))))
-    assert answers[0] == answers[1]

@@ -47,9 +47,8 @@ def append(samples: np.ndarray | bytes) -> dict[str, str]:
 def at_once(running: Running, samples: np.ndarray, rate: int = RATE, key: str = "none") -> str:
     """The text of the route for recordings."""
     client = OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
-    return client.audio.transcriptions.create(
-        model="tiny", file=("a.wav", audio_file(samples, rate, subtype="PCM_16"))
-    ).text
+    file = ("a.wav", audio_file(samples, rate, subtype="PCM_16"))
+    return client.audio.transcriptions.create(model="tiny", file=file).text
 
 
 class Peer:

@@ -206,26 +206,17 @@ def longform_segment(text: str, translation: str) -> Any:
     return Segment(0.0, 1.0, text, -0.5, translation=translation)
 
 
-def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
-    def ask(temperature: float) -> Any:
-        return client.audio.transcriptions.create(
-            file=CLIP, model="tiny", temperature=temperature, response_format="verbose_json"
-        )
-
-    transcripts = [ask(1.0) for _ in range(2)]
-    assert transcripts[0].text != transcripts[1].text, "each request has its own seed"
-    assert {s.temperature for f in transcripts for s in f.segments} == {1.0}
-    assert ask(0).text == ask(0).text
-
-
-def test_a_seed_and_several_temperatures(client: OpenAI) -> None:
+def test_seeds_and_temperatures(client: OpenAI) -> None:
     def ask(**fields: Any) -> Any:
         return client.audio.transcriptions.create(
             file=CLIP, model="tiny", response_format="verbose_json", extra_body=fields
         )
 
-    drawn = [ask(temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    drawn = [ask(temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0].text == drawn[1].text != drawn[2].text
+    assert {s.temperature for f in drawn for s in f.segments} == {1.0}
+    texts = [ask(temperature=1.0).text for _ in range(2)]
+    assert texts[0] != texts[1], "each request has its own seed"
     assert {s.temperature for s in ask(temperature=["1.0", "0.5"]).segments} <= {1.0, 0.5}
     assert {s.temperature for s in ask(temperature=["0"]).segments} <= set(longform.TEMPERATURES)
 

@@ -104,6 +104,9 @@ HERE, SCHEMA = "messages[0].content", "response_format.json_schema.schema"
         (prompt([[1], "a"]), "prompt[1]"),
         (prompt([[1], [2, "a"]]), "prompt[1][1]"),
         (prompt([{}]), "prompt[0]"),
+        (content([{"type": "x" * 99}]), f"{HERE}[0]"),
+        (content([{"text": "hi"}]), f"{HERE}[0]"),
+        ((ResponsesRequest, {"input": [{"type": "computer_call"}]}), "input[0]"),
     ],
 )
 def test_an_error_in_a_union_names_the_clients_path(
@@ -115,38 +118,6 @@ def test_an_error_in_a_union_names_the_clients_path(
         r"constrained|list\[|function-|literal\[|NamedTool:|tag|discriminator|instance of",
         error.message.removeprefix(param),
     )
-
-
-TYPE = "messages[0].content[0]"
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        (content([{"type": "folder"}]), f"{TYPE}: unknown type 'folder'; expected a part"),
-        (content([{"type": "x" * 99}]), f"{TYPE}: unknown type a text of 99 characters; expected"),
-        (content([{"text": "hi"}]), f"{TYPE}: expected a part with a type of text, image_url"),
-        (
-            (
-                ResponsesRequest,
-                {"input": [{"role": "user", "content": [{"type": "input_folder"}]}]},
-            ),
-            "input[0].content[0]: unknown type 'input_folder'; expected a part",
-        ),
-        (
-            (ResponsesRequest, {"input": [{"type": "computer_call"}]}),
-            "input[0]: unknown type 'computer_call'; expected an item",
-        ),
-        (
-            (MessagesRequest, {**chat()[1], **content([{"type": "folder"}])[1], "max_tokens": 5}),
-            f"{TYPE}: unknown type 'folder'; expected a block with a type of text, image",
-        ),
-    ],
-)
-def test_an_unknown_type_is_named(request_: tuple[type[BaseModel], Any], message: str) -> None:
-    error = error_of(*request_)
-    assert error is not None and error.message.startswith(message)
-    assert error.param == message.partition(":")[0]
 
 
 def steps(param: str) -> list[str | int]:
