@@ -146,16 +146,13 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(fresh: Running) -> None:
 
 
 def test_free_memory_goes_back_when_nobody_is_answered(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once after the last answer, not while the server is idle."""
     calls: list[int] = []
-    monkeypatch.setattr("polyphi.serve.answer.server.TRIM_IDLE", 0.0)
-    with serving(engine, Settings("tiny")) as running, running.client() as client:
-        monkeypatch.setattr(
-            "polyphi.serve.answer.server.give_back",
-            lambda: calls.append(running.server.admitted),
-        )
+    monkeypatch.setattr(server_module, "TRIM_IDLE", 0.0)
+    monkeypatch.setattr(server_module, "give_back", lambda: calls.append(running.server.admitted))
+    with running.client() as client:
         assert client.post(PATH, json=SHORT).status_code == 200
         until(lambda: len(calls) == 1)
         time.sleep(1.2)

@@ -449,7 +449,7 @@ def test_pages_of_other_origins_are_refused(engine: Engine) -> None:
     with limited(engine, origins=("https://good.example",)) as running:
         code = denied(running, origin="https://evil.example")[1]["code"]
         assert code == "origin_not_allowed"
-        for origin in ("http://localhost", "https://good.example"):
+        for origin in (running.url, "https://good.example"):
             with opened(running, origin=origin) as peer:
                 assert peer.next()["type"] == "session.created"
 
