@@ -103,8 +103,8 @@ def test_a_stored_conversation_has_its_document(running: Running) -> None:
         assert items[0]["content"] == [input_part(file(LETTER)), input_part(QUESTION)]
         again = {"input": "more", "previous_response_id": first["id"], "max_output_tokens": 4}
         second = RESPONSES.read(client.post(path, json=again).json())
-        said = {"role": "assistant", "content": RESPONSES.read(first).text}
-        turns = [*asking(file(LETTER))["messages"], said, more]
+        reply = {"role": "assistant", "content": RESPONSES.read(first).text}
+        turns = [*asking(file(LETTER))["messages"], reply, more]
         same = RESPONSES.answer(client, {"messages": turns, "max_tokens": 4})
     assert second == same and second.prompt_tokens > RESPONSES.read(first).prompt_tokens
 
