@@ -94,7 +94,7 @@ debian = if which $(1) >/dev/null; then :; \
 
 .venv/.browser: .venv/.packages
 	@$(call debian,chromium chromedriver,chromium chromium-driver,tests of the page)
-	@$(call debian,node npm,nodejs npm,tests of the Node client)
+	@$(call debian,node npm,nodejs npm,a check of the workflows)
 	@touch $@
 
 .venv/.emulators: .venv/.packages

@@ -2,7 +2,6 @@
 output, and error classes."""
 
 import asyncio
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -100,24 +99,6 @@ def test_a_cancelled_task_frees_what_it_held(fresh: Running, stream: bool) -> No
         metrics = http.get("/metrics").text
     # It ended because of that, not because the answer was complete.
     assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in metrics
-
-
-def test_raw_and_streaming_responses(client: OpenAI) -> None:
-    chat: Any = client.chat.completions
-    params = {"model": "tiny", "messages": FOX, "max_tokens": 6}
-    raw = chat.with_raw_response.create(**params)
-    text = raw.parse().choices[0].message.content
-    assert raw.headers["content-type"] == "application/json" and raw.request_id
-    with chat.with_streaming_response.create(**params) as answer:
-        body = json.loads(b"".join(answer.iter_bytes()))
-    assert body["choices"][0]["message"]["content"] == text
-    with chat.with_streaming_response.create(**params, stream=True) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert answer.headers["cache-control"] == "no-store"
-        lines = [line for line in answer.iter_lines() if line]
-    assert lines.pop() == "data: [DONE]"
-    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines]
-    assert "".join(d.get("content") or "" for d in deltas) == text
 
 
 def test_parse_gives_an_object_of_the_asked_class(client: OpenAI) -> None:

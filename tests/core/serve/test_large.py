@@ -1,20 +1,17 @@
 """Large requests and answers: they are refused before they use resources, and delay no other client."""
 
 import gc
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fastapi import routing
 from fixtures.chats import image_part
 from fixtures.servers import Running, posting, serving, until
 from fixtures.variants import few
 from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
 
 from polyphi.engine.engine import Engine
 from polyphi.media import media
@@ -28,7 +25,6 @@ from polyphi.serve.openai.schema import (
     Sampling,
     TokenizeRequest,
 )
-from polyphi.types.sampling import SamplingParams
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000
@@ -111,54 +107,6 @@ def test_a_small_chat_does_not_wait_for_large_ones(
         finally:
             go.set()
     assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
-
-
-@pytest.mark.long
-def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are equal to small ones, in pieces that another thread has encoded."""
-    engine = running.engine
-    tokenizer = engine.processor.tokenizer
-    render, serialize, at_once = JSONResponse.render, routing.serialize_response, []
-
-    def rendered(self: JSONResponse, content: Any) -> bytes:
-        at_once.append(bytes(render(self, content)))
-        return at_once[-1]
-
-    async def serialized(**values: Any) -> Any:
-        at_once.append(json.dumps(values["response_content"]).encode())
-        return await serialize(**values)
-
-    monkeypatch.setattr(JSONResponse, "render", rendered)
-    monkeypatch.setattr(routing, "serialize_response", serialized)
-    text = "the quick brown fox größer " * 4000
-    ids = tokenizer.encode(text)
-    prompts = [ids[:1000], ids[100:900]]
-    echo = {"prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": 0}
-    more = chat("the quick fox", logprobs=True, top_logprobs=20, max_tokens=600)
-    with running.client() as client:
-        tokenized = client.post("/tokenize", json={"prompt": text}).json()
-        assert tokenized["tokens"] == ids and tokenized["count"] == tokenized["text_tokens"] == len(
-            ids
-        )
-        assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
-        answer = client.post(COMPLETIONS, json=echo)
-        assert int(answer.headers["content-length"]) == len(answer.content) > 100_000
-        assert answer.headers["content-type"] == "application/json"
-        for choice, prompt in zip(answer.json()["choices"], prompts, strict=True):
-            assert choice["text"] == tokenizer.decode(prompt)
-            scored = SamplingParams(max_tokens=0, prompt_logprobs=5)
-            thought = engine.generate(prompt, sampling=scored).prompt_logprobs
-            logprobs = choice["logprobs"]
-            assert len(logprobs["tokens"]) == len(logprobs["top_logprobs"]) == len(prompt)
-            assert logprobs["token_logprobs"][1:] == pytest.approx(
-                [p.logprob for p in thought], abs=1e-5
-            )
-        content = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
-        assert len(content) == 600 and all(len(one["top_logprobs"]) == 20 for one in content)
-        assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
-    assert at_once and max(map(len, at_once)) < 20_000
 
 
 def test_a_client_with_responses_to_read_gets_no_other_large_one(engine: Engine) -> None:

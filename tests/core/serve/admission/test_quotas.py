@@ -142,18 +142,6 @@ def test_three_clients_that_want_all_leave_a_part_of_it(name: str) -> None:
     assert shared.take(b"d", part).amount == part
 
 
-def test_a_reservation_without_another_one_may_exceed_the_total() -> None:
-    shared = Pool("bytes", 100, always=5)
-    reservation = shared.take(b"a", 50)
-    reservation.grow(100)
-    assert shared.used == 150
-    with pytest.raises(QuotaExceeded) as full:
-        shared.take(b"b", 6)
-    assert not full.value.by_client
-    assert shared.take(b"b", 5).amount == shared.take(b"a", 5).amount == 5
-    reservation.release()
-
-
 def test_a_client_without_a_request_is_always_admitted() -> None:
     shared = Quotas(Settings("phi", max_waiting=0), 1).requests
     assert [shared.take(client, 1).amount for client in CLIENTS] == [1, 1, 1]

@@ -104,6 +104,7 @@ def test_a_grammar_that_never_compiles_is_an_error_of_its_field(running: Running
 def test_a_killed_process_of_a_grammar_is_an_error_of_the_server(running: Running) -> None:
     """While it compiles, and while an answer follows it."""
     server = running.server
+    until(lambda: not grammar_processes(running))  # of earlier tests
     with from_address(running, "127.0.0.1") as client, ThreadPoolExecutor(1) as pool:
         for body, answers in ((NEVER, 0), (SLOW_MASKS, 8)):
             waiting = pool.submit(client.post, CHAT, json=body)
