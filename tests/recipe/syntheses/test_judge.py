@@ -1,26 +1,22 @@
 """Rejection sampling: requests, kept answers, corrections and pairs; verifiers on right, wrong and hostile answers."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from polyphi.data.shards import Sample, Shards
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services import sandbox, verifiers
 from polyphi_eval.services.verifiers import Verdict
-from polyphi_recipe.pipeline import corpus
-from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.syntheses import judge
 from polyphi_recipe.syntheses.judge import Attempt, CachedAsk, Problem, ProblemOutcome
 
@@ -170,31 +166,6 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
         **{"problems": 2, "asked": 8, "right at round 0": 1, "right at round 1": 1},
         **{"never solved": 1, "kept": 2, "pairs": 2},
     }
-
-
-def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
-    def build(work: Work) -> Iterator[tuple[str, Sample]]:
-        for i in range(6):
-            messages = (Message.user(f"{i} + 1?"), Message.assistant(f"Answer: {i + 1 + i % 2}"))
-            yield "train", Sample(str(i), messages, "others", "CC0", {"answer": str(i + 1)})
-
-    corpus_ = Corpus(
-        "checked",
-        build,
-        steps=lambda work: [
-            judge.VerifiedAnswerFilter(lambda sample: verifiers.number(sample.meta["answer"]))
-        ],
-    )
-    corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
-    samples = list(Shards(tmp_path / "data" / "checked" / "train"))
-    assert [s.id for s in samples] == ["0", "2", "4"]
-    assert samples[1].meta["lineage"] == [
-        {"step": "verified", "right": True, "reason": "'3' is right"}
-    ]
-    (file,) = (tmp_path / "data" / "checked").rglob("dropped/Verified/*.jsonl")
-    dropped = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(d["id"], d["reason"]) for d in dropped] == [(n, "wrong answer") for n in "135"]
-    assert dropped[0]["lineage"][0]["reason"] == "'3' is not right"
 
 
 def test_models_are_asked_with_the_seed() -> None:
