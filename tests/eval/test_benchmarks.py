@@ -1,17 +1,17 @@
 """Tests of every benchmark on its synthetic fixtures: from files to rows, with right and hostile answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_model import ScriptedModel as Model
 
 from polyphi.data.shards import Sample
-from polyphi.types.completion import Completion
-from polyphi.types.messages import Message, media
+from polyphi.types.messages import media
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, belongs, benchmarks
 from polyphi_eval.cache import Cache
@@ -32,19 +32,6 @@ HOSTILE = {
     "code that opens sockets": "```python\nimport socket; socket.create_connection(('127.0.0.1', 80))\n```",
 }
 FEW = 3
-
-
-class Model:
-    """Answers the n-th turn of a conversation by `say`."""
-
-    def __init__(self, say: Callable[[Sequence[Message]], str]) -> None:
-        self.say = say
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        return Completion(self.say(messages))
-
-    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
-        return [self.generate(c) for c in conversations]
 
 
 @pytest.fixture(scope="module")

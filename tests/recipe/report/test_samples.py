@@ -10,7 +10,7 @@ from fixtures.made_run import TASKS, evaluate
 from polyphi_recipe.report import samples
 from polyphi_recipe.report.samples import EXAMPLES, Draw
 
-SEEDS = range(8)
+SEEDS = range(4)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.scripted_model import Reply, measured
 
-from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Text
 from polyphi_eval import public_prompts
@@ -23,7 +22,6 @@ from polyphi_eval.benchmarks.safety import (
     sensitive_attributes,
     xstest,
 )
-from polyphi_eval.cache import Cache
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, Missing, write_rows
 from polyphi_eval.spoken import audio_only, text_only
@@ -33,25 +31,13 @@ JAILBREAKS, SPOKEN, RTVLM, VLGUARD = suite(
 )
 
 
-class Model:
-    def __init__(self, reply: Any) -> None:
-        self.reply = reply
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        return Completion(self.reply(messages))
-
-    stream = score = None
-
-
 def rows(
-    benchmark: Benchmark, tmp_path: Path, answer: Any, judge: Any
+    benchmark: Benchmark, tmp_path: Path, answer: Reply, judge: Reply
 ) -> dict[str, scoring.Measured]:
     """The rows on synthetic fixtures."""
     benchmark.write_fixtures(tmp_path / "data")
-    cache = Cache(Model(answer), tmp_path / "out", "m")
-    lines = scoring.evaluate(benchmark, Data(tmp_path / "data"), cache, tmp_path / "out")
-    judges = [scoring.Judge.of(Model(judge), "judge", tmp_path / "out")]  # type: ignore[arg-type]
-    return {r.label: r for r in scoring.rows_of(benchmark, scoring.score(benchmark, lines, judges))}
+    results = measured(benchmark, Data(tmp_path / "data"), tmp_path / "out", answer, judge)
+    return {row.label: row for row in results}
 
 
 def judgement(score: float) -> str:
@@ -242,10 +228,8 @@ def test_rtvlm_is_the_mean_of_its_four_aspects(tmp_path: Path) -> None:
         request = json.loads(messages[-1].text)
         return judgement(2 if request["about"].startswith("safety") else 10)
 
-    cache = Cache(Model(lambda m: "?"), tmp_path / "out", "m")
-    lines = scoring.evaluate(RTVLM, Data(tmp_path / "data"), cache, tmp_path / "out")
-    judges = [scoring.Judge.of(Model(judge), "judge", tmp_path / "out")]  # type: ignore[arg-type]
-    results = {r.label: r for r in scoring.rows_of(RTVLM, scoring.score(RTVLM, lines, judges))}
+    data = Data(tmp_path / "data")
+    results = {r.label: r for r in measured(RTVLM, data, tmp_path / "out", lambda m: "?", judge)}
     assert (results["RTVLM (public)"].score, results["RTVLM (public)"].n) == (8, 8)
     assert (results["RTVLM, safety"].score, results["RTVLM, safety"].n) == (2, 5)
 

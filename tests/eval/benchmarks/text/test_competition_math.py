@@ -29,7 +29,8 @@ def test_the_last_box_counts(text: str, box: str | None) -> None:
     assert competition_math.last_box(text) == box
 
 
-def test_timeouts_are_wrong() -> None:
+def test_timeouts_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(competition_math, "SECONDS", 1)
     assert competition_math.score_boxed("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
 
 
