@@ -1,15 +1,13 @@
 """Rejection sampling: requests, kept answers, corrections and pairs; verifiers on right, wrong and hostile answers."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from fixtures import forked
 
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
@@ -225,27 +223,31 @@ print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], cac
 
 
 def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[str]:
+    def start(folder: Path) -> BaseProcess:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", KILLED, str(folder)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return forked.start(KILLED, str(folder), out=folder / "printed")
+
+    def printed(folder: Path) -> tuple[str, int]:
+        start(folder).join()
+        output, _, cached = (folder / "printed").read_text().rpartition(" ")
+        return output, int(cached)
 
     def requests(folder: Path) -> list[str]:
         file = folder / "asked"
         return file.read_text().split() if file.exists() else []
 
-    whole = start(tmp_path / "whole").communicate()[0].rpartition(" ")[0]
+    whole, _ = printed(tmp_path / "whole")
     stopped = start(tmp_path / "killed")
     deadline = time.monotonic() + 60
     while len(requests(tmp_path / "killed")) < 15:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(stopped.pid, signal.SIGKILL)
-    stopped.communicate()
+    stopped.kill()
+    stopped.join()
     before = len(requests(tmp_path / "killed"))
-    output, _, cached = start(tmp_path / "killed").communicate()[0].rpartition(" ")
+    output, cached = printed(tmp_path / "killed")
     assert output == whole
-    assert int(cached) >= before - 1, "all but the request in flight"
+    assert cached >= before - 1, "all but the request in flight"
     twice = len(requests(tmp_path / "killed")) - len(set(requests(tmp_path / "killed")))
     assert twice <= 1 and before < len(requests(tmp_path / "whole"))
 

@@ -234,13 +234,6 @@ def test_rtvlm_is_the_mean_of_its_four_aspects(tmp_path: Path) -> None:
     assert (results["RTVLM, safety"].score, results["RTVLM, safety"].n) == (2, 5)
 
 
-def test_the_error_names_a_missing_image(tmp_path: Path) -> None:
-    RTVLM.write_fixtures(tmp_path)
-    (tmp_path / rtvlm.SOURCE.name / "data/Face/img/0.jpg").unlink()
-    with pytest.raises(Missing, match=r"Face/img/0\.jpg is missing.*unzip"):
-        list(RTVLM.load(Data(tmp_path)))
-
-
 def test_vlguard_has_its_three_parts(tmp_path: Path) -> None:
     results = rows(
         VLGUARD,
