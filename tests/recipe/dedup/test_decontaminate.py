@@ -258,9 +258,12 @@ def test_copies_of_pictures(pictures: Pictures, change: str, least: float) -> No
     assert all(f in ([], [str(i)]) for i, f in enumerate(matches))
 
 
-def test_other_pictures_are_left_alone(pictures: Pictures) -> None:
-    known, rng = pictures[1], random.Random(0)
-    others = leaks.photographs(rng, 24)[12:] + [leaks.drawn(rng, i) for i in range(12)]
+def test_other_pictures_are_left_alone() -> None:
+    rng = random.Random(0)
+    tiles = leaks.photographs(rng, 24)
+    pictures = tiles[:12] + [leaks.drawn(rng, i) for i in range(12)]
+    known = index(*(sample_of(str(i), Image(png(p))) for i, p in enumerate(pictures)))
+    others = tiles[12:] + [leaks.drawn(rng, i) for i in range(12)]
     assert not any(matching_items(known, sample_of("other", Image(png(p)))) for p in others)
     empty = png(Picture.new("RGB", (60, 60), (255, 255, 255)))
     assert not matching_items(
