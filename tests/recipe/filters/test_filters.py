@@ -145,15 +145,15 @@ def test_good_rows_stay_and_bad_ones_go_with_the_reason(name: str) -> None:
     for row in ROWS[name]:
         doc, again = document(row_sample(row)), document(row_sample(row))
         before, step = sample(doc).messages, FILTERS[name](**row.get("options", {}))
-        kept, reason = get_filter_result(step.filter(doc))
+        keep, reason = get_filter_result(step.filter(doc))
         expected = row.get("dropped")
-        assert kept == (expected is None) and matches(reason, expected), (row, reason)
+        assert keep == (expected is None) and matches(reason, expected), (row, reason)
         assert sample(doc).messages == before if "after" not in row else texts(doc) == row["after"]
         if "note" in row:
             lineage = doc.metadata["lineage"]
             assert bool(lineage) == bool(row["note"]), (row, lineage)
             assert not lineage or row["note"].items() <= lineage[-1].items(), (row, lineage)
-        assert get_filter_result(step.filter(again)) == (kept, reason), row
+        assert get_filter_result(step.filter(again)) == (keep, reason), row
         assert repr(again) == repr(doc), row
 
 
@@ -171,5 +171,5 @@ def test_empty_and_hostile_rows_stop_nothing(name: str) -> None:
     for text in HOSTILE:
         for row in ({"text": text}, {"user": text, "assistant": text}):
             doc = document(row_sample({**row, "meta": {"language": "en"}}))
-            kept, reason = get_filter_result(FILTERS[name](**options).filter(doc))
-            assert kept or reason
+            keep, reason = get_filter_result(FILTERS[name](**options).filter(doc))
+            assert keep or reason
