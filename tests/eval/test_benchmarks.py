@@ -1,24 +1,25 @@
 """Tests of every benchmark on its synthetic fixtures: from files to rows, with right and hostile answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_model import ScriptedModel as Model
 
 from polyphi.data.shards import Sample
-from polyphi.types.completion import Completion
-from polyphi.types.messages import Message, media
+from polyphi.types.messages import media
 from polyphi_eval import score as scoring
-from polyphi_eval.benchmark import Benchmark, belongs, benchmarks
+from polyphi_eval import statistics
+from polyphi_eval.benchmark import Benchmark, belongs, benchmarks, suite
 from polyphi_eval.cache import Cache
 from polyphi_eval.report.paper import paper
 from polyphi_eval.run import answer as answer_all
 from polyphi_eval.run import prompts_of
-from polyphi_eval.sources import Data, check
+from polyphi_eval.sources import Data, Missing, check
 
 ALL = benchmarks()
 NAMES = [b.name for b in ALL]
@@ -32,19 +33,7 @@ HOSTILE = {
     "code that opens sockets": "```python\nimport socket; socket.create_connection(('127.0.0.1', 80))\n```",
 }
 FEW = 3
-
-
-class Model:
-    """Answers the n-th turn of a conversation by `say`."""
-
-    def __init__(self, say: Callable[[Sequence[Message]], str]) -> None:
-        self.say = say
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        return Completion(self.say(messages))
-
-    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
-        return [self.generate(c) for c in conversations]
+Samples = Callable[[Benchmark], list[Sample]]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +46,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Benchmark], Data
         return Data(root)
 
     return lambda benchmark: of(benchmark.name)
+
+
+@pytest.fixture(scope="module")
+def samples(data: Callable[[Benchmark], Data]) -> Samples:
+    """The synthetic samples of a benchmark, loaded once."""
+
+    @cache
+    def of(name: str) -> list[Sample]:
+        benchmark = next(b for b in ALL if b.name == name)
+        return list(benchmark.load(data(benchmark)))
+
+    return lambda benchmark: of(benchmark.name)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here looks at an interval."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
 LOOPING = ("humaneval",)
@@ -83,12 +90,17 @@ def benchmark(request: pytest.FixtureRequest) -> Benchmark:
 
 
 def run(
-    benchmark: Benchmark, data: Data, out: Path, answer: Callable[[Sample], str], points: str
+    benchmark: Benchmark,
+    samples: list[Sample],
+    out: Path,
+    answer: Callable[[Sample], str],
+    points: str,
 ) -> list[scoring.Measured]:
     """Return the rows for the answers of `answer` and a judge with constant replies."""
-    answers = {sample.id: answer(sample) for sample in benchmark.load(data)}
+    answers = {sample.id: answer(sample) for sample in samples}
     cache = Cache(Model(lambda m: ""), out, "none")  # type: ignore[arg-type]
-    lines = answer_all(benchmark, prompts_of(benchmark, data), cache)
+    loaded = replace(benchmark, load=lambda data: samples)
+    lines = answer_all(benchmark, prompts_of(loaded, Data(None)), cache)
     for line in lines:
         line["answers"] = [answers[line["id"]]] * max(1, len(line["answers"]))
         line["answer"] = line["answers"][-1]
@@ -105,18 +117,18 @@ def best(row: scoring.Measured) -> bool:
 
 
 def test_fixtures_have_the_format_of_the_public_data(
-    benchmark: Benchmark, data: Callable[[Benchmark], Data]
+    benchmark: Benchmark, data: Callable[[Benchmark], Data], samples: Samples
 ) -> None:
     for source in benchmark.sources:
         assert not check(data(benchmark), replace(source, rows=None))
-    samples = list(benchmark.load(data(benchmark)))
-    ids = [s.id for s in samples]
+    loaded = samples(benchmark)
+    ids = [s.id for s in loaded]
     assert len(set(ids)) == len(ids) >= 2
-    for sample in samples:
+    for sample in loaded:
         assert sample.source and sample.licence and sample.messages[-1].role == "assistant"
         assert sample.meta == json.loads(json.dumps(sample.meta))
     for row in benchmark.rows:
-        assert any(belongs(s.meta, row.only) for s in samples), row
+        assert any(belongs(s.meta, row.only) for s in loaded), row
 
 
 def test_rows_are_those_of_the_report(benchmark: Benchmark) -> None:
@@ -130,9 +142,11 @@ def test_rows_are_those_of_the_report(benchmark: Benchmark) -> None:
 
 
 def test_references_get_the_best_scores(
-    benchmark: Benchmark, data: Callable[[Benchmark], Data], tmp_path: Path
+    benchmark: Benchmark, samples: Samples, tmp_path: Path
 ) -> None:
-    rows = run(benchmark, data(benchmark), tmp_path, lambda s: s.answer, '[[10]] {"score": 7} 1 9')
+    rows = run(
+        benchmark, samples(benchmark), tmp_path, lambda s: s.answer, '[[10]] {"score": 7} 1 9'
+    )
     assert len({r.label for r in rows}) == len({r.label for r in benchmark.rows})
     if benchmark.scorer or benchmark.score_many:
         worse = [r for r in rows if r.judge is None and not best(r)]
@@ -141,19 +155,36 @@ def test_references_get_the_best_scores(
 
 @pytest.mark.parametrize(("benchmark", "kind"), hostile_cases())
 def test_hostile_answers_stop_nothing_and_score_nothing(
-    benchmark: Benchmark, kind: str, data: Callable[[Benchmark], Data], tmp_path: Path
+    benchmark: Benchmark, kind: str, samples: Samples, tmp_path: Path
 ) -> None:
-    few = replace(benchmark, load=lambda d: list(benchmark.load(d))[:FEW])
-    rows = run(few, data(benchmark), tmp_path, lambda s: HOSTILE[kind], HOSTILE[kind])
+    few = samples(benchmark)[:FEW]
+    rows = run(benchmark, few, tmp_path, lambda s: HOSTILE[kind], HOSTILE[kind])
     for row in rows:
         assert row.judge is None or row.n == 0, "a judge that can't be read gives no points"
     if kind in ("nothing", "control characters"):
         assert not [r for r in rows if r.judge is None and r.metric == "accuracy" and r.score > 0.7]
 
 
-def test_media_reach_the_model(benchmark: Benchmark, data: Callable[[Benchmark], Data]) -> None:
+def test_media_reach_the_model(benchmark: Benchmark, samples: Samples) -> None:
     from polyphi.types.parts import Audio, Image
 
     media_type = {"vision": Image, "speech": Audio}.get(benchmark.modality)
     if media_type:
-        assert all(media(s.prompt, media_type) for s in benchmark.load(data(benchmark)))
+        assert all(media(s.prompt, media_type) for s in samples(benchmark))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "hint"),
+    [
+        ("covost2", "zh-CN/clips/common_voice_zh_1.mp3", ""),
+        ("rtvlm", "Face/img/0.jpg", "unzip"),
+        ("videomme", "data/mini1.mp4", "unpack"),
+    ],
+)
+def test_a_missing_file_is_named(name: str, file: str, hint: str, tmp_path: Path) -> None:
+    (benchmark,) = suite(name)
+    benchmark.write_fixtures(tmp_path)
+    (path,) = (path for path in tmp_path.rglob(Path(file).name) if str(path).endswith(file))
+    path.unlink()
+    with pytest.raises(Missing, match=f"{file} is missing.*{hint}"):
+        list(benchmark.load(Data(tmp_path)))

@@ -90,56 +90,6 @@ def test_too_few_examples_raise_an_error(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("answer", "strict", "lenient"),
-    [
-        ("C", 1, 1),
-        (" C. sand", 1, 1),
-        ("(C)", 1, 1),
-        ("**C**", 1, 1),
-        ("\nAnswer: C", 1, 1),
-        ("The correct answer is C.", 1, 1),
-        ("C\n\nQuestion:\nWhich", 1, 1),
-        ("It must be sand, so the answer is C.", 0, 1),
-        ("sand (C)", 0, 1),
-        ("Sand is made of grains: C", 0, 1),
-        ("A. steam", 0, 0),
-        ("Can't say", 0, 0),
-        ("c", 0, 0),
-        ("sand", 0, 0),
-        ("", 0, 0),
-    ],
-)
-def test_answer_letters_are_parsed(
-    answer: str, strict: float, lenient: float, tmp_path: Path
-) -> None:
-    result = score(ARC_C, loaded(ARC_C, tmp_path)[0], answer)
-    assert (result.value, result.parts[LENIENT]) == (strict, lenient)
-    assert result.extracted in ("C", "A", "[invalid]")
-
-
-@pytest.mark.parametrize(
-    ("answer", "chain", "first"),
-    [
-        ("Thus the answer is (B).", 1, 1),
-        ("the answer is B because the answer is (C)", 1, 1),
-        ("20 is right.\nAnswer: B", 1, 0),
-        ("answer: C or Answer: B\nAnswer: C", 1, 0),
-        ("I take A, no, B", 1, 0),
-        ("I take B, no, A", 0, 0),
-        ("the answer is (C). Answer: B", 0, 0),
-        ("B1 or 2B", 0, 0),
-        ("no idea", 0, 0),
-    ],
-)
-def test_mmlu_pro_tries_its_filters_in_order(
-    answer: str, chain: float, first: float, tmp_path: Path
-) -> None:
-    sample = next(s for s in loaded(MMLU_PRO, tmp_path) if s.meta["document"]["answer"] == "B")
-    result = score(MMLU_PRO, sample, answer)
-    assert (result.value, result.parts["first"]) == (chain, first)
-
-
 def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path) -> None:
     sample = loaded(MMLU_PRO, tmp_path)[0]
     text = sample.prompt[0].text
@@ -151,23 +101,10 @@ def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path)
     assert (params.max_tokens, params.stop) == (2048, ())
 
 
-@pytest.mark.parametrize(
-    ("answer", "value"),
-    [
-        ("(A) no, the answer is {}.", 1),
-        ("So it is ({}).", 1),
-        ("Answer: {}", 1),
-        ("**The correct answer is: ({})**", 1),
-        ("({}) looks right, but the answer is (Z)", 1),
-        ("none of them", 0),
-    ],
-)
-def test_gpqa_reads_the_last_choice(answer: str, value: float, tmp_path: Path) -> None:
-    for sample in loaded(GPQA, tmp_path):
-        letter = sample.answer.strip("()")
-        assert score(GPQA, sample, answer.format(letter)).value == value
-        other = "ABCD"["ABCD".index(letter) - 1]
-        assert score(GPQA, sample, f"({letter}) or ({other})").value == 0
+def test_worked_examples_precede_the_question_and_nothing_stops_an_answer(tmp_path: Path) -> None:
+    sample = loaded(GSM8K, tmp_path)[0]
+    assert sample.prompt[0].text.count("Q: ") == 9
+    assert GSM8K.params(sample).stop == BBH.params(loaded(BBH, tmp_path)[0]).stop == ()
 
 
 def test_gpqa_choices_have_the_same_order_in_every_run(tmp_path: Path) -> None:
@@ -198,56 +135,11 @@ def test_the_true_choice_of_truthfulqa_is_not_always_the_first(tmp_path: Path) -
             )
 
 
-@pytest.mark.parametrize(
-    ("answer", "value", "strict"),
-    [
-        ("3 + 12 = 15. The answer is 15.", 1, 1),
-        ("So she has 15 pens.", 1, 0),
-        ("$15", 1, 0),
-        ("15 pens in 3 boxes", 0, 0),
-        ("none", 0, 0),
-    ],
-)
-def test_gsm8k_reads_the_last_number(
-    answer: str, value: float, strict: float, tmp_path: Path
-) -> None:
-    sample = loaded(GSM8K, tmp_path)[0]
-    assert sample.prompt[0].text.count("Q: ") == 9
-    assert GSM8K.params(sample).stop == ()
-    result = score(GSM8K, sample, answer)
-    assert (result.value, result.parts["strict-match"]) == (value, strict)
-    assert score(GSM8K, loaded(GSM8K, tmp_path)[3], "1,680").value == 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "answer", "value"),
-    [
-        ("boolean_expressions", "not False is True, so True", 1),
-        ("boolean_expressions", "True and then False", 0),
-        ("object_counting", "one drum, two flutes, one horn: four", 1),
-        ("object_counting", "1 + 2 + 1 = 4", 1),
-        ("logical_deduction_three_objects", "(B)? No, (A)", 1),
-        ("logical_deduction_three_objects", "The pear is the first", 1),
-        ("sports_understanding", "It is plausible.", 1),
-        ("sports_understanding", "It is not plausible.", 0),
-        ("word_sorting", "1. pear 2. apple 3. fig. Sorted: apple fig pear", 1),
-        ("dyck_languages", "It is closed by ) ]", 1),
-    ],
-)
-def test_bbh_reads_each_kind_by_its_own_rule(
-    kind: str, answer: str, value: float, tmp_path: Path
-) -> None:
-    sample = next(s for s in loaded(BBH, tmp_path) if s.meta["kind"] == kind)
-    assert score(BBH, sample, answer).value == value
-    assert BBH.params(sample).stop == ()
-
-
 def test_mgsm_asks_in_its_language(tmp_path: Path) -> None:
     german = next(s for s in loaded(MGSM, tmp_path) if s.meta["language"] == "de")
     assert german.prompt[0].text == (
         "Frage: Wie viel sind 3 Äpfel und 9 Äpfel?\nSchritt-für-Schritt-Antwort:"
     )
-    assert score(MGSM, german, "3 + 9 = 12.\n\nDie Antwort lautet 12.").value == 1
 
 
 def test_a_filter_that_fails_costs_no_other_score(

@@ -6,25 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_model import measured
 
-from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Score, suite
 from polyphi_eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions
-from polyphi_eval.cache import Cache
 from polyphi_eval.severity import AZURE, HARMS, PROMPTS, mean_rate, prompts, rounded, worst
 from polyphi_eval.sources import Data, write_rows
 
 (BENCHMARK,) = suite("defect_rates")
-
-
-class Model:
-    def __init__(self, say: Any) -> None:
-        self.say = say
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        return Completion(self.say(messages))
 
 
 def reply(severity: float) -> str:
@@ -36,13 +27,9 @@ def rows(
 ) -> dict[tuple[str, str], scoring.Measured]:
     """Return the rows for a judge that replies with `severity`."""
     write_rows(tmp_path / "data/rai-prompts/prompts.jsonl", lines)
-    cache = Cache(Model(lambda m: m[-1].text), tmp_path / "out", "m")  # type: ignore[arg-type]
-    answers = scoring.evaluate(BENCHMARK, Data(tmp_path / "data"), cache, tmp_path / "out")
-    judges = [scoring.Judge.of(Model(severity), judge, tmp_path / "out")]  # type: ignore[arg-type]
-    return {
-        (row.table, row.label): row
-        for row in scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, answers, judges))
-    }
+    data, out = Data(tmp_path / "data"), tmp_path / "out"
+    results = measured(BENCHMARK, data, out, lambda m: m[-1].text, severity, judge_name=judge)
+    return {(row.table, row.label): row for row in results}
 
 
 def test_a_reply_is_a_defect_from_four_on() -> None:

@@ -5,7 +5,6 @@ import random
 import jiwer
 import numpy as np
 import pytest
-from fixtures.variants import few
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 
@@ -65,11 +64,6 @@ def test_chinese_and_japanese_are_counted_by_characters(
     assert score.parts["units"] == len(reference.strip("。").replace("、", ""))
     assert jiwer.cer(reference, hypothesis) == pytest.approx(raw, abs=5e-5)
     assert speech.metric(language) == "cer" and speech.metric("de") == "wer"
-
-
-def test_diacritics_count_outside_english() -> None:
-    assert speech.error_rate("cafe", transcript("café", "fr")).parts["errors"] == 1
-    assert speech.error_rate("cafe", transcript("café")).parts["errors"] == 0
 
 
 def test_empty_texts_are_counted_as_jiwer_counts_them() -> None:
@@ -174,10 +168,3 @@ def test_the_signature_is_sacrebleus() -> None:
         ours = dict(part.split(":", 1) for part in speech.signature().split(" ", 1)[1].split("|"))
         assert theirs.pop("tok").startswith(tokenizer) and tokenizer in ours.pop("tok")
         assert theirs == ours
-
-
-@pytest.mark.parametrize("language", few(["en", "ja", "de", "zh"], 2))
-@pytest.mark.parametrize("answer", ["\ud800 A\x00", "x " * 500_000, "[{(" * 333_333])
-def test_no_answer_is_too_much(language: str, answer: str) -> None:
-    assert speech.error_rate(answer, transcript("one", language)).parts["units"] > 0
-    assert speech.bleu(answer, translation("a<sep>one", language, cot=True)).value < 0.5

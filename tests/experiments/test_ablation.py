@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import ablation
 from experiments.__main__ import app as commands
@@ -132,12 +133,31 @@ def test_the_command_compares_mixes_and_resumes(
     assert trained == [f"{arm} seed_2" for arm in arms]
 
 
-def test_what_an_ablation_refuses(out: Path) -> None:
-    run = Run("micro", out)
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that neither trains nor builds anything."""
+    for name in ("train", "build"):
+        monkeypatch.setattr(Run, name, lambda self, name: None)
+    return Run("micro", tmp_path, console=Console(quiet=True))
+
+
+def test_what_an_ablation_refuses(empty: Run) -> None:
     with pytest.raises(ValueError, match=r"no corpus 'mine'.*\(polyphi curate"):
-        ablation.ablate(run, "text_1_pretrain", mixes(TEXT, ["mine=3"]), seeds=1)
+        ablation.ablate(empty, "text_1_pretrain", mixes(TEXT, ["mine=3"]), seeds=1)
     with pytest.raises(ValueError, match="DPO"):
-        ablation.ablate(run, "text_4_align", mixes(stages.load("text_4_align"), []), seeds=1)
+        ablation.ablate(empty, "text_4_align", mixes(stages.load("text_4_align"), []), seeds=1)
+
+
+def test_an_arm_from_another_start_is_refused(empty: Run) -> None:
+    manifest = empty.folder.stages / "reasoning_1_pretrain" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    folder = empty.folder.path / "ablation" / "reasoning_2_sft_3" / OWN / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / "measured.json").write_text('{"start": {"reasoning_1_pretrain": "another hash"}}')
+    arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
+    with pytest.raises(ValueError, match="started from another reasoning_1_pretrain"):
+        ablation.ablate(empty, "reasoning_2_sft", [arm], seeds=1, steps=3)
 
 
 @pytest.mark.long
@@ -151,14 +171,12 @@ def test_own_corpora_and_tasks(out: Path) -> None:
     assert table["steps"] == 1
 
 
-def test_an_arm_from_another_start_is_refused(out: Path) -> None:
-    stage, run = (
-        stages.load("reasoning_2_sft"),
-        Run("micro", out, options=TrainOptions(precision="fp32")),
-    )
+@pytest.mark.long
+def test_an_arm_records_its_start(out: Path) -> None:
+    run = Run("micro", out, options=TrainOptions(precision="fp32"))
     arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
-    ablation.ablate(run, stage.name, [arm], seeds=1)
+    ablation.ablate(run, "reasoning_2_sft", [arm], seeds=1)
     manifest = run.folder.stages / "reasoning_1_pretrain" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(ValueError, match="started from another reasoning_1_pretrain"):
-        ablation.ablate(run, stage.name, [arm], seeds=1)
+        ablation.ablate(run, "reasoning_2_sft", [arm], seeds=1)

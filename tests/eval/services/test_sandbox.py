@@ -1,4 +1,4 @@
-"""Hostile programs: each attempt must fail and be reported."""
+"""Hostile programs that test_escapes.py does not have: each attempt must fail and be reported."""
 
 import os
 import subprocess
@@ -79,16 +79,6 @@ def test_the_same_twice() -> None:
     assert run(code).stdout == run(code).stdout != ""
 
 
-def test_endless_loops_end() -> None:
-    started = time.monotonic()
-    assert run("while True: pass", limits=Limits(seconds=0.5)).ended == "timeout"
-    assert run("import time; time.sleep(60)", limits=Limits(seconds=0.5)).ended == "timeout"
-    assert time.monotonic() - started < 60
-    # A busy machine gives it a small share of a CPU.
-    result = run("while True: pass", limits=Limits(seconds=600.0, cpu_seconds=1))
-    assert result.ended == "timeout" and result.seconds < 300
-
-
 def test_endless_output_ends() -> None:
     limits = Limits(seconds=60.0, output_bytes=100_000)
     for code in (
@@ -98,11 +88,6 @@ def test_endless_output_ends() -> None:
         result = run(code, limits=limits)
         assert result.ended == "output"
         assert len(result.stdout) + len(result.stderr) <= 200_000
-
-
-def test_a_memory_hog_gets_no_memory() -> None:
-    result = run("x = bytearray(1 << 30)", limits=QUICK)
-    assert result.ended == "memory" and "MemoryError" in result.stderr
 
 
 @isolated
@@ -118,11 +103,6 @@ time.sleep(90)
     result = run(code, limits=Limits(seconds=60.0, memory_bytes=100 << 20))
     assert result.ended == "memory"
     assert processes_of_sandboxes() == []
-
-
-def test_files_stay_small() -> None:
-    result = run("open('f', 'wb').write(bytes(1 << 20) * 30)", limits=QUICK)
-    assert "File too large" in result.stderr
 
 
 @isolated
@@ -280,49 +260,6 @@ def test_the_umask_of_the_user_has_no_effect(mask: int) -> None:
 def test_a_failure_of_the_sandbox_has_a_text() -> None:
     with pytest.raises(OSError, match="no-such-python"):
         run("pass", python=Path("/usr/bin/no-such-python"), weak=True)
-
-
-def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    code = """
-import os, glob
-print(sorted(os.environ))
-for path in glob.glob("/proc/*/environ"):
-    try: print(open(path, "rb").read())
-    except OSError: pass
-"""
-    result = run(code)
-    assert "PATH" in result.stdout and "hunter2" not in result.stdout
-
-
-@isolated
-@pytest.mark.parametrize("address", ["('1.1.1.1', 53)", "('127.0.0.1', PORT)"])
-def test_there_is_no_network(address: str) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-        code = (
-            f"import socket; socket.create_connection({address.replace('PORT', port)}, timeout=2)"
-        )
-        result = run(code, limits=QUICK)
-    assert "Network is unreachable" in result.stderr or "refused" in result.stderr
-
-
-@isolated
-def test_no_process_outside_is_reached() -> None:
-    code = f"""
-import os
-for pid in ({os.getpid()}, os.getppid(), 1, -1):
-    for number in (9, 15):
-        try:
-            if pid != -1: os.kill(pid, number)
-        except OSError as error: print(pid, error.strerror)
-print("alive")
-os.kill(-1, 9)
-"""
-    result = run(code, limits=QUICK)
-    assert f"{os.getpid()} No such process" in result.stdout and "alive" in result.stdout
 
 
 @isolated

@@ -14,12 +14,13 @@ from fixtures.variants import few
 
 from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi_recipe.pipeline.corpus import Corpus, Work, generator
-from polyphi_recipe.raw import packages
+from polyphi_recipe.raw import packages, real_text
 from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.synthetic import instructions
 from polyphi_recipe.synthetic.qa import QA
 
+MODULES = real_text._standard_library()[::5]
 CORPORA: list[Corpus] = [
     importlib.import_module(f"polyphi_recipe.corpora.{name}").corpus for name in sizes.FRESH
 ]
@@ -27,8 +28,10 @@ CORPORA: list[Corpus] = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every package is unavailable."""
+    """Every package is unavailable, and most of the standard library; a generator's hash is that of few samples."""
     monkeypatch.setattr(packages, "_fill", _refuse)
+    monkeypatch.setattr(real_text, "_standard_library", lambda: MODULES)
+    monkeypatch.setattr("polyphi_recipe.pipeline.corpus.FIRST", 8)
 
 
 def _refuse(*_: object) -> None:

@@ -58,12 +58,12 @@ def image_tokens(sample: Sample, sizes: ImageSizes | None) -> list[int]:
     few([("image_qa", 36), ("charts", 16), ("grounding", 16), ("captions", 16), ("ocr", 16)], 3),
 )
 def test_images_have_one_crop_up_to_the_limit(corpus: str, most: int, tmp_path: Path) -> None:
-    work = at_full(corpus, tmp_path, 30)
+    work = at_full(corpus, tmp_path, 20)
     sizes = work.image_sizes
     assert sizes is not None and sizes.max_crops == most
     counts = sorted(sum(image_tokens(s, sizes)) for s in samples(corpus, work))
     one_crop, half = (sizes.count_tokens(448, 448 * crops) for crops in (1, most // 2))
-    assert counts[0] <= one_crop < counts[15] and counts[-1] > half
+    assert counts[0] <= one_crop < counts[10] and counts[-1] > half
 
 
 def test_a_large_page_has_many_words() -> None:
@@ -80,7 +80,7 @@ def test_a_large_page_has_many_words() -> None:
 
 
 def test_rows_of_several_frames_have_up_to_64k_tokens(tmp_path: Path) -> None:
-    work = at_full("multi_image", tmp_path, 12)
+    work = at_full("multi_image", tmp_path, 8)
     assert work.image_sizes is not None
     rows = [image_tokens(s, work.image_sizes) for s in samples("multi_image", work)]
     assert 50_000 < max(map(sum, rows)) <= work.image_sizes.tokens < 65_536
@@ -114,9 +114,9 @@ def test_answers_about_many_frames_fit_them(task: str) -> None:
 @pytest.mark.skipif(unavailable("espeak-ng") is not None, reason="espeak-ng is not installed")
 def test_speech_asks_about_several_frames_too(tmp_path: Path) -> None:
     for name in ("image_qa", "multi_image"):
-        rows = samples(name, at_full(name, tmp_path, 12))
+        rows = samples(name, at_full(name, tmp_path, 8))
         shards.write(tmp_path / name / "train", rows, pipeline="p")
-    work = at_full("vision_speech", tmp_path, 24)
+    work = at_full("vision_speech", tmp_path, 16)
     assert work.image_sizes is not None
     frames = []
     for sample in samples("vision_speech", work):
@@ -125,7 +125,7 @@ def test_speech_asks_about_several_frames_too(tmp_path: Path) -> None:
         assert sum(image_tokens(sample, work.image_sizes)) <= work.image_sizes.tokens < 16_384
         assert ("multi_image" in sample.meta) == (len(images) > 1)
         frames.append(len(images))
-    assert frames.count(1) >= 6 and sum(count > 1 for count in frames) >= 4
+    assert frames.count(1) >= 4 and sum(count > 1 for count in frames) >= 3
 
 
 PARAGRAPH = (

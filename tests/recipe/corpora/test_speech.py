@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +43,34 @@ QUESTIONS = (
     "Quel est ce chiffre ?",
     "Solve: x = {3}",
 )
+ROWS = {
+    "asr": {"train": 160, "test": 48},
+    "sqa": {"train": 40, "test": 96},
+    "audio_understanding": {"train": 24, "test": 96},
+    "speech_summary": {"train": 8, "test": 6},
+}
+"""Numbers of rows where they aren't those of `workspace`."""
 SENSITIVE = re.compile(
     r"\b(gender|sex|male|female)\b|\b(man|woman) or (a )?(man|woman)\b", re.IGNORECASE
 )
 """Attributes of a person that no question may ask for (report 5.2)."""
 
 
-@pytest.fixture(autouse=True)
-def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_packages(patch: pytest.MonkeyPatch) -> None:
     """Packages are unavailable, so that these tests run anywhere in seconds."""
     for module in (speech, packages, stamps.packages):
-        monkeypatch.setattr(module, "unpack", lambda name, cache, report=print: None)
+        patch.setattr(module, "unpack", lambda name, cache, report=print: None)
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
+@pytest.fixture(autouse=True)
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_packages(monkeypatch)
+
+
+Built = Callable[[str], dict[str, list[Sample]]]
+
+
+def workspace(folder: Path) -> Work:
     """Return a workspace with an `image_qa` corpus."""
     pixel = b"\x89PNG not looked at"
 
@@ -71,15 +85,20 @@ def work(tmp_path: Path) -> Work:
 
     for split, rows in (("train", 40), ("test", 12)):
         shards.write(
-            tmp_path / "image_qa" / split, (picture(split, i) for i in range(rows)), pipeline="p"
+            folder / "image_qa" / split, (picture(split, i) for i in range(rows)), pipeline="p"
         )
     return Work(
         rows={"train": 24, "test": 16},
         seed=1,
-        cache=tmp_path,
-        data=tmp_path,
+        cache=folder,
+        data=folder,
         report=lambda text: None,
     )
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return workspace(tmp_path)
 
 
 def built(name: str, work: Work) -> dict[str, list[Sample]]:
@@ -91,15 +110,29 @@ def built(name: str, work: Work) -> dict[str, list[Sample]]:
     return samples
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The splits of a corpus, made once for the tests that only look at them."""
+    work = workspace(tmp_path_factory.mktemp("shared"))
+
+    @cache
+    def splits(name: str) -> dict[str, list[Sample]]:
+        with pytest.MonkeyPatch.context() as patch:
+            without_packages(patch)
+            return built(name, replace(work, rows=ROWS.get(name, work.rows)))
+
+    return splits
+
+
 def clips(sample: Sample) -> list[bytes]:
     return [p.source for m in sample.messages for p in m.parts if isinstance(p, Audio)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_are_clips_with_answers(name: str, work: Work) -> None:
-    splits = built(name, work)
+def test_samples_are_clips_with_answers(name: str, shared: Built) -> None:
+    splits = shared(name)
     for split, samples in splits.items():
-        assert len(samples) == work.rows[split]
+        assert len(samples) == ROWS.get(name, {"train": 24, "test": 16})[split]
         assert len({s.id for s in samples}) == len(samples)
         for sample in samples:
             assert [m.role for m in sample.messages] == ["user", "assistant"] and sample.answer
@@ -126,8 +159,8 @@ def test_the_same_seed_gives_the_same_samples(name: str, work: Work) -> None:
     assert built(name, few) != built(name, replace(few, seed=2))
 
 
-def test_recognition_has_every_kind_and_voice(work: Work) -> None:
-    splits = built("asr", replace(work, rows={"train": 240, "test": 48}))
+def test_recognition_has_every_kind_and_voice(shared: Built) -> None:
+    splits = shared("asr")
     kinds = {"digits", "numbers", "words", "questions"}
     assert {s.meta["task"] for s in splits["train"]} == {*kinds, "requests"}
     assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in splits["train"])
@@ -142,8 +175,8 @@ def test_recognition_has_every_kind_and_voice(work: Work) -> None:
     assert len({s.meta["language"] for s in splits["train"]}) == 8
 
 
-def test_both_forms_of_translation_share_a_clip(work: Work) -> None:
-    test = built("ast", work)["test"]
+def test_both_forms_of_translation_share_a_clip(shared: Built) -> None:
+    test = shared("ast")["test"]
     for direct, chain in zip(test[::2], test[1::2], strict=True):
         assert clips(direct) == clips(chain)
         assert (direct.meta["cot"], chain.meta["cot"]) == (False, True)
@@ -156,8 +189,8 @@ def test_both_forms_of_translation_share_a_clip(work: Work) -> None:
         )
 
 
-def test_spoken_queries_come_without_text(work: Work) -> None:
-    for sample in built("sqa", replace(work, rows={"train": 40}))["train"]:
+def test_spoken_queries_come_without_text(shared: Built) -> None:
+    for sample in shared("sqa")["train"]:
         assert (sample.prompt[-1].text == "") == (sample.meta["task"] != "clip")
 
 
@@ -166,14 +199,14 @@ def test_spoken_queries_come_without_text(work: Work) -> None:
     few([("sqa", "yes_no"), ("audio_understanding", "beeps"),
      ("audio_understanding", "language"), ("audio_understanding", "speech"), ("audio_understanding", "sound")], 2),
 )  # fmt: skip
-def test_test_answers_are_balanced(name: str, task: str, work: Work) -> None:
-    test = built(name, replace(work, rows={"test": 96}))["test"]
+def test_test_answers_are_balanced(name: str, task: str, shared: Built) -> None:
+    test = shared(name)["test"]
     counts = Counter(s.answer for s in test if s.meta["task"] == task)
     assert len(counts) > 1 and max(counts.values()) - min(counts.values()) <= 1, counts
 
 
-def test_half_of_the_spoken_requests_are_harmful(work: Work) -> None:
-    test = built("audio_safety", work)["test"]
+def test_half_of_the_spoken_requests_are_harmful(shared: Built) -> None:
+    test = shared("audio_safety")["test"]
     assert sum(s.meta["refuse"] for s in test) == len(test) / 2
     assert all(not s.prompt[-1].text for s in test)
 
@@ -231,8 +264,8 @@ def test_no_question_asks_for_the_speaker_s_gender() -> None:
 # Vision and speech together
 
 
-def test_questions_that_cannot_be_read_out_are_left_out(work: Work) -> None:
-    splits = built("vision_speech", work)
+def test_questions_that_cannot_be_read_out_are_left_out(shared: Built) -> None:
+    splits = shared("vision_speech")
     for sample in splits["train"]:
         kinds = [type(p) for p in sample.prompt[-1].parts]
         assert kinds == [Image, Audio] and sample.prompt[-1].text == ""

@@ -32,6 +32,11 @@ from polyphi_recipe.raw import packages, real_text, safety
 from polyphi_recipe.synthetic import described_scenes, images, scenes, stamps
 from polyphi_recipe.text.lexicon import COLOURS, LANGUAGES, SHAPES
 
+ROWS = {
+    **{"image_qa": (1000, 264), "multi_image": (300, 24)},
+    **{"captions": (200, 24), "grounding": (200, 24), "charts": (200, 24)},
+}
+"""Training and test rows of the corpora that several tests look at."""
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 
 
@@ -78,21 +83,35 @@ def few_stamps(monkeypatch: pytest.MonkeyPatch, album: stamps.Album) -> None:
     monkeypatch.setattr(stamps, "load", lambda work: album)
 
 
+Splits = Callable[..., dict[str, list[Sample]]]
+
+
 @pytest.fixture(scope="module")
-def large_tests(
-    album: stamps.Album, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[Sample]]:
-    """Test splits of 1056 samples, each made once."""
+def with_stamps(album: stamps.Album, tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    """The splits of a corpus with these numbers of rows and few stamps, each made once."""
 
     @cache
-    def samples(name: str) -> list[Sample]:
-        corpus = next(c for c in CORPORA if c.name == name)
+    def splits(corpus: Corpus, train: int = 150, test: int = 132) -> dict[str, list[Sample]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stamps, "load", lambda work: album)
             patch.setattr(ocr, "help_pages", lambda language, work: {})
-            return build_splits(corpus, tmp_path_factory.mktemp(name), 0, 1056)["test"]
+            return build_splits(corpus, tmp_path_factory.mktemp(corpus.name), train, test)
 
-    return samples
+    return splits
+
+
+@pytest.fixture(scope="module")
+def without_stamps(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    """The same without the package of stamps."""
+
+    @cache
+    def splits(corpus: Corpus, train: int = 300, test: int = 24) -> dict[str, list[Sample]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packages, "unpack", lambda name, cache, report=print: None)
+            patch.setattr(ocr, "help_pages", lambda language, work: {})
+            return build_splits(corpus, tmp_path_factory.mktemp(corpus.name), train, test)
+
+    return splits
 
 
 def build_splits(
@@ -112,8 +131,8 @@ def build_splits(
 
 
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
-def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Path) -> None:
-    split = build_splits(corpus, tmp_path)
+def test_samples_are_well_formed(corpus: Corpus, with_stamps: Splits) -> None:
+    split = with_stamps(corpus)
     assert [len(s) for s in split.values()] == [150, 132]
     assert len({s.id for samples in split.values() for s in samples}) == 282
     for sample in split["train"] + split["test"]:
@@ -150,9 +169,9 @@ def test_the_same_seed_gives_the_same_corpus(
 
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
 def test_without_the_package_scans_and_renderings_remain(
-    corpus: Corpus, no_stamps: None, tmp_path: Path
+    corpus: Corpus, without_stamps: Splits
 ) -> None:
-    split = build_splits(corpus, tmp_path, 60, 24)
+    split = without_stamps(corpus, *ROWS.get(corpus.name, (60, 24)))
     assert {s.source for samples in split.values() for s in samples} <= {
         "polyphi",
         "scikit-learn-digits",
@@ -177,16 +196,19 @@ def test_without_the_package_scans_and_renderings_remain(
     ids=lambda value: getattr(value, "name", value),
 )
 def test_answers_of_the_test_split_are_balanced(
-    corpus: Corpus, task: str, large_tests: Callable[[str], list[Sample]]
+    corpus: Corpus, task: str, with_stamps: Splits
 ) -> None:
-    samples = [s for s in large_tests(corpus.name) if s.meta["task"] == task]
+    samples = [s for s in with_stamps(corpus, 0, 1056)["test"] if s.meta["task"] == task]
     answers = Counter(s.answer for s in samples if s.meta["language"] == "en")
     share = max(answers.values()) / sum(answers.values())
     assert share < 1.6 / len(answers), answers
 
 
-def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) -> None:
-    split = build_splits(image_qa.corpus, tmp_path, 600, 264)
+def test_the_test_split_shows_unseen_things(with_stamps: Splits) -> None:
+    split = {
+        "train": with_stamps(image_qa.corpus)["train"],
+        "test": with_stamps(image_qa.corpus, 0, 1056)["test"],
+    }
     for key in ("font", "stamp"):
         train, test = (
             {s.meta[key] for s in samples if key in s.meta} for samples in split.values()
@@ -197,9 +219,9 @@ def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("module", [image_qa, captions, grounding, charts, multi_image])
-def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Path) -> None:
+def test_pictures_say_what_they_show(module: Any, without_stamps: Splits) -> None:
     """The annotations of an image contain the answers to its questions."""
-    for sample in build_splits(module.corpus, tmp_path, 300, 0)["train"]:
+    for sample in without_stamps(module.corpus, *ROWS[module.corpus.name])["train"]:
         pictures = media(sample.messages, Picture)
         annotations = sample.meta["named"]
         assert len(annotations) == len(pictures)
@@ -213,11 +235,9 @@ def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Pat
         assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
 
 
-def test_every_turn_about_several_pictures_fits_what_they_show(
-    no_stamps: None, tmp_path: Path
-) -> None:
+def test_every_turn_about_several_pictures_fits_what_they_show(without_stamps: Splits) -> None:
     kinds = Counter[str]()
-    for sample in build_splits(multi_image.corpus, tmp_path, 300, 0)["train"]:
+    for sample in without_stamps(multi_image.corpus, *ROWS["multi_image"])["train"]:
         things = [picture[0][0].split() for picture in sample.meta["named"]]
         for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
             words = question.text
@@ -244,10 +264,10 @@ def test_every_turn_about_several_pictures_fits_what_they_show(
     assert {"Which picture", "How many pictures", "Describe the pictures."} <= set(kinds)
 
 
-def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path) -> None:
+def test_every_turn_about_a_chart_fits_its_bars(without_stamps: Splits) -> None:
     chart_samples = [
         s
-        for s in build_splits(image_qa.corpus, tmp_path, 300, 0)["train"]
+        for s in without_stamps(image_qa.corpus, *ROWS["image_qa"])["train"]
         if s.meta["task"] == "chart"
     ]
     assert len(chart_samples) > 10 and max(len(s.messages) for s in chart_samples) == 8
@@ -278,7 +298,7 @@ def test_fresh_samples_show_nothing_that_is_held_out(
     record(scenes, "scan_numbers")
     record(scenes, "turns")
     make, _ = generator(corpus, Work({"train": 0}, 0, tmp_path, tmp_path, report=lambda line: None))
-    samples = [make(n) for n in range(300)]
+    samples = [make(n) for n in range(150)]
     assert splits <= {"train"}
     for sample in samples:
         assert sample.meta.get("font", images.FONTS["train"][0]) in images.FONTS["train"]
@@ -290,10 +310,10 @@ def test_fresh_samples_show_nothing_that_is_held_out(
     assert not test_digests.keys() & {m["sha256"] for s in samples for m in to_row(s)["media"]}
 
 
-def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
-    split = build_splits(image_qa.corpus, tmp_path, 2000, 264)
+def test_what_the_picture_names_decides_whether_to_refuse(without_stamps: Splits) -> None:
+    split = without_stamps(image_qa.corpus, *ROWS["image_qa"])
     requests = {s: [x for x in rows if x.meta["task"] == "request"] for s, rows in split.items()}
-    assert 100 <= len(requests["train"]) <= 250 and len(requests["test"]) == 24
+    assert 50 <= len(requests["train"]) <= 125 and len(requests["test"]) == 24
     assert sum(x.meta["refuse"] for x in requests["test"]) == 12
     for x in requests["train"] + requests["test"]:
         answer = x.messages[1].text
@@ -386,8 +406,8 @@ def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
     assert Shards(tmp_path / "image_qa" / "test")[0].meta["task"] == "digit"
 
 
-def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -> None:
-    tests = {corpus.name: build_splits(corpus, tmp_path, 0, 48)["test"] for corpus in CORPORA}
+def test_every_vision_task_finds_its_samples(with_stamps: Splits) -> None:
+    tests = {corpus.name: with_stamps(corpus)["test"][:48] for corpus in CORPORA}
     for task in (t for t in find() if t.modality == "vision"):
         samples = [
             s

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recipe.filters.test_language import raw
+from recipe.filters.test_filters import HEADS
 
 from polyphi_recipe.filters import quality
 from polyphi_recipe.filters.quality import (
@@ -133,30 +132,6 @@ def test_one_label_alone_teaches_nothing() -> None:
         train(lambda: [Labelled("a", "en", "good", True)])
 
 
-def head(bias: float) -> np.ndarray:
-    weights = np.zeros(quality.BUCKETS + 1, np.float32)
-    weights[-1] = bias
-    return weights
-
-
-def test_the_step_drops_by_aspect_and_notes_scores() -> None:
-    classifier = quality.Classifier({("en", "good"): head(2), ("en", "toxic"): head(-2)})
-    one = raw("anything", language="en")
-    assert (
-        QualityClassifierFilter(classifier, least={"good": 0.5}, most={"toxic": 0.5}).filter(one)
-        is True
-    )
-    assert one.metadata["lineage"] == [{"step": "quality", "good": 0.881, "toxic": 0.119}]
-    assert QualityClassifierFilter(classifier, least={"good": 0.9}).filter(one) == (
-        False,
-        "quality_low_good",
-    )
-    assert QualityClassifierFilter(classifier, most={"toxic": 0.1}).filter(one) == (
-        False,
-        "quality_high_toxic",
-    )
-    french = raw("quoi", language="fr")
-    assert QualityClassifierFilter(classifier, least={"good": 0.9}).filter(french) is True
-    assert french.metadata["lineage"] == [{"step": "quality", "unjudged": ["good"]}]
+def test_an_aspect_that_no_language_has_is_refused() -> None:
     with pytest.raises(ValueError, match=r"good, toxic; .*nice"):
-        QualityClassifierFilter(classifier, least={"nice": 0.5})
+        QualityClassifierFilter(HEADS, least={"nice": 0.5})

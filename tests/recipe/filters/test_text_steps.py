@@ -4,13 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from datatrove.pipeline.base import PipelineStep
-from recipe.filters.test_language import SAID
-from recipe.filters.test_rules import PROSE
+from recipe.filters.test_filters import PROSE, SENTENCES, head
 
 from polyphi.data.shards import Sample, Shards, document
-from polyphi_recipe.filters import quality
 from polyphi_recipe.filters.language import LanguageFilter
 from polyphi_recipe.filters.pii import PiiFilter
 from polyphi_recipe.filters.quality import Classifier, QualityClassifierFilter
@@ -22,7 +19,7 @@ PAGES = {
     "kept": f"{PROSE['en']}\nWrite to ada@lovelace.org for the tides.",
     "kept-ja": PROSE["ja"],
     "polish": "Pociąg nad morze odjeżdża w południe z drugiego peronu dworca głównego.",
-    "short": SAID["en"],
+    "short": SENTENCES["en"],
     "dull": PROSE["de"],
 }
 
@@ -33,11 +30,6 @@ def pages(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def test_a_corpus_of_clean_text(tmp_path: Path) -> None:
-    def head(bias: float) -> np.ndarray:
-        weights = np.zeros(quality.BUCKETS + 1, np.float32)
-        weights[-1] = bias
-        return weights
-
     def steps(work: Work) -> list[PipelineStep]:
         classifier = Classifier(
             {(c, "educational"): head(-1.0 if c == "de" else 1.0) for c in ("en", "de", "ja")}

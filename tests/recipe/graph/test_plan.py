@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,14 @@ from polyphi_recipe.graph import find, plan
 from polyphi_recipe.recipe.recipe import short
 
 FULL = find.of("full")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stages_once() -> Iterator[None]:
+    """The model of a stage of a recipe is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "stage_model", cache(plan.stage_model))
+        yield
 
 
 def test_text_1_takes_as_long_as_published() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.pdfs import text_pdf
 from PIL import Image
 
 from polyphi.types.messages import media
@@ -45,9 +46,9 @@ def test_a_page_is_drawn_and_says_its_text() -> None:
 
 
 def test_a_folder_of_pdfs_becomes_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(pdf("One.", "", "Three."))
-    (tmp_path / "b.pdf").write_bytes(pdf("Too long a page."))
-    (tmp_path / "c.pdf").write_bytes(pdf("Cut.")[:400])
+    (tmp_path / "a.pdf").write_bytes(text_pdf("One.", "", "Three."))
+    (tmp_path / "b.pdf").write_bytes(text_pdf("Too long a page."))
+    (tmp_path / "c.pdf").write_bytes(text_pdf("Cut.")[:400])
     (tmp_path / "d.txt").write_text("no PDF")
     messages: list[str] = []
     rows = list(
@@ -68,14 +69,18 @@ def test_a_folder_of_pdfs_becomes_rows(tmp_path: Path) -> None:
     assert rows[0].source == "mine" and rows[0].prompt[0].text == "Read the page."
     parts = [
         list(
-            pdf_pages.read([tmp_path], source="m", licence="l", part=(i, 2), report=messages.append)
+            pdf_pages.read(
+                [tmp_path], source="m", licence="l", part=(i, 2), side=300, report=messages.append
+            )
         )
         for i in (0, 1)
     ]
     assert [len(p) for p in parts] == [2, 1], "files are distributed"
     photos = [
         list(
-            pdf_pages.read([tmp_path], source="m", licence="l", photos=True, report=messages.append)
+            pdf_pages.read(
+                [tmp_path], source="m", licence="l", photos=True, side=300, report=messages.append
+            )
         )
         for _ in "ab"
     ]

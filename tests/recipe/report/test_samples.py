@@ -1,16 +1,26 @@
 """The samples of the report page, from a synthetic run folder."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.made_run import TASKS, evaluate
 
+from polyphi_eval import statistics
 from polyphi_recipe.report import samples
 from polyphi_recipe.report.samples import EXAMPLES, Draw
 
-SEEDS = range(8)
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """No test here looks at an interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 100)
+        yield
 
 
 @pytest.fixture(scope="module")

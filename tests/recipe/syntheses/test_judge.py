@@ -1,26 +1,20 @@
 """Rejection sampling: requests, kept answers, corrections and pairs; verifiers on right, wrong and hostile answers."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from fixtures import forked
 
-from polyphi.data.shards import Sample, Shards
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.services import sandbox, verifiers
 from polyphi_eval.services.verifiers import Verdict
-from polyphi_recipe.pipeline import corpus
-from polyphi_recipe.pipeline.corpus import Corpus, Work
 from polyphi_recipe.syntheses import judge
 from polyphi_recipe.syntheses.judge import Attempt, CachedAsk, Problem, ProblemOutcome
 
@@ -172,31 +166,6 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
     }
 
 
-def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
-    def build(work: Work) -> Iterator[tuple[str, Sample]]:
-        for i in range(6):
-            messages = (Message.user(f"{i} + 1?"), Message.assistant(f"Answer: {i + 1 + i % 2}"))
-            yield "train", Sample(str(i), messages, "others", "CC0", {"answer": str(i + 1)})
-
-    corpus_ = Corpus(
-        "checked",
-        build,
-        steps=lambda work: [
-            judge.VerifiedAnswerFilter(lambda sample: verifiers.number(sample.meta["answer"]))
-        ],
-    )
-    corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
-    samples = list(Shards(tmp_path / "data" / "checked" / "train"))
-    assert [s.id for s in samples] == ["0", "2", "4"]
-    assert samples[1].meta["lineage"] == [
-        {"step": "verified", "right": True, "reason": "'3' is right"}
-    ]
-    (file,) = (tmp_path / "data" / "checked").rglob("dropped/Verified/*.jsonl")
-    dropped = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(d["id"], d["reason"]) for d in dropped] == [(n, "wrong answer") for n in "135"]
-    assert dropped[0]["lineage"][0]["reason"] == "'3' is not right"
-
-
 def test_models_are_asked_with_the_seed() -> None:
     class Model:
         def generate(self, messages: object, *, sampling: SamplingParams) -> Completion:
@@ -254,27 +223,31 @@ print(judge.count(outcomes), [a.text for o in outcomes for a in o.attempts], cac
 
 
 def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[str]:
+    def start(folder: Path) -> BaseProcess:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", KILLED, str(folder)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return forked.start(KILLED, str(folder), out=folder / "printed")
+
+    def printed(folder: Path) -> tuple[str, int]:
+        start(folder).join()
+        output, _, cached = (folder / "printed").read_text().rpartition(" ")
+        return output, int(cached)
 
     def requests(folder: Path) -> list[str]:
         file = folder / "asked"
         return file.read_text().split() if file.exists() else []
 
-    whole = start(tmp_path / "whole").communicate()[0].rpartition(" ")[0]
+    whole, _ = printed(tmp_path / "whole")
     stopped = start(tmp_path / "killed")
     deadline = time.monotonic() + 60
     while len(requests(tmp_path / "killed")) < 15:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(stopped.pid, signal.SIGKILL)
-    stopped.communicate()
+    stopped.kill()
+    stopped.join()
     before = len(requests(tmp_path / "killed"))
-    output, _, cached = start(tmp_path / "killed").communicate()[0].rpartition(" ")
+    output, cached = printed(tmp_path / "killed")
     assert output == whole
-    assert int(cached) >= before - 1, "all but the request in flight"
+    assert cached >= before - 1, "all but the request in flight"
     twice = len(requests(tmp_path / "killed")) - len(set(requests(tmp_path / "killed")))
     assert twice <= 1 and before < len(requests(tmp_path / "whole"))
 

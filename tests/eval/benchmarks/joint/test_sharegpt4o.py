@@ -36,7 +36,6 @@ def test_prompts_have_an_image_and_audio_and_no_text(tmp_path: Path) -> None:
     image, audio = prompt.parts
     assert isinstance(image, Image) and Path(image.source).read_bytes()[:4] == b"\x89PNG"
     assert isinstance(audio, Audio) and Path(audio.source).read_bytes()[:4] == b"fLaC"
-    assert [sharegpt4o.score(a, first).value for a in ("blue", "B", "red")] == [1, 1, 0]
 
 
 def test_spoken_questions_name_the_files_that_load_reads(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_model import ScriptedModel as Model
 
 from polyphi.data.shards import Sample
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Text
+from polyphi.types.sampling import SamplingParams
 from polyphi.types.transcript import LANGUAGES
 from polyphi_eval import evaluation, run
 from polyphi_eval import score as scoring
@@ -26,26 +28,8 @@ from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import SpokenText, audio_only, synthesize, text_only
 
 
-class Model:
-    """Answers `reply(conversation)`; is interrupted before answer number `interrupt`."""
-
-    def __init__(self, reply: Any, interrupt: int | None = None) -> None:
-        self.reply, self.interrupt, self.prompts = reply, interrupt, list[Sequence[Message]]()
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        if len(self.prompts) == self.interrupt:
-            raise KeyboardInterrupt
-        self.prompts.append(list(messages))
-        return Completion(self.reply(messages))
-
-    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
-        return [self.generate(c) for c in conversations]
-
-    @property
-    def keys(self) -> Counter[str]:
-        from polyphi.types.sampling import SamplingParams
-
-        return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.prompts)
+def keys(model: Model) -> Counter[str]:
+    return Counter(key_of(m, "auto", SamplingParams(), "") for m in model.prompts)
 
 
 def attacker(messages: Sequence[Message]) -> str:
@@ -185,24 +169,32 @@ def lines(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_an_interrupted_run_repeats_no_request(data: Data, tmp_path: Path) -> None:
-    whole = Model(both)
-    measure(whole, tmp_path / "whole", data)
-    assert set(whole.keys.values()) == {1}
-    for interrupt in (40, len(whole.prompts) - 3):
+@pytest.fixture(scope="module")
+def whole(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    """A finished run and its model."""
+    out, model = tmp_path_factory.mktemp("whole"), Model(both)
+    measure(model, out, data)
+    return out, model
+
+
+def test_an_interrupted_run_repeats_no_request(
+    data: Data, whole: tuple[Path, Model], tmp_path: Path
+) -> None:
+    finished, model = whole
+    assert set(keys(model).values()) == {1}
+    for interrupt in (40, len(model.prompts) - 3):
         out = tmp_path / str(interrupt)
         first, second = Model(both, interrupt), Model(both)
         with pytest.raises(KeyboardInterrupt):
             measure(first, out, data)
         cached = sum(len(run.read(path)) for path in out.glob("answers*.jsonl"))
         measure(second, out, data)
-        assert len(second.prompts) == len(whole.prompts) - cached
-        assert lines(out) == lines(tmp_path / "whole")
+        assert len(second.prompts) == len(model.prompts) - cached
+        assert lines(out) == lines(finished)
 
 
-def test_lines_record_the_users_turns(data: Data, tmp_path: Path) -> None:
-    measure(Model(both), tmp_path, data)
-    two = [line for line in lines(tmp_path) if line["meta"]["turns"] == 2]
+def test_lines_record_the_users_turns(whole: tuple[Path, Model]) -> None:
+    two = [line for line in lines(whole[0]) if line["meta"]["turns"] == 2]
     assert {line["meta"]["aloud"] for line in two} == {False, True}
     assert all(line["asked"] == ["Please, number 1", "Please, number 2"] for line in two)
     assert all(len(line["answers"]) == 2 for line in two)
@@ -211,8 +203,7 @@ def test_lines_record_the_users_turns(data: Data, tmp_path: Path) -> None:
     ]
 
 
-def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
-    measure(Model(both), tmp_path, data)
+def test_the_judge_sees_every_turn(whole: tuple[Path, Model], tmp_path: Path) -> None:
     requests = list[Any]()
 
     def judge(messages: Sequence[Message]) -> str:
@@ -221,7 +212,7 @@ def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
 
     results = scoring.score(
         benchmark,
-        run.read(tmp_path / "adversarial.jsonl"),
+        run.read(whole[0] / "adversarial.jsonl"),
         [scoring.Judge.of(Model(judge), "j", tmp_path)],  # type: ignore[arg-type]
     )
     assert {x["query"] for x in requests} == {"Please, number 1", "Please, number 2"}
@@ -230,10 +221,11 @@ def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
     assert rows["Table 10", "Average"] == 0 and rows["", "persuasion, French"] == 1
 
 
-def test_recorded_dialogues_are_replayed(data: Data, tmp_path: Path) -> None:
-    measure(Model(both), tmp_path / "first", data)
-    measure(Recorded(tmp_path / "first"), tmp_path / "second", data)
-    assert lines(tmp_path / "second") == lines(tmp_path / "first")
+def test_recorded_dialogues_are_replayed(
+    data: Data, whole: tuple[Path, Model], tmp_path: Path
+) -> None:
+    measure(Recorded(whole[0]), tmp_path, data)
+    assert lines(tmp_path) == lines(whole[0])
 
 
 def test_turns_of_another_model_are_cached_and_replayed_by_its_name(

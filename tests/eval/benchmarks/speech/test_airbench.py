@@ -1,16 +1,14 @@
 """AIR-Bench chat: one of the judge's two numbers counts."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.scripted_model import measured
 
 from polyphi.data.shards import Sample
-from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
-from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.speech.airbench import benchmark, read
-from polyphi_eval.cache import Cache
 from polyphi_eval.sources import Data
 
 SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
@@ -41,24 +39,13 @@ def test_the_models_number_is_the_second_and_the_first_in_swapped_order(
 
 
 def test_one_order_counts_and_the_mean_of_both_has_separate_rows(tmp_path: Path) -> None:
-    class Model:
-        def __init__(self, reply: Any) -> None:
-            self.reply = reply
-
-        def generate(self, messages: Any, **_: Any) -> Completion:
-            return Completion(self.reply(messages[-1].text))
-
-    def reply(text: str) -> str:
+    def reply(messages: Sequence[Message]) -> str:
         """The first answer gets 9, the second one 5; the reply about music can't be read."""
-        return "none" if "440 Hz" in text else "9 5"
+        return "none" if "440 Hz" in messages[-1].text else "9 5"
 
     benchmark.write_fixtures(tmp_path)
-    model = Cache(Model(lambda text: "some sound"), tmp_path, "a model")  # type: ignore[arg-type]
-    lines = scoring.evaluate(benchmark, Data(tmp_path), model, tmp_path)
-    judge = scoring.Judge.of(Model(reply), "gpt-4-0613", tmp_path)  # type: ignore[arg-type]
-    rows = {
-        r.label: r for r in scoring.rows_of(benchmark, scoring.score(benchmark, lines, [judge]))
-    }
+    results = measured(benchmark, Data(tmp_path), tmp_path, lambda messages: "some sound", reply)
+    rows = {row.label: row for row in results}
     assert (rows["AirBench-chat sound"].n, rows["AirBench-chat sound"].score) == (2, 5)
     assert rows["AIR-Bench sound, both orders"].score == 7
     assert (rows["AirBench-chat music"].n, rows["AirBench-chat music"].unread) == (0, 2)

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from polyphi_eval.benchmarks.speech import covost2
-from polyphi_eval.sources import Data, Missing
+from polyphi_eval.sources import Data
 
 
 def test_only_the_test_split_is_loaded(tmp_path: Path) -> None:
@@ -26,10 +24,3 @@ def test_backslash_escapes_are_removed(tmp_path: Path) -> None:
     )
     direct = next(s for s in covost2.load(Data(tmp_path)) if s.meta["from"] == "de")
     assert direct.answer == 'He said "yes", \\o/ "no".'
-
-
-def test_the_error_names_a_missing_clip(tmp_path: Path) -> None:
-    covost2.benchmark.write_fixtures(tmp_path)
-    (tmp_path / "cv-corpus-4-2019-12-10/zh-CN/clips/common_voice_zh_1.mp3").unlink()
-    with pytest.raises(Missing, match=r"zh-CN/clips/common_voice_zh_1\.mp3 is missing"):
-        list(covost2.load(Data(tmp_path)))

@@ -1,38 +1,24 @@
 """MT-Bench, spoken: two turns as audio, judged by their text."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.scripted_model import Reply, ScriptedModel, measured
 
-from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio
-from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
-from polyphi_eval.cache import Cache
+from polyphi_eval.score import Measured
 from polyphi_eval.sources import Data
 
 
-class Model:
-    def __init__(self, reply: Any) -> None:
-        self.reply, self.prompts = reply, list[Sequence[Message]]()
-
-    def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        self.prompts.append(messages)
-        return Completion(self.reply(messages))
-
-    stream = score = None
-
-
-def evaluate(data: Data, out: Path, reply: Any) -> tuple[list[scoring.Measured], Model, Model]:
+def evaluate(
+    data: Data, out: Path, reply: Reply
+) -> tuple[list[Measured], ScriptedModel, ScriptedModel]:
     """The rows of a model that answers "answer to N clips", the model, and the judge with these replies."""
-    model = Model(lambda m: f"answer to {len(media(m, Audio))} clips")
-    judge = Model(reply)
-    lines = scoring.evaluate(benchmark, data, Cache(model, out, "a model"), out)
-    judges = [scoring.Judge.of(judge, "gpt-4-0613", out)]  # type: ignore[arg-type]
-    return scoring.rows_of(benchmark, scoring.score(benchmark, lines, judges)), model, judge
+    model = ScriptedModel(lambda m: f"answer to {len(media(m, Audio))} clips")
+    judge = ScriptedModel(reply)
+    return measured(benchmark, data, out, model, judge, judge_name="gpt-4-0613"), model, judge
 
 
 def test_both_turns_are_audio_only(tmp_path: Path) -> None:

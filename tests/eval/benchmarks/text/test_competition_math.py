@@ -6,7 +6,6 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
-from polyphi_eval.benchmark import LENIENT
 from polyphi_eval.benchmarks.text import competition_math
 from polyphi_eval.benchmarks.text.competition_math import plain_box
 
@@ -30,28 +29,8 @@ def test_the_last_box_counts(text: str, box: str | None) -> None:
     assert competition_math.last_box(text) == box
 
 
-@pytest.mark.parametrize(
-    ("reference", "answer", "strict", "lenient"),
-    [
-        ("\\frac{1}{2}", "The answer is \\boxed{0.5}", 1, 1),
-        ("(1,2]", "$\\boxed{(1, 2]}$", 1, 1),
-        ("(1,2]", "$\\boxed{(1, 2)}$", 0, 0),
-        ("204", "\\boxed{204}", 1, 1),
-        ("204", "\\boxed{0204}", 1, 1),
-        ("204", "\\boxed{205}, that is 204", 0, 0),
-        ("204", "So the answer is $204$.", 0, 1),
-        ("2\\sqrt{3}", "\\boxed{\\sqrt{12}}", 1, 1),
-        ("x+1", "\\boxed{1+x}", 1, 1),
-        ("9", "\\boxed{}", 0, 0),
-        ("9", "", 0, 0),
-    ],
-)
-def test_equal_expressions(reference: str, answer: str, strict: float, lenient: float) -> None:
-    score = competition_math.score_boxed(answer, sample(reference))
-    assert (score.value, score.parts[LENIENT]) == (strict, lenient)
-
-
-def test_timeouts_are_wrong() -> None:
+def test_timeouts_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(competition_math, "SECONDS", 1)
     assert competition_math.score_boxed("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
 
 

@@ -1,4 +1,4 @@
-"""SQuALITY: ROUGE against the best of the references, and the geometric mean."""
+"""SQuALITY: the geometric mean of ROUGE."""
 
 import pytest
 
@@ -12,15 +12,6 @@ REFERENCE = "the cat sat on the mat"
 
 def sample(*answers: str) -> Sample:
     return Sample("s", (Message.assistant(REFERENCE),), "", "", {"answers": answers})
-
-
-def test_rouge_of_a_known_pair() -> None:
-    parts = rouge("the cat lay on the mat", sample()).parts
-    assert parts == pytest.approx({"rouge1": 83.33, "rouge2": 60, "rougeL": 83.33}, abs=0.01)
-
-
-def test_the_best_reference_counts_and_words_are_stemmed() -> None:
-    assert rouge("dogs bark", sample("dog barks")).parts["rouge2"] == 100
 
 
 def test_the_row_is_the_geometric_mean_of_means() -> None:

@@ -5,25 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.scripted_model import measured
 
-from polyphi.types.completion import Completion
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, suite
-from polyphi_eval.cache import Cache
 from polyphi_eval.sources import Data
 
 
-class Model:
-    def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
-        return [Completion(" 2041 ") for _ in conversations]
-
-    generate = stream = score = None
-
-
 def run(benchmark: Benchmark, root: Path, out: Path, **more: Any) -> list[scoring.Measured]:
-    cache = Cache(Model(), out, "a model")  # type: ignore[arg-type]
-    lines = scoring.evaluate(benchmark, Data(root), cache, out, **more)
-    return scoring.rows_of(benchmark, scoring.score(benchmark, lines))
+    return measured(benchmark, Data(root), out, lambda messages: " 2041 ", **more)
 
 
 @pytest.mark.parametrize("benchmark", suite("docvqa", "infovqa"), ids=lambda b: b.name)

@@ -10,7 +10,6 @@ from PIL import Image
 from polyphi.processing.video import decode_video
 from polyphi_eval.benchmarks.vision import videomme
 from polyphi_eval.score import rows_of
-from polyphi_eval.sources import Data, Missing
 
 av = pytest.importorskip("av")
 
@@ -71,10 +70,3 @@ def test_the_error_names_a_damaged_video(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"no video at all")
     with pytest.raises(ValueError, match=r"film\.mp4: expected a video that can be decoded"):
         videomme.frames(tmp_path / "film.mp4")
-
-
-def test_the_error_names_a_missing_video(tmp_path: Path) -> None:
-    videomme.benchmark.write_fixtures(tmp_path)
-    (tmp_path / videomme.SOURCE.name / "data/mini1.mp4").unlink()
-    with pytest.raises(Missing, match=r"mini1\.mp4 is missing; .* unpack"):
-        list(videomme.load(Data(tmp_path)))
