@@ -76,13 +76,13 @@ def test_truncated_file(folder: Path) -> None:
     data = file.read_bytes()
     for cut in (0, 7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a complete safetensors file"):
+        with pytest.raises(ValueError, match="complete"):
             load_checkpoint(folder)
 
 
 def test_missing_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         load_checkpoint(folder)
 
 
@@ -94,15 +94,15 @@ def test_config_that_is_no_json(folder: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing has no config\.json"):
+    with pytest.raises(ValueError, match=r"nothing .*config\.json"):
         load_checkpoint(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
+    with pytest.raises(ValueError, match="hub id"):
         locate(tmp_path / "nothing")
 
 
 def test_pickles_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin"):
         load_checkpoint(folder)
 
 
@@ -110,7 +110,7 @@ def test_index_may_not_lead_elsewhere(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     for member in ("../model.safetensors", "pytorch_model.bin", "/etc/passwd"):
         index.write_text(json.dumps({"weight_map": {"model.norm.weight": member}}))
-        with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
+        with pytest.raises(ValueError, match="same folder"):
             load_checkpoint(folder)
 
 
@@ -161,7 +161,7 @@ def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) 
     with pytest.raises(ValueError, match="use_rslora"):
         load_checkpoint(tmp_path / "model")
     (adapter_folder / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match="expected r and lora_alpha"):
+    with pytest.raises(ValueError, match="r and lora_alpha"):
         load_checkpoint(tmp_path / "model")
     shutil.rmtree(adapter_folder)
     assert load_checkpoint(tmp_path / "model").config.adapters.keys() == {"speech"}
@@ -350,7 +350,7 @@ def test_an_export_does_not_rewrite_its_source(
 
 
 def test_an_unknown_layout_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown layout 'tf'"):
+    with pytest.raises(ValueError, match="'tf'"):
         save_checkpoint(load_checkpoint(folder), tmp_path / "new", "tf")
 
 
@@ -366,7 +366,7 @@ def test_the_original_layout_supports_no_other_adapter(
     model = PhiModel(tiny_config)
     model.initialise()
     add_adapter(model, "medical", AdapterConfig(2, 4.0))
-    with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
+    with pytest.raises(ValueError, match=r"medical"):
         save_checkpoint(model, tmp_path / "no", "original")
     assert not (tmp_path / "no").exists()
     save_checkpoint(model, tmp_path / "mini", "mini")  # only the language model
@@ -404,7 +404,7 @@ def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path, li
         path.symlink_to("inner/id_rsa")
     else:
         path.symlink_to(secret)
-    with pytest.raises(ValueError, match=f"tokenizer.json is a link to {secret}"):
+    with pytest.raises(ValueError, match=f"tokenizer.json .*{secret}"):
         files_beside(folder, "original")
 
 

@@ -347,7 +347,7 @@ def test_links_do_not_lead_out(root: Path, tmp_path_factory: pytest.TempPathFact
     outside.write_bytes(RED)
     (root / "link.png").symlink_to(outside)
     row = {"image": "link.png", "conversations": turns(("human", "<image>"), ("gpt", "y"))}
-    with pytest.raises(ValueError, match="inside the row's folder"):
+    with pytest.raises(ValueError, match="row's folder"):
         messages_of(row, root)
 
 
@@ -391,5 +391,5 @@ def test_bad_rows_of_a_file_stop_it_or_are_reported(root: Path) -> None:
     assert len(list(user_data.read(file, bad=messages.append))) == 1
     assert [text.partition(":")[0] for text in messages] == [f"{file}, line {n}" for n in (3, 4, 5)]
     (root / "b.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="expected a list of rows, found dict"):
+    with pytest.raises(ValueError, match="found dict"):
         list(user_data.read(root / "b.json"))

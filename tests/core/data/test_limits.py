@@ -284,5 +284,5 @@ def test_a_file_is_estimated_by_its_readable_rows(tmp_path: Path) -> None:
 def test_texts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyphi.data.formats.MAX_CHARACTERS", 10)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a" * 11}))
-    with pytest.raises(ValueError, match="line 1: expected at most 10 characters"):
+    with pytest.raises(ValueError, match="line 1: .*10 characters"):
         list(user_data.read(tmp_path / "a.jsonl"))

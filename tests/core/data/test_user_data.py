@@ -120,7 +120,7 @@ def test_our_own_shards_are_read(root: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "theirs", tmp_path / "corpus") == samples
     broken = replace(samples[0], messages=(Message.user(Image(b"no")), Message.assistant("x")))
     shards.write(tmp_path / "broken/train", [broken], pipeline="theirs")
-    with pytest.raises(ValueError, match=r"row 1: .*expected a PNG"):
+    with pytest.raises(ValueError, match=r"row 1: .*PNG"):
         read(tmp_path / "broken", tmp_path / "other")
 
 
@@ -258,16 +258,16 @@ def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None
     assert [s.messages[0].text for s in samples] == [f"{i}?" for i in range(20)]
     assert samples[19].id == "train-0.parquet, row 20"
     assert [type(p) for p in samples[0].messages[0].parts] == [Image, Audio, Text]
-    with pytest.raises(ValueError, match="row 1: expected a column 'txt', found photo, clip"):
+    with pytest.raises(ValueError, match="row 1: .*'txt', .*photo, clip"):
         read(root / "train-0.parquet", tmp_path / "other", columns={"answer": "txt"})
-    with pytest.raises(ValueError, match="no column 'reply'; expected one of messages"):
+    with pytest.raises(ValueError, match="'reply'; .*messages"):
         read(root / "train-0.parquet", tmp_path / "other", columns={"reply": "text"})
 
 
 def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
     messages: list[str] = []
     source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
-    with pytest.raises(ValueError, match=r"row 1: `photo` isn't read: is it the image\? --columns"):
+    with pytest.raises(ValueError, match=r"row 1: `photo` .*--columns"):
         user_data.build(tmp_path / "corpus", [source], columns=names)
     names["image"] = "none"
     user_data.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
@@ -305,12 +305,12 @@ def test_a_folder_gives_its_train_split(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nothing.jsonl", "a.png", "empty"])
 def test_no_data(source: str, root: Path, tmp_path: Path) -> None:
     (root / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected a file that ends in \.jsonl"):
+    with pytest.raises(ValueError, match=r"\.jsonl"):
         read(root / source, tmp_path / "corpus")
 
 
 def test_no_rows(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected rows, found none"):
+    with pytest.raises(ValueError, match="rows, found none"):
         read(write_rows(root), tmp_path / "corpus")
 
 
@@ -357,7 +357,7 @@ def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> Non
     for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):
         (sample,) = read(source, tmp_path / str(i))
         assert sample.answer == "train"
-    with pytest.raises(ValueError, match="hf:me/dogs: expected parquet files"):
+    with pytest.raises(ValueError, match="hf:me/dogs: .*parquet"):
         read("hf:me/dogs", tmp_path / "dogs")
 
 
@@ -374,7 +374,7 @@ def test_the_hub_names_no_file_of_ours(
     row = {"image": {"bytes": None, "path": str(root / "a.png")}, "answer": "x"}
     path = root / "hub/datasets/me/cats/data/train-00000.parquet"
     pq.write_table(pa.Table.from_pylist([row]), path)
-    with pytest.raises(ValueError, match="expected bytes, found the path"):
+    with pytest.raises(ValueError, match="the path"):
         read("hf:me/cats", tmp_path / "corpus")
 
 
@@ -388,5 +388,5 @@ def test_shards_are_taken_as_they_are(root: Path, tmp_path: Path) -> None:
     assert read(root / "made", tmp_path / "o") == [row], "the train split, unchanged"
     broken = Sample("s2", (Message.user(Image(b"\x89PNG no")), row.messages[1]), "mine", "MIT")
     shards.write(root / "bad" / "train", [broken], pipeline="x")
-    with pytest.raises(ValueError, match=r"00000.parquet, row 1: .*expected a PNG"):
+    with pytest.raises(ValueError, match=r"00000.parquet, row 1: .*PNG"):
         read(root / "bad", tmp_path / "p")

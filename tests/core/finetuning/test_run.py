@@ -216,7 +216,7 @@ def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None
     run()
     assert (out / "manifest.json").stat().st_mtime_ns == written
     assert all(torch.equal(before[n], t) for n, t in state(out / "model").items())
-    with pytest.raises(ValueError, match="holds a run made with adapters"):
+    with pytest.raises(ValueError, match="adapters"):
         run(replace(SIBLING, adapters={"medical": AdapterConfig(3, 7.0, 0.2)}))
 
 
@@ -343,7 +343,7 @@ def test_mistakes_raise_errors_before_anything_is_written(
 
 
 def test_data_that_could_be_any_corpus(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 corpora; .*, such as --data pictures="):
+    with pytest.raises(ValueError, match=r"2 corpora; .*--data pictures="):
         finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=source / "original")
 
 
@@ -356,7 +356,7 @@ def test_columns_of_one_corpus(run: Callable[..., Path], source: Path, tmp_path:
     renaming = FinetuneOptions(columns=names, steps=1)
     finetune(SIBLING, data, tmp_path / "run", finetuning=renaming, **options)
     with pytest.raises(
-        ValueError, match=r"clip\.answer=sentence: clip is no corpus of the mix; it has"
+        ValueError, match=r"clip\.answer=sentence: clip "
     ):
         wrong = FinetuneOptions(columns={"clip.answer": "sentence"})
         finetune(SIBLING, data, tmp_path / "other", finetuning=wrong, **options)

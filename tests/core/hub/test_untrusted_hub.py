@@ -76,7 +76,7 @@ def test_names_outside_the_folder_are_refused_before_any_use(
     before = contents(tmp_path)
     server.sent.clear()
     server.listed = adding(str(thesis) if name == "ABSOLUTE" else name)
-    with pytest.raises(ValueError, match=r"the Hub at http://127.0.0.1:\d+ isn't trusted") as error:
+    with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+ .*trusted") as error:
         pull.pull(NAME)
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
@@ -146,7 +146,7 @@ def test_only_hexadecimal_etags_name_files(server: Hub, tmp_path: Path, etag: st
 def test_weights_without_a_size_are_not_fetched(server: Hub) -> None:
     server.listed = unlisted
     server.unsized = True
-    with pytest.raises(ValueError, match=r"has no size of \w+"):
+    with pytest.raises(ValueError, match=r"no size of \w+"):
         pull.pull(NAME)
     assert WEIGHTS not in server.sent
 
@@ -167,7 +167,7 @@ def test_a_hub_that_sends_more_than_it_lists_is_stopped(
     monkeypatch.setattr(download._Partial, "write", watched)
     server.surplus = {name: 20_000_000}
     size = (folder / name).stat().st_size
-    with pytest.raises(OSError, match=f"sent more than the {size:,} bytes it lists of {name}"):
+    with pytest.raises(OSError, match=f"{size:,} bytes .*{name}"):
         pull.pull(NAME)
     blobs = Path(constants.HF_HUB_CACHE, "models--owner--mini", "blobs")
     assert largest <= max(fake_hub.size(path) for path in fake_hub.folder_files(folder).values())
@@ -196,7 +196,7 @@ def test_a_link_to_another_folder_is_not_written_through(
     shutil.rmtree(stored / "vision-lora")
     (tmp_path / "elsewhere").mkdir()
     (stored / "vision-lora").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="vision-lora is a link to another folder"):
+    with pytest.raises(ValueError, match="vision-lora .*link"):
         pull.pull("owner/native")
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -221,7 +221,7 @@ def test_an_index_names_files_of_its_folder(
     shutil.copy(folder / WEIGHTS, tmp_path / "other.safetensors")
     (model / files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     server.add("owner/indexed", model)
-    with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
+    with pytest.raises(ValueError, match="same folder"):
         load_checkpoint(model if is_local else locate("owner/indexed"))
     assert not [sent for sent in server.sent if sent.endswith(".safetensors")]
 
@@ -229,6 +229,6 @@ def test_an_index_names_files_of_its_folder(
 @pytest.mark.parametrize("revision", ["../../../elsewhere", "/elsewhere", "a//b"])
 def test_revisions_are_names(server: Hub, tmp_path: Path, revision: str) -> None:
     for call in (pull.pull, download.locate):
-        with pytest.raises(ValueError, match="expected a branch, tag or commit"):
+        with pytest.raises(ValueError, match="branch, tag or commit"):
             call(NAME, revision)
     assert not contents(tmp_path)

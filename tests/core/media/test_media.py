@@ -121,19 +121,19 @@ def test_data_that_is_no_picture_is_named_in_the_error(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name}: expected a PNG, JPEG, .*, found {kind}"):
+    with pytest.raises(ValueError, match=f"{name}: .*PNG, JPEG, .*{kind}"):
         decode_image(path)
 
 
 @pytest.mark.parametrize("decode", [decode_image, decode_audio])
 def test_missing_files_and_folders_are_named(decode: Callable, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.png: expected a file, found nothing there"):
+    with pytest.raises(ValueError, match=r"none\.png: .*nothing"):
         decode(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="found a folder"):
+    with pytest.raises(ValueError, match="folder"):
         decode(tmp_path)
     with pytest.raises(ValueError, match="expected a file"):
         decode("x" * 200)
-    with pytest.raises(ValueError, match="expected a readable file"):
+    with pytest.raises(ValueError, match="readable"):
         decode("x" * 5000)
     with pytest.raises(
         (ValueError, TypeError), match=r"found int|Type-check"
@@ -286,7 +286,7 @@ def test_bombs_are_refused_before_decoding(png: Make) -> None:
             decode_image(huge_png(side))
     with pytest.raises(ValueError, match=r"100 pixels, found 400"):
         decode_image(png(20, 20), max_pixels=100)
-    with pytest.raises(ValueError, match=r"100 bytes, found more"):
+    with pytest.raises(ValueError, match=r"100 bytes"):
         decode_image(png(20, 20), max_bytes=100)
 
 
@@ -364,11 +364,11 @@ def test_soundtracks_are_decoded(format: str, codec: str) -> None:
     assert decoded_rate == rate and abs(len(wave) - rate) < 3000
     spectrum = np.abs(np.fft.rfft(wave[5000:45000]))
     assert abs(spectrum.argmax() * rate / 40000 - 440) < 2
-    with pytest.raises(ValueError, match=r"damaged or truncated|truncated; expected|without"):
+    with pytest.raises(ValueError, match=r"truncated|without"):
         decode_audio(out.getvalue()[: len(out.getvalue()) // 3])
     with pytest.raises(ValueError, match=r"may last 0\.5 s"):
         decode_audio(out.getvalue(), max_seconds=0.5)
-    with pytest.raises(ValueError, match="expected sound, found a MP4 without"):
+    with pytest.raises(ValueError, match="sound, .*MP4"):
         decode_audio(film(3))
 
 
@@ -405,10 +405,10 @@ def test_samples_in_memory() -> None:
 
 def test_empty_and_truncated_clips_are_refused(clip: Make) -> None:
     with pytest.raises(
-        ValueError, match=r"expected a WAV, FLAC, OGG or MP3 clip, found nothing \(0 bytes\)"
+        ValueError, match=r"WAV, FLAC, .*0 bytes"
     ):
         decode_audio(b"")
-    with pytest.raises(ValueError, match="the WAV clip is empty"):
+    with pytest.raises(ValueError, match="empty"):
         decode_audio(clip(0))
     with pytest.raises(ValueError, match="promises 32000 bytes, found 15956"):
         decode_audio(clip(16000)[:16000])
@@ -465,7 +465,7 @@ def test_forged_headers_and_bad_samples_are_refused(clip: Make) -> None:
     soundfile.write(out, np.array([0.0, np.nan]), 16000, format="WAV", subtype="FLOAT")
     with pytest.raises(ValueError, match="finite"):
         decode_audio(out.getvalue())
-    with pytest.raises(ValueError, match="expected a WAV, FLAC, OGG or MP3 clip, found text"):
+    with pytest.raises(ValueError, match="WAV, FLAC, .*text"):
         decode_audio(b"I am a poem")
 
 
@@ -541,7 +541,7 @@ def test_work_is_capped_whatever_the_rate(clip: Make) -> None:
     """Few seconds at a high rate in many channels are as much work as many."""
     data = clip(400_000, 400_000, 8, "FLAC", "PCM_16")
     assert decode_audio(data, max_seconds=17)[1] == 400_000
-    with pytest.raises(ValueError, match="3,072,000 values over all its channels, found more"):
+    with pytest.raises(ValueError, match="3,072,000 values"):
         decode_audio(data, max_seconds=16)
     assert len(decode_audio(clip(96_000, 96_000, 2), max_seconds=1)[0]) == 96_000
 
@@ -550,5 +550,5 @@ def test_a_jpeg_of_many_scans_is_refused(png: Make) -> None:
     data = encode(Image.open(io.BytesIO(png(64, 64))), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     assert decode_image(data[:last] + data[last:-2] * 50 + data[-2:]).size == (64, 64)
-    with pytest.raises(ValueError, match="may have 100 scans, found more"):
+    with pytest.raises(ValueError, match="100 scans"):
         decode_image(data[:last] + data[last:-2] * 120 + data[-2:])
