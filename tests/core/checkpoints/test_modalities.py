@@ -166,8 +166,6 @@ def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> N
     save_file({n: t for n, t in tensors.items() if n != first}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="found none"):
         answer(tmp_path / "model")
-    with pytest.raises(
-        ValueError, match=r"motion-modality"
-    ):
+    with pytest.raises(ValueError, match=r"motion-modality"):
         answer(tmp_path / "plain")
     assert csv() and motion().name == "motion"
