@@ -214,7 +214,7 @@ def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Proc
         assert similarity(picture, captions[j]) == pytest.approx(cosines[i, j].item(), abs=1e-3)
     with pytest.raises(ValueError, match="empty text"):
         similarity(picture, " ")
-    with pytest.raises(ValueError, match="64 .*found 1"):
+    with pytest.raises(ValueError, match=r"64 .*found 1"):
         Similarity(model, trained, processor, ["a"] * 100)
     with pytest.raises(ValueError, match="expected the heads'"):
         Similarity(model, {"vision.x": torch.ones(1)}, processor, captions)

@@ -63,7 +63,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     fresh = make_model(make_processor())
     assert run(tmp_path, corpora, model=fresh) == json.loads(json.dumps(manifest))
     assert all(torch.equal(p, after[name]) for name, p in fresh.named_parameters())
-    with pytest.raises(ValueError, match="seed 0, .*1"):
+    with pytest.raises(ValueError, match=r"seed 0, .*1"):
         run(tmp_path, corpora, seed=1)
 
 
@@ -95,9 +95,7 @@ def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -
                 model.decoder.norm.weight[0] += 1e-6
             return super().loss(model, head, reference, batch)
 
-    with pytest.raises(
-        RuntimeError, match=r"everything .*decoder.norm.weight \(1 "
-    ):
+    with pytest.raises(RuntimeError, match=r"everything .*decoder.norm.weight \(1 "):
         run(tmp_path, corpora, replace(EVERYTHING, objective=Meddling()), TWO)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -117,9 +115,7 @@ def test_resuming_with_a_changed_base_is_caught(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "freeze", freeze_less)
-        with pytest.raises(
-            ValueError, match=r"1 of \d+ .*down_proj"
-        ):
+        with pytest.raises(ValueError, match=r"1 of \d+ .*down_proj"):
             run(tmp_path, corpora, budget=TWO)
     touched = make_model(make_processor())
     weight = touched.decoder.layers[0].mlp.down_proj.weight
@@ -143,9 +139,7 @@ def test_a_loss_that_is_not_finite_names_its_samples(corpora: Path, tmp_path: Pa
     model = make_model(make_processor())
     with torch.no_grad():
         model.decoder.norm.weight[3] = torch.nan
-    with pytest.raises(
-        RuntimeError, match=r"nan at step 2; 3 .*pictures/\d+"
-    ):
+    with pytest.raises(RuntimeError, match=r"nan at step 2; 3 .*pictures/\d+"):
         run(tmp_path, corpora, model=model)
 
 
