@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "core"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import allowed_skips
-from fixtures.command_line import RunCommand
+from fixtures.command_line import Refused, RunCommand
 from fixtures.engines import SAYINGS
 from fixtures.processes import Children, new_children
 
@@ -50,6 +50,19 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run_command: RunCommand) -> Refused:
+    """Runs a command line that is refused: returns the one line that it prints to standard error."""
+
+    def run(*words: str) -> str:
+        code, _, error = run_command(*words)
+        assert code == 2, error
+        (line,) = error.splitlines()
+        return line
 
     return run
 

@@ -191,7 +191,7 @@ def test_a_side_that_computes_something_else_is_refused(bench, pretend, tmp_path
     sides = {"library": side(1.0), "other": side(1.1)}
     try:
         bench.same_work(sides, 0.2, "library")
-        with pytest.raises(RuntimeError, match=r"other computes something else.* by 0\.100"):
+        with pytest.raises(RuntimeError, match=r"other .* 0\.100"):
             bench.same_work(sides, 0.05, "library")
     finally:
         for process in sides.values():
@@ -200,7 +200,7 @@ def test_a_side_that_computes_something_else_is_refused(bench, pretend, tmp_path
 
 def test_a_side_that_ends_says_why(bench) -> None:
     dying = [sys.executable, "-c", "raise SystemExit('no such model')"]
-    with pytest.raises(RuntimeError, match="who ended with code 1: no such model"):
+    with pytest.raises(RuntimeError, match="who .*code 1: no such model"):
         bench.Process("who", dying, 1)
 
 

@@ -265,7 +265,7 @@ def test_transcribe_uses_the_published_prompts(
     assert transcript.translation is None
     assert len(transcript.warnings) == 2
     assert "written in Latin" in phi.transcribe(clip, to="ja").warnings[-1]
-    with pytest.raises(ValueError, match="unknown language 'tlh'"):
+    with pytest.raises(ValueError, match="'tlh'"):
         phi.transcribe(clip, to="tlh")
     with pytest.raises(ValueError, match="to="):
         phi.transcribe(clip, cot=True)
@@ -296,7 +296,7 @@ def test_longer_audio_is_an_option(folder: Path) -> None:
     phi = polyphi.load(folder)
     phi.max_audio_seconds = 3600
     assert phi.count(hour).audio == 45_000
-    with pytest.raises(ValueError, match=r"at least 45\d{3} tokens, the context holds 512"):
+    with pytest.raises(ValueError, match=r"45\d{3} tokens, .*512"):
         phi.generate(hour)
     for seconds in (0, 10_081):
         with pytest.raises(ValueError, match=f"between 1 and 10,080, found {seconds:,}"):
@@ -352,7 +352,7 @@ def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> 
         request.write_text(text)
         with pytest.raises(ValueError, match=message):
             write_logits(phi, request, tmp_path / "c.safetensors")
-    with pytest.raises(ValueError, match="no request file"):
+    with pytest.raises(ValueError, match="request file"):
         write_logits(phi, tmp_path / "none.json", tmp_path / "c.safetensors")
 
 

@@ -98,7 +98,7 @@ def test_media_beside_a_text_come_before_it(phi: polyphi.Phi, folder: Path) -> N
     )
     filled = phi.generate([{"role": "user", "content": empty}], [in_memory], [clip], **FIVE)
     assert filled == phi.generate([Message.user(Audio(clip), "low", Image(picture))], **FIVE)
-    with pytest.raises(ValueError, match="no images left"):
+    with pytest.raises(ValueError, match="no images"):
         phi.generate([{"role": "user", "content": empty}], audios=[clip])
     with pytest.raises(ValueError, match="more audios"):
         phi.generate([{"role": "user", "content": [{"type": "image"}]}], [picture], [clip])
@@ -225,10 +225,10 @@ def test_a_saved_model_is_the_model(phi: polyphi.Phi, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype=torch.float32).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(ids[None]).logits[0], logits, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="new or empty folder"):
+    with pytest.raises(ValueError, match="empty folder"):
         phi.save(tmp_path / "copy")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="new or empty folder"):
+    with pytest.raises(ValueError, match="empty folder"):
         phi.save(tmp_path / "file")
 
 

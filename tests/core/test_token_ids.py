@@ -329,7 +329,7 @@ def test_a_tokenizer_by_path_or_object(folder: Path, tmp_path: Path, phi: polyph
     for tokenizer in (tmp_path / "apart", str(tmp_path / "apart/tokenizer.json"), phi.tokenizer):
         again = polyphi.load(folder, device="cpu", tokenizer=tokenizer)
         assert again.generate([Message.user("fox")], sampling=EIGHT) == expected
-    with pytest.raises(ValueError, match="found nothing there"):
+    with pytest.raises(ValueError, match="nothing"):
         polyphi.load(folder, tokenizer=tmp_path / "none")
     with pytest.raises(ValueError, match=r"placeholder|embedding only"):
         polyphi.load(folder, tokenizer=Tokenizer.train(["many other words " * 9], vocab_size=448))
@@ -355,7 +355,7 @@ def test_none_is_a_name_too(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
     wave = (np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32), 16000)
     transcripts = [phi.transcribe(wave, sampling=EIGHT, adapter=name) for name in ("none", None)]
     assert transcripts[0] == transcripts[1] and transcripts[0].adapter is None
-    with pytest.raises(ValueError, match="unknown adapter 'nothing'"):
+    with pytest.raises(ValueError, match="'nothing'"):
         phi.generate(messages, adapter="nothing")
 
 

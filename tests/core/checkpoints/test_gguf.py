@@ -122,10 +122,10 @@ def test_negative_scales_keep_their_steps() -> None:
 
 def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     path, out = tmp_path / "model.gguf", tmp_path / "out"
-    with pytest.raises(ValueError, match=r"polyphi export \S*model\.gguf --out FOLDER"):
+    with pytest.raises(ValueError, match=r"model\.gguf --out FOLDER"):
         path.write_bytes(b"GGUF")
         locate(path)
-    with pytest.raises(ValueError, match="not a complete GGUF file"):
+    with pytest.raises(ValueError, match="GGUF"):
         gguf.convert(path, out)
     for options, message in (
         ({"architecture": "llama"}, "architecture 'llama'; expected 'phi3'"),
@@ -138,11 +138,11 @@ def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> No
     data = path.read_bytes()
     for cut in (3, 40, 900, len(data) // 2):
         path.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a complete GGUF file"):
+        with pytest.raises(ValueError, match="GGUF"):
             gguf.convert(path, out)
     path.write_bytes(data)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"expected tokenizer\.json next to"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
         gguf.convert(path, out)
     assert not out.exists()
 
@@ -151,5 +151,5 @@ def test_a_link_beside_it_is_not_copied(tiny_config: ModelConfig, tmp_path: Path
     written(tiny_config.decoder, tmp_path / "model" / "model.gguf", "F16")
     (tmp_path / "id_rsa").write_text("a private key")
     (tmp_path / "model" / "merges.txt").symlink_to(tmp_path / "id_rsa")
-    with pytest.raises(ValueError, match=r"merges\.txt is a link to"):
+    with pytest.raises(ValueError, match=r"merges\.txt .*link"):
         gguf.convert(tmp_path / "model" / "model.gguf", tmp_path / "out")

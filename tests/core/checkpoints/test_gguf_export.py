@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import published
-from fixtures.command_line import RunCommand
+from fixtures.command_line import Refused, RunCommand
 
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.gguf_export import write_gguf
@@ -95,7 +95,7 @@ def test_the_named_adapter_is_merged(native: Path, tmp_path: Path, run_command: 
 def test_quantized_types(
     native: Path, tiny_config: ModelConfig, tmp_path: Path, quant: str, embedding: str
 ) -> None:
-    with pytest.raises(ValueError, match="blocks of 32 inputs, and a width of this model is 48"):
+    with pytest.raises(ValueError, match=r"32 .*48"):
         write_gguf(load_checkpoint(native), tmp_path / "model.gguf", native, quant=quant)
     narrow = load_checkpoint(native).config.decoder
     sizes = ("vocab_size", "eos_token_ids", "bos_token_id", "pad_token_id")
@@ -160,14 +160,13 @@ def test_the_vocabulary_has_llama_cpps_keys(native: Path, tmp_path: Path) -> Non
 def test_wrong_options_are_one_line_each(
     native: Path,
     tmp_path: Path,
-    run_command: RunCommand,
+    refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, error = run_command("export", str(native), *options)
-    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert message in refused("export", str(native), *options)
     assert not list(tmp_path.iterdir())
 
 
@@ -208,6 +207,6 @@ def test_a_tokenizer_of_another_split_is_refused(native: Path, tmp_path: Path) -
     other = (native / "tokenizer.json").read_text().replace("\\\\p{N}|", "\\\\p{N}{1,2}|")
     assert other != (native / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(other)
-    with pytest.raises(ValueError, match="splits text in another way"):
+    with pytest.raises(ValueError, match="splits"):
         write_gguf(load_checkpoint(native), tmp_path / "model.gguf", tmp_path)
     assert not (tmp_path / "model.gguf").exists()

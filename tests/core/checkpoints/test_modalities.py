@@ -66,7 +66,7 @@ def test_the_folder_alone_makes_the_difference(with_motion: PhiModel, tmp_path: 
     shutil.copytree(model / FOLDER, plain / FOLDER)
     assert answer(plain) == expected and list(folders(plain)) == ["motion"]
     without = polyphi.load(plain, device="cpu")
-    with pytest.raises(ValueError, match=r"has motion inputs, .* no encoder .* --modality FILE"):
+    with pytest.raises(ValueError, match=r"motion.*--modality"):
         without.generate(QUESTION)
     assert without.generate([Message.user("fox")], sampling=EIGHT).tokens
 
@@ -137,7 +137,7 @@ def test_another_decoder_is_refused(with_motion: PhiModel, tmp_path: Path) -> No
     save_checkpoint(
         with_motion, tmp_path / "other", files=files_beside(tmp_path / "plain", "native")
     )
-    with pytest.raises(ValueError, match="was trained with another decoder"):
+    with pytest.raises(ValueError, match="another decoder"):
         answer(tmp_path / "other", f"{FILE}={tmp_path / 'model' / FOLDER}")
 
 
@@ -158,7 +158,7 @@ def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> N
     (folder / "modality.json").write_text(json.dumps(values))
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         answer(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(whole)
     tensors = load_file(folder / "model.safetensors")
@@ -166,8 +166,6 @@ def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> N
     save_file({n: t for n, t in tensors.items() if n != first}, folder / "model.safetensors")
     with pytest.raises(ValueError, match="found none"):
         answer(tmp_path / "model")
-    with pytest.raises(
-        ValueError, match=r"expected the modality's weights in motion-modality, found none"
-    ):
+    with pytest.raises(ValueError, match=r"motion-modality"):
         answer(tmp_path / "plain")
     assert csv() and motion().name == "motion"

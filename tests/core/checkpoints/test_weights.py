@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures import forked
+from fixtures.command_line import Refused
 from fixtures.variants import few
 from safetensors.torch import load_file, save_file
 
-from polyphi import cli
 from polyphi.checkpoints import config as public_config
 from polyphi.checkpoints import write
 from polyphi.checkpoints.headers import files_beside, read_config
@@ -71,47 +71,53 @@ def test_long_lists_are_cut_with_a_count(folder: Path) -> None:
     assert len(str(error.value)) < 4000
 
 
-def test_truncated_file(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    data = file.read_bytes()
-    for cut in (0, 7, 100, len(data) // 2, len(data) - 1):
-        file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a complete safetensors file"):
-            load_checkpoint(folder)
+def configured(**entries: object) -> Callable[[Path], object]:
+    return lambda folder: edit_json(folder / "config.json", lambda c: c.update(entries))
 
 
-def test_missing_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+def written_as(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def cut_to(size: int) -> Callable[[Path], object]:
+    """The weights without their end, or without all but `size` bytes."""
+    return lambda folder: os.truncate(
+        file := folder / "model.safetensors", size if size >= 0 else file.stat().st_size + size
+    )
+
+
+SHORT = {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
+UNREADABLE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "config.json").unlink(), r"config\.json"),
+    *((written_as("config.json", text), r"config\.json") for text in ("{", "[]", "\x00")),
+    (configured(model_type="llama"), "'llama'"),
+    (configured(tie_word_embeddings=False), "tie_word_embeddings"),
+    (configured(rope_scaling={"type": "yarn"}), "'yarn'"),
+    (configured(rope_scaling=SHORT), "need 6 factors"),
+    (configured(sliding_window=100), "sliding window of 100"),
+    *((cut_to(size), "complete") for size in (0, 7, 100, 10_000, -1)),
+    (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        r"pytorch_model\.bin",
+    ),
+]
+"""What is done to a checkpoint's folder, and what the error names."""
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNREADABLE)
+def test_an_unreadable_checkpoint_is_an_error(
+    folder: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
-
-
-def test_config_that_is_no_json(folder: Path) -> None:
-    for text in ("{", "[]", "\x00"):
-        (folder / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json"):
-            load_checkpoint(folder)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing has no config\.json"):
+    with pytest.raises(ValueError, match=r"nothing .*config\.json"):
         load_checkpoint(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="expected a checkpoint folder or a hub id"):
+    with pytest.raises(ValueError, match="hub id"):
         locate(tmp_path / "nothing")
-
-
-def test_pickles_are_refused(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin, a pickle"):
-        load_checkpoint(folder)
-
-
-def test_index_may_not_lead_elsewhere(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    for member in ("../model.safetensors", "pytorch_model.bin", "/etc/passwd"):
-        index.write_text(json.dumps({"weight_map": {"model.norm.weight": member}}))
-        with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
-            load_checkpoint(folder)
 
 
 def test_missing_shard(tiny_config: ModelConfig, tmp_path: Path) -> None:
@@ -125,33 +131,6 @@ def test_missing_shard(tiny_config: ModelConfig, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model")
 
 
-def test_other_models_are_refused(folder: Path) -> None:
-    for change, message in (
-        ({"model_type": "llama"}, "'llama'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"rope_scaling": {"type": "yarn"}}, "'yarn'"),
-        ({"sliding_window": 100}, "sliding window of 100"),
-        (
-            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
-            "need 6 factors",
-        ),
-    ):
-        text = (folder / "config.json").read_text()
-        edit_json(folder / "config.json", lambda c, change=change: c.update(change))
-        with pytest.raises(ValueError, match=message):
-            load_checkpoint(folder)
-        (folder / "config.json").write_text(text)
-
-
-def test_values_of_the_wrong_type(folder: Path) -> None:
-    text = (folder / "config.json").read_text()
-    for change in ({"num_attention_heads": "six"}, {"num_attention_heads": 0}, {"embd_layer": 3}):
-        edit_json(folder / "config.json", lambda c, change=change: c.update(change))
-        with pytest.raises(ValueError):
-            load_checkpoint(folder)
-        (folder / "config.json").write_text(text)
-
-
 def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
@@ -161,7 +140,7 @@ def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) 
     with pytest.raises(ValueError, match="use_rslora"):
         load_checkpoint(tmp_path / "model")
     (adapter_folder / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match="expected r and lora_alpha"):
+    with pytest.raises(ValueError, match="r and lora_alpha"):
         load_checkpoint(tmp_path / "model")
     shutil.rmtree(adapter_folder)
     assert load_checkpoint(tmp_path / "model").config.adapters.keys() == {"speech"}
@@ -339,35 +318,21 @@ def test_a_killed_export_leaves_the_old_or_the_new_checkpoint(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "model", "out", "thesis.tex"]
 
 
-def test_an_export_does_not_rewrite_its_source(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_export_does_not_rewrite_its_source(folder: Path, refused: Refused) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(SystemExit):
-        cli.main(["export", str(folder), "--out", str(folder / ".." / "model")])
-    assert "the folder of the model itself" in capsys.readouterr().err.replace("\n", " ")
+    assert "model itself" in refused("export", str(folder), "--out", str(folder / "../model"))
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_an_unknown_layout_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown layout 'tf'"):
-        save_checkpoint(load_checkpoint(folder), tmp_path / "new", "tf")
-
-
-def test_files_are_copied_along(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    save_checkpoint(load_checkpoint(folder), tmp_path / "copy", files=[tmp_path / "tokenizer.json"])
-    assert (tmp_path / "copy/tokenizer.json").read_text() == "{}"
-
-
-def test_the_original_layout_supports_no_other_adapter(
+def test_a_layout_that_can_not_hold_the_model_is_refused(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
     add_adapter(model, "medical", AdapterConfig(2, 4.0))
-    with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
-        save_checkpoint(model, tmp_path / "no", "original")
+    for layout, message in (("original", "medical"), ("tf", "'tf'")):
+        with pytest.raises(ValueError, match=message):
+            save_checkpoint(model, tmp_path / "no", layout)
     assert not (tmp_path / "no").exists()
     save_checkpoint(model, tmp_path / "mini", "mini")  # only the language model
     assert read_config(tmp_path / "mini").adapters == {}
@@ -391,20 +356,16 @@ def test_files_to_copy(folder: Path) -> None:
     assert copied["original"] == copied["native"] | {"preprocessor_config.json"}
 
 
-@pytest.mark.parametrize("link", ["file", "folder", "nested"])
-def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path, link: str) -> None:
-    secret, path = tmp_path / "ssh" / "id_rsa", folder / "tokenizer.json"
+@pytest.mark.parametrize("target", ["../ssh/id_rsa", "inner/id_rsa", "first"])
+def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path, target: str) -> None:
+    """Nor through another link, or a part of the path that is one."""
+    secret = tmp_path / "ssh" / "id_rsa"
     secret.parent.mkdir()
     secret.write_text("a private key")
-    if link == "nested":
-        (folder / "first").symlink_to(secret)
-        path.symlink_to("first")
-    elif link == "folder":  # a part of the path is the link
-        (folder / "inner").symlink_to(secret.parent)
-        path.symlink_to("inner/id_rsa")
-    else:
-        path.symlink_to(secret)
-    with pytest.raises(ValueError, match=f"tokenizer.json is a link to {secret}"):
+    (folder / "first").symlink_to(secret)
+    (folder / "inner").symlink_to(secret.parent)
+    (folder / "tokenizer.json").symlink_to(target)
+    with pytest.raises(ValueError, match=f"tokenizer.json .*{secret}"):
         files_beside(folder, "original")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from fixtures.command_line import RunCommand, parsed
+from fixtures.command_line import Refused, parsed
 
 from polyphi.media.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
 from polyphi.transcription.transcript_options import TranscriptOptions
@@ -19,13 +19,10 @@ def clip(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("command", ["chat", "transcribe", "serve"])
 def test_a_limit_beyond_any_context_is_refused_before_the_model_is_read(
-    command: str, clip: str, run_command: RunCommand
+    command: str, clip: str, refused: Refused
 ) -> None:
     arguments = {"chat": ["hello"], "transcribe": [clip], "serve": []}[command]
-    code, _, error = run_command(
-        command, "no-such-model", *arguments, "--max-audio-seconds", "20000"
-    )
-    assert code == 2 and "Traceback" not in error
+    error = refused(command, "no-such-model", *arguments, "--max-audio-seconds", "20000")
     assert f"{LONGEST_AUDIO_SECONDS:,.0f}" in error and "20,000" in error
 
 

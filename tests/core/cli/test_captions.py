@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.audio import say
+from fixtures.command_line import Refused
 from transcription.test_longform import ToneEngine
 
-from polyphi import cli
 from polyphi.cli.captions import transcribe_live
 from polyphi.cli.printable import PrintableConsole
 from polyphi.types.completion import Completion
@@ -71,9 +71,5 @@ def test_captions_move_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
         ["x"],
     ],
 )
-def test_options_that_do_not_fit_are_refused(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["transcribe", *arguments])
-    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+def test_options_that_do_not_fit_are_refused(arguments: list[str], refused: Refused) -> None:
+    assert refused("transcribe", *arguments)

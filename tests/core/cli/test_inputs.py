@@ -31,6 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with wave.open(str(folder / name), "wb") as clip:
             clip.setparams((1, 2, 16000, 0, "NONE", ""))
             clip.writeframes(bytes(2 * count))
+    (folder / "cut.wav").write_bytes((folder / "talk.wav").read_bytes()[:30])
     (folder / "notes.txt").write_text("not a clip")
     return folder
 
@@ -46,6 +47,7 @@ def not_loaded(*_: Any, **__: Any) -> None:
         ("chat model hi --image a.png none.png", "none.png: expected a file"),
         ("chat model hi --image cut.png", "damaged"),
         ("chat model hi --image talk.wav", "expected a PNG"),
+        ("chat model hi --audio cut.wav", "cut.wav"),
         ("chat model hi --audio empty.wav", "empty"),
         ("chat model hi --audio notes.txt", "expected a WAV"),
         ("chat model hi --video none.mp4", "none.mp4: expected a file"),

@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 
 import pytest
+from fixtures.command_line import Refused
 from rich.table import Table
 
-from polyphi import cli
 from polyphi.cli.load_progress import load_progress
 from polyphi.cli.printable import PrintableConsole, printable, write_data
 
@@ -31,10 +31,8 @@ def test_control_characters_are_shown(text: str, visible: str | None) -> None:
     assert printable(text) == (text if visible is None else visible)
 
 
-def test_an_error_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["chat", str(tmp_path / TITLE), "Hi"])
-    error = capsys.readouterr().err
+def test_an_error_moves_no_cursor(tmp_path: Path, refused: Refused) -> None:
+    error = refused("chat", str(tmp_path / TITLE), "Hi")
     assert SHOWN in error and TITLE not in error
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import RunCommand, parsed
+from fixtures.command_line import Refused, parsed
 
 from polyphi.cli.options import parse_adapters
 from polyphi.serve.admission.settings import MIB, Settings
@@ -50,13 +50,12 @@ def test_a_key_with_blanks_is_refused_before_the_server_listens(
     arguments: list[str],
     environment: str,
     monkeypatch: pytest.MonkeyPatch,
-    run_command: RunCommand,
+    refused: Refused,
 ) -> None:
     """It was several keys, of which each opened the server."""
     monkeypatch.setenv("POLYPHI_API_KEY", environment)
     options = [part for key in arguments for part in ("--api-key", key)]
-    code, _, error = run_command("serve", "no-model", "--host", "192.0.2.1", *options)
-    assert code == 2 and len(error.splitlines()) == 1
+    error = refused("serve", "no-model", "--host", "192.0.2.1", *options)
     assert "on each line" in error and "horse" not in error
 
 
@@ -81,17 +80,14 @@ def test_amounts_are_bytes_and_limits_are_no_options() -> None:
         ("--no-insecure",),
     ],
 )
-def test_a_wrong_option_is_one_line_that_names_it(
-    words: tuple[str, ...], run_command: RunCommand
-) -> None:
-    code, _, error = run_command("serve", "no-model", *words)
-    (line,) = error.splitlines()
-    assert code == 2 and words[0] in line and line.endswith("See `polyphi serve --help`.")
+def test_a_wrong_option_is_one_line_that_names_it(words: tuple[str, ...], refused: Refused) -> None:
+    line = refused("serve", "no-model", *words)
+    assert words[0] in line and line.endswith("See `polyphi serve --help`.")
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "truncated", "model.gguf", "runs/none"])
 def test_a_model_that_is_not_there_is_an_error_before_the_server_listens(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     def bind(_: Settings) -> None:
         raise AssertionError("the server listens")
@@ -102,5 +98,4 @@ def test_a_model_that_is_not_there_is_an_error_before_the_server_listens(
         Path(folder).mkdir()
     Path("truncated/config.json").write_text('{"model_type": "phi3"}')
     Path("truncated/model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
-    code, _, error = run_command("serve", name)
-    assert code == 2 and name in error and len(error.splitlines()) == 1
+    assert name in refused("serve", name)

@@ -166,7 +166,7 @@ def test_addresses_that_are_allowed_are_read(folder: Path) -> None:
 
 def test_sources_at_addresses_of_this_machine(folder: Path) -> None:
     for address in ("file:///dev/zero", f"simplecache::file://{folder}/a.jsonl"):
-        with pytest.raises(ValueError, match="expected an address with s3"):
+        with pytest.raises(ValueError, match="s3"):
             sources.find(address)
 
 

@@ -40,7 +40,7 @@ def test_samples_have_numbers_and_ids() -> None:
     fresh = GeneratedSamples(sample, "one")
     assert fresh.sample(12).answer == "x" * 6 and fresh.id(12) == "fresh-00000012"
     assert fresh.manifest == {"fresh": "one"}
-    with pytest.raises(ValueError, match="no word fits"):
+    with pytest.raises(ValueError, match="fits"):
         fresh.sample(5)
 
 
@@ -79,7 +79,7 @@ def test_a_generator_that_gives_nothing_is_named(
 
     monkeypatch.setattr(module, "MAX_CONSECUTIVE_SKIPS", 12)
     loader = make(folder, only_a, **FRESH)
-    with pytest.raises(ValueError, match=r"12 samples of 'b' .*the last b/fresh-00000011"):
+    with pytest.raises(ValueError, match=r"12 .*'b' .*b/fresh-00000011"):
         for _ in range(100):
             loader.step()
 

@@ -9,7 +9,9 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,189 +37,141 @@ def limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+@cache
+def gigabytes() -> bytes:
+    """Three gigabytes of one letter, in three megabytes."""
+    return gzip.compress(b"a" * (64 << 20), 1) * 48
+
+
 def zipped(head: bytes) -> bytes:
-    """Six gigabytes after `head`, in six megabytes."""
-    return gzip.compress(head) + gzip.compress(b"a" * (64 << 20), 1) * 96
+    return gzip.compress(head) + gigabytes()
 
 
-def packed(name: str, head: bytes) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        (folder / name).write_bytes(zipped(head))
-        return folder / name
-
-    return write
-
-
-def nulls(folder: Path) -> Path:
-    """A batch of two billion nulls, which takes no bytes."""
-    batch = pa.record_batch({"text": pa.nulls(2**31 - 1)})
-    with pa.ipc.new_stream(folder / "a.arrow", batch.schema) as writer:
+def arrow(values: pa.Array, compression: str | None = None) -> bytes:
+    out, batch = pa.BufferOutputStream(), pa.record_batch({"text": values})
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(out, batch.schema, options=options) as writer:
         writer.write_batch(batch)
-    assert (folder / "a.arrow").stat().st_size < 1000
-    return folder / "a.arrow"
+    return bytes(out.getvalue())
 
 
-def list_of_nulls(folder: Path) -> Path:
-    values = pa.ListArray.from_arrays(pa.array([0, 2**28], pa.int32()), pa.nulls(2**28))
-    batch = pa.record_batch({"text": values})
-    with pa.ipc.new_stream(folder / "a.arrow", batch.schema) as writer:
-        writer.write_batch(batch)
-    return folder / "a.arrow"
+def parquet(dictionary: bool = True, **columns: Any) -> bytes:
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), out, compression="zstd", use_dictionary=dictionary)
+    return bytes(out.getvalue())
 
 
-def packed_batch(folder: Path) -> Path:
-    batch = pa.record_batch({"text": ["a" * (50 << 20)] * 2})
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(folder / "a.arrow", batch.schema, options=options) as writer:
-        writer.write_batch(batch)
-    return folder / "a.arrow"
-
-
-def long_message(folder: Path) -> Path:
-    """A head that says how long the message is."""
-    (folder / "a.arrow").write_bytes(b"\xff" * 4 + struct.pack("<i", 2**31 - 1) + b"x" * 100)
-    return folder / "a.arrow"
-
-
-def one_text(folder: Path) -> Path:
+def repeated(count: int, size: int) -> pa.DictionaryArray:
     """A dictionary of one text, which each row repeats."""
-    text = pa.DictionaryArray.from_arrays(pa.array([0] * 20, pa.int32()), ["a" * (100 << 20)])
-    pq.write_table(pa.table({"text": text}), folder / "a.parquet", compression="zstd")
-    assert (folder / "a.parquet").stat().st_size < 40_000
-    return folder / "a.parquet"
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), ["a" * size])
 
 
-def texts(folder: Path) -> Path:
-    """The pages of the texts as they are."""
-    table = pa.table({"text": ["a" * (100 << 20)] * 3})
-    pq.write_table(table, folder / "a.parquet", compression="zstd", use_dictionary=False)
-    return folder / "a.parquet"
+def one_list(values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
 
 
-def lists(folder: Path) -> Path:
-    text = pa.DictionaryArray.from_arrays(pa.array([0] * 9000, pa.int32()), ["a" * (1 << 20)])
-    table = pa.table({"text": pa.ListArray.from_arrays(pa.array([0, 9000], pa.int32()), text)})
-    pq.write_table(table, folder / "a.parquet", compression="zstd")
-    return folder / "a.parquet"
+def long_name(type: bytes) -> bytes:
+    """A member whose name has six gigabytes."""
+    member = tarfile.TarInfo("a")
+    member.type, member.size = type, 6 << 30
+    return zipped(member.tobuf(tarfile.GNU_FORMAT))
 
 
-def packed_archive(folder: Path) -> Path:
-    """An archive that warcio unpacks, by its name an unpacked one."""
-    (folder / "a.warc").write_bytes(gzip.compress(b"WARC/1.0\r\nX: " + b"a" * (64 << 20), 1) * 48)
-    return folder / "a.warc"
-
-
-def long_name(type: bytes) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        member = tarfile.TarInfo("a")
-        member.type, member.size = type, 6 << 30
-        head = member.tobuf(tarfile.GNU_FORMAT)
-        (folder / "a.tar.gz").write_bytes(zipped(head))
-        return folder / "a.tar.gz"
-
-    return write
-
-
-def many_headers(folder: Path) -> Path:
+def many_headers() -> bytes:
     """Each header announces the next one."""
-    with tarfile.open(folder / "a.tar", "w") as archive:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
         for _ in range(5000):
             member = tarfile.TarInfo("a")
             member.type, member.size = tarfile.XHDTYPE, 0
             archive.addfile(member, io.BytesIO())
-    return folder / "a.tar"
+    return out.getvalue()
 
 
-def many_values(folder: Path) -> Path:
-    (folder / "a.jsonl").write_bytes(b'{"text": [' + b"[]," * (5 << 20) + b"[]]}")
-    return folder / "a.jsonl"
-
-
-def many_fields(folder: Path) -> Path:
-    """A row that a quoted line end continues."""
-    (folder / "a.csv").write_text('text\n"\n' + f'"{"," * (3 << 20)}"\n' * 3)
-    return folder / "a.csv"
-
-
-def json_texts(*columns: str) -> Callable[[Path], Path]:
-    """A row whose columns are JSON, and its last column many lists."""
-
-    def write(folder: Path) -> Path:
-        row = {name: ["[]"] for name in columns} | {columns[-1]: ["[[]" + ",[]" * (20 << 20) + "]"]}
-        pq.write_table(
-            pa.table(row), folder / "a.parquet", compression="zstd", use_dictionary=False
-        )
-        return folder / "a.parquet"
-
-    return write
-
-
-def deep(name: str, head: bytes = b"") -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        (folder / name).write_bytes(head + b"[" * 200_000)
-        return folder / name
-
-    return write
-
-
-def energon(split: str) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        (folder / ".nv-meta").mkdir()
-        (folder / ".nv-meta/split.yaml").write_text(split)
-        with tarfile.open(folder / "0.tar", "w"):
-            pass
-        return folder
-
-    return write
-
-
+LISTS = "[[]" + ",[]" * (5 << 20) + "]"
+FIELDS = f'"{"," * (3 << 19)}"\n'.encode() * 3
+"""A row of CSV, which a quoted line end continues."""
+WARC = b"WARC/1.0\r\nWARC-Type: response\r\nX: "
+SPLIT = ".nv-meta/split.yaml"
 ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
-BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "jsonl": (packed("a.jsonl.gz", b'{"text": "'), r"a\.jsonl\.gz, line 1: "),
-    "json": (packed("a.json.gz", b'[{"text": "b"}, {"text": "'), r"a\.json\.gz, row 2: "),
-    "csv": (packed("a.csv.gz", b'text\n"'), r"a\.csv\.gz, line 2: "),
-    "tsv": (packed("a.tsv.gz", b"path\tsentence\n"), r"a\.tsv\.gz, line 2: "),
-    "text": (packed("a.txt.gz", b""), r"a\.txt\.gz: "),
-    "archive": (packed("a.warc.gz", b"WARC/1.0\r\nWARC-Type: response\r\nX: "), "headers"),
-    "packed archive": (packed_archive, r"a\.warc: .*gzip"),
-    "lines": (packed("a.csv.gz", b"text\n" + b'"\n' * 100), r"a\.csv\.gz, line \d+: "),
-    "fields": (many_fields, r"a\.csv, line \d: .* columns"),
-    "values": (many_values, r"a\.jsonl, line 1: .* values"),
-    "messages": (json_texts("messages"), r"a\.parquet, row 1: .* values"),
-    "tools": (json_texts("messages", "tools"), r"a\.parquet, row 1: .* values"),
-    "nulls": (nulls, r"row 1: expected `messages`"),
-    "list of nulls": (list_of_nulls, r"row 1: expected at most"),
-    "packed batch": (packed_batch, r"a\.arrow: .*compression"),
-    "long message": (long_message, r"a\.arrow: .*metadata"),
-    "one text": (one_text, r"a\.parquet, row 1: "),
-    "texts": (texts, r"a\.parquet: row group 0: "),
-    "lists": (lists, r"a\.parquet, row 1: expected at most"),
-    "GNU name": (long_name(tarfile.GNUTYPE_LONGNAME), r"a\.tar\.gz .*header"),
-    "pax name": (long_name(tarfile.XHDTYPE), r"a\.tar\.gz .*header"),
-    "headers": (many_headers, r"a\.tar .*recursion"),
-    "deep JSON": (deep("a.jsonl"), r"a\.jsonl, line 1: "),
-    "deep manifest": (deep("a.jsonl", b'{"audio_filepath": "a", "text": "b"}\n'), "line 1: "),
-    "deep list": (deep("a.json"), r"a\.json.*: "),
-    "aliases": (energon(f"a0: &a0 [x]\n{ALIASES}exclude: *a11\n"), r"split\.yaml: .*alias"),
-    "deep YAML": (energon("[" * 20_000), r"split\.yaml: "),
-    "braces": (energon("split_parts: {train: ['{0..99999999999}.tar']}"), r"split\.yaml: .*braces"),
-    "many braces": (energon(f"split_parts: {{train: ['{'{0..99}' * 9}']}}"), "braces"),
-    "long braces": (energon(f"split_parts: {{train: ['{{0..9999}}{'a' * 99_000}']}}"), "braces"),
-    "exclude": (energon("split_parts: {train: ['0.tar']}\nexclude: 5"), r"split\.yaml: .*exclude"),
-    "tar": (energon("split_parts: {train: [5]}"), r"split\.yaml: .*found 5"),
+BOMBS: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "jsonl": ("a.jsonl.gz", lambda: zipped(b'{"text": "'), r"a\.jsonl\.gz, line 1: "),
+    "json": ("a.json.gz", lambda: zipped(b'[{"text": "b"}, {"text": "'), r"a\.json\.gz, row 2: "),
+    "csv": ("a.csv.gz", lambda: zipped(b'text\n"'), r"a\.csv\.gz, line 2: "),
+    "tsv": ("a.tsv.gz", lambda: zipped(b"path\tsentence\n"), r"a\.tsv\.gz, line 2: "),
+    "text": ("a.txt.gz", lambda: zipped(b""), r"a\.txt\.gz: "),
+    "archive": ("a.warc.gz", lambda: zipped(WARC), "headers"),
+    "packed archive": (
+        "a.warc",
+        lambda: gzip.compress(WARC + b"a" * (64 << 20), 1) * 16,
+        r"a\.warc: .*gzip",
+    ),
+    "lines": ("a.csv.gz", lambda: zipped(b"text\n" + b'"\n' * 100), r"a\.csv\.gz, line \d+: "),
+    "fields": ("a.csv", lambda: b'text\n"\n' + FIELDS, r"a\.csv, line \d: .* columns"),
+    "values": ("a.jsonl", lambda: b'{"text": %s}' % LISTS.encode(), r"line 1: .* values"),
+    "messages": ("a.parquet", lambda: parquet(False, messages=[LISTS]), "row 1: .* values"),
+    "tools": (
+        "a.parquet",
+        lambda: parquet(False, messages=["[]"], tools=[LISTS]),
+        "row 1: .* values",
+    ),
+    "two billion nulls": ("a.arrow", lambda: arrow(pa.nulls(2**31 - 1)), "row 1: .*`messages`"),
+    "list of nulls": ("a.arrow", lambda: arrow(one_list(pa.nulls(2**28))), "row 1: .*at most"),
+    "packed batch": ("a.arrow", lambda: arrow(pa.array(["a"]), "zstd"), r"a\.arrow: .*compression"),
+    "long message": (
+        "a.arrow",
+        lambda: b"\xff" * 4 + struct.pack("<i", 2**31 - 1) + b"x" * 100,
+        r"a\.arrow: .*metadata",
+    ),
+    "one text": ("a.parquet", lambda: parquet(text=repeated(20, 100 << 20)), "row 1: "),
+    "texts": ("a.parquet", lambda: parquet(False, text=["a" * (100 << 20)] * 3), "row group 0: "),
+    "lists": (
+        "a.parquet",
+        lambda: parquet(text=one_list(repeated(1000, 1 << 20))),
+        "row 1: .*at most",
+    ),
+    "GNU name": ("a.tar.gz", lambda: long_name(tarfile.GNUTYPE_LONGNAME), r"a\.tar\.gz .*header"),
+    "pax name": ("a.tar.gz", lambda: long_name(tarfile.XHDTYPE), r"a\.tar\.gz .*header"),
+    "headers": ("a.tar", many_headers, r"a\.tar .*recursion"),
+    "deep JSON": ("a.jsonl", lambda: b"[" * 200_000, r"a\.jsonl, line 1: "),
+    "deep manifest": (
+        "a.jsonl",
+        lambda: b'{"audio_filepath": "a", "text": "b"}\n' + b"[" * 200_000,
+        "line 1: ",
+    ),
+    "deep list": ("a.json", lambda: b"[" * 200_000, r"a\.json.*: "),
+    **{
+        name: (SPLIT, text.encode, rf"split\.yaml: .*{message}")
+        for name, text, message in (
+            ("aliases", f"a0: &a0 [x]\n{ALIASES}exclude: *a11\n", "alias"),
+            ("deep YAML", "[" * 20_000, ""),
+            ("braces", "split_parts: {train: ['{0..99999999999}.tar']}", "braces"),
+            ("many braces", f"split_parts: {{train: ['{'{0..99}' * 9}']}}", "braces"),
+            ("long braces", f"split_parts: {{train: ['{{0..9999}}{'a' * 99_000}']}}", "braces"),
+            ("exclude", "split_parts: {train: ['0.tar']}\nexclude: 5", "exclude"),
+            ("tar", "split_parts: {train: [5]}", "found 5"),
+        )
+    },
 }
+"""The name of a file, its bytes, and what the error names."""
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_few_bytes_do_not_take_all_memory(
     bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, message = BOMBS[bomb]
+    name, content, message = BOMBS[bomb]
     if "archive" in bomb:
         pytest.importorskip("warcio")
     for module in ("row_files", "limits"):  # the usual one takes seconds
         monkeypatch.setattr(f"polyphi.data.{module}.MAX_TEXT", 16 << 20)
-    path = write(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content())
+    if name == SPLIT:
+        path = tmp_path
+        with tarfile.open(path / "0.tar", "w"):
+            pass
     with limited_memory(), pytest.raises(ValueError, match=message):
         for file in sources.find(str(path)):
             next(iter(user_data.read(file.path)), None)
@@ -248,15 +202,19 @@ def test_a_chunk_of_a_page_is_unpacked_in_parts(
         list(sources.rows(*sources.find(str(tmp_path / "a.warc"))))
 
 
-def test_braces_of_a_path() -> None:
-    with pytest.raises(ValueError, match="braces"):
-        sources.find("a/{0..99999999999}.tar")
-    with pytest.raises(ValueError, match="braces"):
-        sources.find("a/{0..%s}.tar" % ("9" * 10_000))
-    with pytest.raises(ValueError, match="no file"):
-        sources.find("a/" + "{0..0}" * 3000)
-    with pytest.raises(ValueError, match="braces"):
-        sources.find("a/{3..1}{0..99999999999}.tar")
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a/{0..99999999999}.tar", "braces"),
+        (f"a/{{0..{'9' * 10_000}}}.tar", "braces"),
+        ("a/{3..1}{0..99999999999}.tar", "braces"),
+        (f"a/{'{0..0}' * 3000}", "no file"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_braces_of_a_path(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sources.find(path)
 
 
 def test_long_fields_of_csv_are_read(tmp_path: Path) -> None:
@@ -284,5 +242,5 @@ def test_a_file_is_estimated_by_its_readable_rows(tmp_path: Path) -> None:
 def test_texts_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyphi.data.formats.MAX_CHARACTERS", 10)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a" * 11}))
-    with pytest.raises(ValueError, match="line 1: expected at most 10 characters"):
+    with pytest.raises(ValueError, match=r"line 1: .*10 characters"):
         list(user_data.read(tmp_path / "a.jsonl"))

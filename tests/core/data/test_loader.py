@@ -140,7 +140,7 @@ def test_a_corpus_that_gives_nothing_is_named(folder: Path) -> None:
 
     loader = make(folder, only_a)
     with pytest.raises(
-        ValueError, match=r"11 samples of 'b' in a row could not be used, the last b/\d+: too long"
+        ValueError, match=r"11 .*'b' .* b/\d+: too long"
     ):
         for _ in range(100):
             loader.step()

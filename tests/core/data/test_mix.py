@@ -56,7 +56,7 @@ def test_the_seed_changes_rows_but_not_turns() -> None:
 
 
 def test_an_empty_corpus_is_named() -> None:
-    with pytest.raises(ValueError, match="without rows: b"):
+    with pytest.raises(ValueError, match="rows: b"):
         Order({"a": 1, "b": 1}, {"a": 1, "b": 0}, seed=0)
 
 

@@ -180,7 +180,7 @@ def test_older_shards_without_hashes_are_read(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     read = Shards(folder)
     assert list(read) == samples() and read.window == 150
-    with pytest.raises(ValueError, match="is damaged: expected SHA-256"):
+    with pytest.raises(ValueError, match="SHA-256"):
         read.verify()
 
 
@@ -198,14 +198,14 @@ def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> Non
     whole = system.cat_file(f"{path}/00000.parquet")
     replace("00000.parquet", whole[: len(whole) // 2])
     with pytest.raises(
-        ValueError, match=r"00000\.parquet: expected a whole parquet file, found a damaged or trunc"
+        ValueError, match=r"00000\.parquet: .*damaged"
     ):
         first()
     out = io.BytesIO()
     pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), out)
     replace("00000.parquet", out.getvalue())
     with pytest.raises(
-        ValueError, match="isn't a shard: it lacks messages, media, source, licence, meta"
+        ValueError, match="messages, media, source, licence, meta"
     ):
         first()
     out = io.BytesIO()
@@ -214,13 +214,13 @@ def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> Non
     with pytest.raises(ValueError, match=r"expected 150 rows .*found 9"):
         first()
     system.rm_file(f"{path}/00000.parquet")
-    with pytest.raises(ValueError, match=r"00000\.parquet is missing"):
+    with pytest.raises(ValueError, match=r"00000\.parquet .*missing"):
         first()
     replace("manifest.json", b'{"rows": 3}')
     with pytest.raises(ValueError, match=r"manifest\.json: expected"):
         first()
     system.rm_file(f"{path}/manifest.json")
-    with pytest.raises(ValueError, match=r"no shards at .* build the corpus first"):
+    with pytest.raises(ValueError, match=r"no shards"):
         first()
 
 
@@ -242,7 +242,7 @@ def test_a_network_that_is_away_is_an_os_error(
         raise Away("no route")
 
     monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", away)
-    with pytest.raises(OSError, match=r"manifest\.json can't be read \(Away: no route\)"):
+    with pytest.raises(OSError, match=r"manifest\.json .*Away: no route"):
         Shards(address)
 
 

@@ -130,15 +130,10 @@ def test_nemo_manifests_may_end_in_json(root: Path, tmp_path: Path) -> None:
     assert len(samples(tmp_path / "train.json", allowed_media_path=allowed)) == 24
 
 
-def test_compressed_and_forced_formats(root: Path, tmp_path: Path) -> None:
-    text = (root / "chat/sharegpt.jsonl").read_bytes()
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text))
-    assert [s.messages for s in samples(tmp_path / "a.jsonl.gz")] == [
-        s.messages for s in samples(root / "chat/sharegpt.jsonl")
-    ]
-    (tmp_path / "b.txt").write_bytes(text)
+def test_a_format_can_be_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes((root / "chat/sharegpt.jsonl").read_bytes())
     assert sources.find(str(tmp_path / "b.txt"), "rows")[0].format == "rows"
-    with pytest.raises(ValueError, match="expected files of the format nemo"):
+    with pytest.raises(ValueError, match="nemo"):
         sources.find(str(tmp_path / "missing.jsonl"), "nemo")
 
 
@@ -158,7 +153,7 @@ def test_files_anywhere(root: Path) -> None:
     memory.pipe("/nemo/manifest.jsonl", outside.encode())
     with pytest.raises(ValueError, match="inside"):
         samples("memory://nemo/manifest.jsonl")
-    with pytest.raises(ValueError, match="no file of this pattern"):
+    with pytest.raises(ValueError, match="pattern"):
         sources.find("memory://elsewhere/*.jsonl")
 
 
@@ -310,7 +305,7 @@ def test_a_data_set_that_needs_code_of_energon(tmp_path: Path) -> None:
     tar(tmp_path / "0.tar", {"0.txt": b"x"})
     (tmp_path / ".nv-meta").mkdir()
     (tmp_path / ".nv-meta/dataset.yaml").write_text("sample_loader: sample_loader.py:sample_loader")
-    with pytest.raises(ValueError, match="expected a field_map, found none"):
+    with pytest.raises(ValueError, match="field_map"):
         samples(tmp_path)
 
 

@@ -550,5 +550,5 @@ def test_without_llguidance_the_error_names_the_extra(monkeypatch: pytest.Monkey
 
 def test_a_schema_that_makes_the_library_panic_raises_value_error() -> None:
     """llguidance truncates the value in its message within a character."""
-    with pytest.raises(ValueError, match="can't be followed"):
+    with pytest.raises(ValueError, match="followed"):
         compiled(Grammar("json", json.dumps({"type": "object", "required": "é" * 50})))

@@ -91,7 +91,7 @@ def test_the_published_model_needs_what_the_design_says() -> None:
 
 def test_weights_that_do_not_fit_are_one_line() -> None:
     placement.check_fits(10, 10, CPU)
-    with pytest.raises(ValueError, match=r"take 11\.2 GB, and cpu has 8\.0 GB free") as refused:
+    with pytest.raises(ValueError, match=r"11\.2 GB, .*cpu .*8\.0 GB") as refused:
         placement.check_fits(11_200_000_000, 8_000_000_000, CPU)
     assert "\n" not in str(refused.value)
     assert placement.size(Counter({torch.bfloat16: 3, torch.float32: 1}), None) == 10

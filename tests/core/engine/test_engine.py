@@ -198,7 +198,7 @@ def test_adapters_can_be_chosen(engine: Engine) -> None:
     answers = {a: engine.generate(messages, adapter=a) for a in ("auto", None, "vision", "speech")}
     assert answers["auto"] == answers[None]
     assert len({a.tokens for a in answers.values()}) == 3
-    with pytest.raises(ValueError, match=r"unknown adapter 'video'.*\['speech', 'vision'\]"):
+    with pytest.raises(ValueError, match=r"'video'.*\['speech', 'vision'\]"):
         engine.generate(messages, adapter="video")
 
 
@@ -208,21 +208,21 @@ def test_a_model_without_adapters_or_encoders(
     engine.model.vision = None
     engine.model.audio = None
     with pytest.raises(
-        ValueError, match="the request has image inputs, but this model has no encoder"
+        ValueError, match="image inputs"
     ):
         engine.generate(conversations[1])
     with pytest.raises(
-        ValueError, match="the request has audio inputs, but this model has no encoder"
+        ValueError, match="audio inputs"
     ):
         engine.generate(conversations[2])
 
 
 def test_requests_that_do_not_fit(engine: Engine) -> None:
-    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 510 more .* at most 512"):
+    with pytest.raises(ValueError, match=r"510 .*512"):
         engine.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=510))
     with pytest.raises(ValueError, match="512"):
         engine.generate([Message.user("fox " * 600)])
-    with pytest.raises(ValueError, match="max_tokens must be at least 1"):
+    with pytest.raises(ValueError, match="max_tokens"):
         engine.stream(
             [Message.user("dog")], sampling=SamplingParams(max_tokens=0)
         )  # before the first delta

@@ -297,7 +297,7 @@ def test_large_models_run_prompts_in_smaller_steps(
 def test_a_request_that_does_not_fit_raises_before_it_runs(engine: Engine) -> None:
     small = Engine(engine.model, engine.processor, memory=4 * 32 * 2 * 2 * 2 * 16 * 4)
     assert small.capacity == 128
-    with pytest.raises(ValueError, match=r"\d+ prompt tokens and 127 more .* 128"):
+    with pytest.raises(ValueError, match=r"127 .*128"):
         small.generate([Message.user("dog")], sampling=SamplingParams(max_tokens=127))
     with pytest.raises(ValueError, match="128"):
         small.stream([Message.user(picture(), LONG)])

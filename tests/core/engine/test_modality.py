@@ -104,7 +104,7 @@ def test_combinations_are_explicit(engine: Engine, conversations: list[list[Mess
     (image,) = [p for p in conversations[1][0].parts if isinstance(p, Image)]
     row = engine.rows.row([Message.user(series(), image)])
     assert row.adapters == ("motion",) and row.inputs.keys() == {"image", "motion"}
-    with pytest.raises(ValueError, match="no adapter is trained for audio with motion in one"):
+    with pytest.raises(ValueError, match="audio with motion"):
         engine.rows.row([Message.user(series(), *conversations[2][0].parts)])
     named = engine.rows.row([Message.user(series(), "a")], adapter="vision")
     assert named.adapters == ("vision",)
@@ -119,7 +119,7 @@ def test_dicts_name_the_modality(tmp_path: Path) -> None:
     data = {"type": "motion", "motion": {"data": base64.b64encode(csv()).decode()}}
     message = Message.parse({"role": "user", "content": [path, data]}, tmp_path)
     assert message.parts == (Item("motion", tmp_path / "walk.csv"), Item("motion", csv()))
-    with pytest.raises(ValueError, match="unknown part type 'motion'"):
+    with pytest.raises(ValueError, match="'motion'"):
         Message.parse({"role": "user", "content": [{"type": "motion", "motion": {"url": "a"}}]})
 
 
@@ -166,19 +166,19 @@ def test_wrong_fields(changes: dict, says: str) -> None:
 
 def test_two_of_one_name_or_placeholder(engine: Engine) -> None:
     add_motion(engine.model, engine.processor)
-    with pytest.raises(ValueError, match="'motion' can't be a modality"):
+    with pytest.raises(ValueError, match="'motion'"):
         add_motion(engine.model, engine.processor)
     for name in ("keys", "embed"):  # of the model's containers and the model
-        with pytest.raises(ValueError, match=f"'{name}' can't be a modality"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
             add_motion(engine.model, engine.processor, name=name, placeholder="<|x|>")
-    with pytest.raises(ValueError, match=r"modality steps: its placeholder <\|motion\|> is in use"):
+    with pytest.raises(ValueError, match=r"steps: .*<\|motion\|>"):
         add_motion(engine.model, engine.processor, name="steps")
-    with pytest.raises(ValueError, match=r"<\|end\|> is in use by the tokenizer"):
+    with pytest.raises(ValueError, match=r"<\|end\|>"):
         add_motion(engine.model, engine.processor, name="steps", placeholder="<|end|>")
     add_motion(engine.model, engine.processor, name="steps", placeholder="<|steps|>")
     ids = engine.processor.tokenizer.placeholders
     assert len(set(ids.values())) == 4
-    with pytest.raises(ValueError, match=r"the tokenizer uses all \d+ ids; expected an unused one"):
+    with pytest.raises(ValueError, match=r"all \d+ ids"):
         for n in range(999):
             add_motion(engine.model, engine.processor, name=f"m{n}", placeholder=f"<|{n}|>")
 

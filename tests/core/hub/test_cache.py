@@ -240,7 +240,7 @@ def test_a_disk_that_is_too_small_is_reported_before_a_download(
     server.add("owner/big", big)
     usage = type(shutil.disk_usage("/"))(10**9, 10**9 - 10**6, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"needs 8.0 MB, 1.0 MB are free") as error:
+    with pytest.raises(OSError, match=r"8\.0 MB, 1\.0 MB") as error:
         locate("owner/big")
     assert error.value.errno == errno.ENOSPC
     assert not [name for name in server.sent if name.endswith(".safetensors")]
@@ -248,11 +248,11 @@ def test_a_disk_that_is_too_small_is_reported_before_a_download(
 
 def test_a_damaged_download_does_not_count(models: Hub) -> None:
     models.damaged = {"model.safetensors"}
-    with pytest.raises(OSError, match=r"model.safetensors arrived damaged"):
+    with pytest.raises(OSError, match=r"model.safetensors .*damaged"):
         locate(MINI)
     assert cache.commit_of(MINI, "main") is None
     models.damaged = {"preprocessor_config.json"}
-    with pytest.raises(OSError, match=r"preprocessor_config.json .* run the same command"):
+    with pytest.raises(OSError, match=r"preprocessor_config.json"):
         locate(LAYOUTS["native"])
     assert cache.commit_of(LAYOUTS["native"], "main") is None
     models.damaged = set()
@@ -309,7 +309,7 @@ def test_a_model_is_not_removed_while_a_process_with_another_cache_downloads_it(
     folder = locate(MINI)
     with cache.lock(MINI, wait=True):
         monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "another"))
-        with pytest.raises(ValueError, match="by another process"):
+        with pytest.raises(ValueError, match="another process"):
             removal.remove(MINI)
     assert download.stored(MINI, folder.name) == folder
 
@@ -496,7 +496,7 @@ def test_a_quantized_model_needs_no_download(models: Hub, monkeypatch: pytest.Mo
     fake_hub.connect(monkeypatch, CLOSED)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert pull.find(MINI, "int4") == folder
-    with pytest.raises(ValueError, match="stored in int4"):
+    with pytest.raises(ValueError, match="int4"):
         pull.find(MINI)
     removal.remove(f"{MINI}:int4")
     assert not cache.entries()
@@ -549,7 +549,7 @@ def test_quantized_repositories_are_used_as_they_are(
     save_checkpoint(model, tmp_path / "small", quant="int4", files=[tokenizer])
     models.add("owner/small", tmp_path / "small")
     assert pull.find("owner/small", "int4") == pull.find("owner/small") == locate("owner/small")
-    with pytest.raises(ValueError, match="is quantized to int4"):
+    with pytest.raises(ValueError, match="int4"):
         pull.find("owner/small", "int8")
 
 
@@ -568,7 +568,7 @@ def test_local_folders_are_never_looked_up(
     assert pull.find(local, "int4").resolve() == folders[MINI]
     assert not models.requests
     for name in ("absent", "a/b/c", "./a/b", "owner/na me"):
-        with pytest.raises(ValueError, match="no folder at"):
+        with pytest.raises(ValueError, match="no folder"):
             locate(name)
 
 

@@ -54,16 +54,16 @@ def test_it_holds_tables_limits_and_licences(checkpoint: Path, tmp_path: Path) -
 
 def test_results_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     other = results(tmp_path / "other", "0" * 32)
-    with pytest.raises(ValueError, match="results of another model, it"):
+    with pytest.raises(ValueError, match="another model"):
         model_card.card(checkpoint, "native", results=other)
     endpoint = results(tmp_path / "endpoint", "http://127.0.0.1:8000/v1#phi")
     assert "MMLU" in model_card.card(checkpoint, "native", results=endpoint)
-    with pytest.raises(ValueError, match=r"expected the --out folder"):
+    with pytest.raises(ValueError, match=r"--out"):
         model_card.card(checkpoint, "native", results=tmp_path)
     content = json.loads((endpoint / "results.json").read_text())
     del content["card"]
     (endpoint / "results.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"`polyphi eval score {endpoint}` adds it"):
+    with pytest.raises(ValueError, match=f"eval score {endpoint}"):
         model_card.card(checkpoint, "native", results=endpoint)
     with pytest.raises(ValueError, match="found 'gguf'"):
         model_card.card(checkpoint, "gguf")

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import polyphi
 from polyphi import Message, SamplingParams, cli
-from polyphi.hub import model_card, push
+from polyphi.hub import push
 from polyphi.runtime.files import RECORD
 
 ROOT = Path(__file__).parents[3]
@@ -139,7 +139,7 @@ def test_a_hub_that_fails_leaves_a_complete_model(
     monkeypatch.setattr(fake_hub.Handler, "do_PUT", lambda self: self._answer({}, 403))
     target = push.HubTarget("somebody/phi")
     push.prepare(target)
-    with pytest.raises(OSError, match="somebody/phi: the Hub answers 403"):
+    with pytest.raises(OSError, match=r"somebody/phi: .*403"):
         push.push(source / "phi", target)
     assert not server.repositories["somebody/phi"]["files"]
 
@@ -154,18 +154,3 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             cli.main(["train", "speech_2_post", *option])
         assert option[0] in capsys.readouterr().err
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("layout", ["native", "mini"])
-def test_the_code_of_a_card_runs(layout: str, tmp_path: Path) -> None:
-    """transformers and PEFT load the model by the card's code, here from its folder."""
-    pytest.importorskip("transformers")
-    folder = tmp_path / "phi"
-    published.write(folder, layout)
-    text = model_card.card(folder, layout, repository=str(folder))
-    code = text.split("```python\n")[1].split("```")[0]
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-    if layout == "native":
-        assert set(scope["model"].peft_config) == {"vision", "speech"}

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from fixtures import fake_hub, published
 from fixtures.fake_hub import Hub
-from fixtures.variants import few
 from huggingface_hub import constants
 
 from polyphi.checkpoints import files
@@ -38,6 +37,11 @@ def adding(name: Any, **fields: Any) -> Change:
     return lambda answer: answer["siblings"].append(file)
 
 
+def setting(**values: Any) -> Change:
+    """The listing with other values of its own."""
+    return lambda answer: answer.update(values)
+
+
 def changing(key: str, value: Any) -> Change:
     """The listing with another value of each file."""
 
@@ -48,25 +52,13 @@ def changing(key: str, value: Any) -> Change:
     return change
 
 
-OUTSIDE = ("../../../../thesis.json", "ABSOLUTE", "x-lora/../../../../../thesis.json")
-INVALID = (
-    "..",
-    ".",
-    "",
-    "a//b.json",
-    "./a.json",
-    "a\\b.json",
-    "a\nb.json",
-    "\x1b[2J.json",
-    5,
-    None,
-)
+OUTSIDE = ("../../../../thesis.json", "x-lora/../../../../../thesis.json", "..", ".", "", 5, None)
+INVALID = ("a//b.json", "./a.json", "a\\b.json", "a\nb.json", "\x1b[2J.json")
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, *few(INVALID, 2)])
-@pytest.mark.parametrize("has_download", few([True, False], 1))
+@pytest.mark.parametrize("has_download", [True, False])
 def test_names_outside_the_folder_are_refused_before_any_use(
-    server: Hub, tmp_path: Path, name: Any, has_download: bool
+    server: Hub, tmp_path: Path, has_download: bool
 ) -> None:
     """The file outside has another size than the Hub lists, as a damaged one of an earlier download."""
     thesis = tmp_path / "thesis.json"
@@ -75,39 +67,28 @@ def test_names_outside_the_folder_are_refused_before_any_use(
         pull.pull(NAME)
     before = contents(tmp_path)
     server.sent.clear()
-    server.listed = adding(str(thesis) if name == "ABSOLUTE" else name)
-    with pytest.raises(ValueError, match=r"the Hub at http://127.0.0.1:\d+ isn't trusted") as error:
-        pull.pull(NAME)
-    assert "\n" not in str(error.value)
-    assert "\x1b" not in str(error.value)
-    assert contents(tmp_path) == before
+    for name in (*OUTSIDE, *INVALID, str(thesis)):
+        server.listed = adding(name)
+        with pytest.raises(ValueError, match=r"http://127.0.0.1:\d+ .*trusted") as error:
+            pull.pull(NAME)
+        assert str(error.value).isprintable()
+        assert contents(tmp_path) == before
     assert not server.sent
 
 
-@pytest.mark.parametrize(
-    "change",
-    few(
-        [
-            lambda answer: answer.update(sha="../../../elsewhere"),
-            changing("blobId", "../../../../thesis.json"),
-            lambda answer: answer.update(sha="main"),
-            lambda answer: answer.update(sha=None),
-            changing("size", "1"),
-            changing("size", -1),
-            changing("lfs", {"size": 1, "sha256": "/etc/passwd", "pointerSize": 1}),
-            changing("lfs", 7),
-            lambda answer: answer.update(siblings=[{}]),
-        ],
-        2,
-    ),
-)
-def test_commits_hashes_and_sizes_of_another_form_are_refused(
-    server: Hub, tmp_path: Path, change: Change
-) -> None:
-    server.listed = change
-    with pytest.raises(ValueError, match="isn't trusted"):
-        pull.pull(NAME)
-    assert not contents(tmp_path)
+def test_commits_hashes_and_sizes_of_another_form_are_refused(server: Hub, tmp_path: Path) -> None:
+    for change in (
+        *(changing("blobId", name) for name in ("../../../../thesis.json", 7)),
+        *(changing("size", size) for size in ("1", -1)),
+        changing("lfs", {"size": 1, "sha256": "/etc/passwd", "pointerSize": 1}),
+        changing("lfs", 7),
+        *(setting(sha=sha) for sha in ("../../../elsewhere", "main", None)),
+        setting(siblings=[{}]),
+    ):
+        server.listed = change
+        with pytest.raises(ValueError, match="trusted"):
+            pull.pull(NAME)
+        assert not contents(tmp_path)
     assert not server.sent
 
 
@@ -129,16 +110,14 @@ def test_a_hub_that_lists_names_alone_is_used(server: Hub, folder: Path) -> None
         pull.pull(NAME)
 
 
-@pytest.mark.parametrize(
-    "etag", ['"../../../../thesis.json"', 'W/"abc"', '"/etc/passwd"', '""', '"' + "g" * 40 + '"']
-)
-def test_only_hexadecimal_etags_name_files(server: Hub, tmp_path: Path, etag: str) -> None:
+def test_only_hexadecimal_etags_name_files(server: Hub, tmp_path: Path) -> None:
     thesis = tmp_path / "thesis.json"
     thesis.write_text("1,000 lines")
     server.listed = unlisted
-    server.etags = {WEIGHTS: etag}
-    with pytest.raises(ValueError, match=rf"isn't trusted.* the hash .* of {WEIGHTS}"):
-        pull.pull(NAME)
+    for etag in ('"../../../../thesis.json"', 'W/"abc"', '"/etc/passwd"', '""', f'"{"g" * 40}"'):
+        server.etags = {WEIGHTS: etag}
+        with pytest.raises(ValueError, match=rf"trusted.* hash .* of {WEIGHTS}"):
+            pull.pull(NAME)
     assert thesis.read_text() == "1,000 lines"
     assert WEIGHTS not in server.sent
 
@@ -146,7 +125,7 @@ def test_only_hexadecimal_etags_name_files(server: Hub, tmp_path: Path, etag: st
 def test_weights_without_a_size_are_not_fetched(server: Hub) -> None:
     server.listed = unlisted
     server.unsized = True
-    with pytest.raises(ValueError, match=r"has no size of \w+"):
+    with pytest.raises(ValueError, match=r"no size of \w+"):
         pull.pull(NAME)
     assert WEIGHTS not in server.sent
 
@@ -167,7 +146,7 @@ def test_a_hub_that_sends_more_than_it_lists_is_stopped(
     monkeypatch.setattr(download._Partial, "write", watched)
     server.surplus = {name: 20_000_000}
     size = (folder / name).stat().st_size
-    with pytest.raises(OSError, match=f"sent more than the {size:,} bytes it lists of {name}"):
+    with pytest.raises(OSError, match=f"{size:,} bytes .*{name}"):
         pull.pull(NAME)
     blobs = Path(constants.HF_HUB_CACHE, "models--owner--mini", "blobs")
     assert largest <= max(fake_hub.size(path) for path in fake_hub.folder_files(folder).values())
@@ -196,39 +175,30 @@ def test_a_link_to_another_folder_is_not_written_through(
     shutil.rmtree(stored / "vision-lora")
     (tmp_path / "elsewhere").mkdir()
     (stored / "vision-lora").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="vision-lora is a link to another folder"):
+    with pytest.raises(ValueError, match=r"vision-lora .*link"):
         pull.pull("owner/native")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../other.safetensors",
-        "/tmp/other.safetensors",
-        "a\\b.safetensors",
-        "a\n.safetensors",
-        3,
-        None,
-    ],
-)
-@pytest.mark.parametrize("is_local", [True, False])
-def test_an_index_names_files_of_its_folder(
-    server: Hub, folder: Path, tmp_path: Path, name: Any, is_local: bool
-) -> None:
+def test_an_index_names_files_of_its_folder(server: Hub, folder: Path, tmp_path: Path) -> None:
+    """In a folder of this machine, and on a Hub."""
     model = tmp_path / "model"
     shutil.copytree(folder, model)
     shutil.copy(folder / WEIGHTS, tmp_path / "other.safetensors")
-    (model / files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     server.add("owner/indexed", model)
-    with pytest.raises(ValueError, match="expected safetensors files in the same folder"):
-        load_checkpoint(model if is_local else locate("owner/indexed"))
+    outside = ("../other.safetensors", "/tmp/other.safetensors", "pytorch_model.bin")
+    for name in (*outside, "a\\b.safetensors", "a\n.safetensors", 3, None):
+        (model / files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        server.add("owner/indexed", model)
+        for read in (lambda: load_checkpoint(model), lambda: locate("owner/indexed")):
+            with pytest.raises(ValueError, match="same folder"):
+                read()
     assert not [sent for sent in server.sent if sent.endswith(".safetensors")]
 
 
 @pytest.mark.parametrize("revision", ["../../../elsewhere", "/elsewhere", "a//b"])
 def test_revisions_are_names(server: Hub, tmp_path: Path, revision: str) -> None:
     for call in (pull.pull, download.locate):
-        with pytest.raises(ValueError, match="expected a branch, tag or commit"):
+        with pytest.raises(ValueError, match="branch, tag or commit"):
             call(NAME, revision)
     assert not contents(tmp_path)

@@ -159,7 +159,7 @@ def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="bad luck"):
         run(half, corpora, replace(EVERYTHING, objective=Fails(3)), SIX, **options)
     for other in ({}, {"questions": GeneratedSamples(small.fresh_question, "two")}):
-        with pytest.raises(ValueError, match="holds a run made with data"):
+        with pytest.raises(ValueError, match="data"):
             run(half, corpora, budget=SIX, **{**options, "generated": other})
     run(half, corpora, budget=SIX, **options)
     same(tmp_path / "straight", half)
@@ -168,12 +168,12 @@ def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
 def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         run(tmp_path, corpora, replace(EVERYTHING, objective=Fails(2)), SIX, **OFTEN)
-    with pytest.raises(ValueError, match="holds a run made with seed 0, now it is 7"):
+    with pytest.raises(ValueError, match="seed 0, .*7"):
         run(tmp_path, corpora, budget=SIX, seed=7)
-    with pytest.raises(ValueError, match="holds a run made with budget"):
+    with pytest.raises(ValueError, match="budget"):
         run(tmp_path, corpora, budget=BUDGET)
     with pytest.raises(
-        ValueError, match="holds a run made with stage 'everything', now it is 'language'"
+        ValueError, match="stage 'everything', .*'language'"
     ):
         run(tmp_path, corpora, LANGUAGE, SIX)
     other = small.make_model(small.make_processor())
@@ -181,7 +181,7 @@ def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:
         other.decoder.norm.weight.mul_(2)
     with pytest.raises(
         ValueError,
-        match=r"started from other weights: 1 of \d+ frozen tensors differ, such as decoder.norm.weight",
+        match=r"1 of \d+ .*decoder.norm.weight",
     ):
         run(tmp_path, corpora, budget=SIX, model=other)
     assert latest(tmp_path) == 2, "refusing loses nothing"

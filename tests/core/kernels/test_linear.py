@@ -341,19 +341,19 @@ def test_packing_is_invertible(outputs: int, groups: int, seed: int) -> None:
 def test_weights_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="multiple of 32 inputs"):
         pack4(Int4Weight(*(torch.ones(16, n, dtype=torch.uint8) for n in (33, 1, 1))))
-    with pytest.raises(ValueError, match="expected 2304 bytes of a packed weight, found 576"):
+    with pytest.raises(ValueError, match="2304 bytes .*576"):
         linear(torch.ones(1, 64), torch.zeros(576, dtype=torch.uint8), torch.ones(64), bits=4)
     with pytest.raises(ValueError, match="expected 2048 bytes"):
         unpack8(torch.zeros(5, dtype=torch.uint8), 32, 64)
     packed, row, x = pack8(random_eight(32, 64, 0)), torch.ones(32), torch.ones(1, 64)
     for a, b in ((packed, packed[:-1]), (packed[:-1], pack8(random_eight(32, 32, 0)))):
-        with pytest.raises(ValueError, match="bytes of a packed weight"):
+        with pytest.raises(ValueError, match="bytes"):
             linear(x, packed, row, bits=8, adapter=Adapter(a, row, b, row, 1.0))
     for onto in (torch.ones(2, 32), torch.ones(1, 32).bfloat16()):
-        with pytest.raises(ValueError, match=r"expected \[1 32\] of torch.float32 to add to"):
+        with pytest.raises(ValueError, match=r"\[1 32\] of torch.float32"):
             linear(x, packed, row, bits=8, onto=onto)
     with pytest.raises(ValueError, match="64 outputs, found 32"):
         linear(x, packed, row, bits=8, gated=True)
     wide = pack8(random_eight(64, 64, 0)), torch.ones(64)
-    with pytest.raises(ValueError, match=r"and no gate, found .* gated"):
+    with pytest.raises(ValueError, match=r"found .* gated"):
         linear(x, *wide, bits=8, gated=True, onto=torch.ones(1, 32))

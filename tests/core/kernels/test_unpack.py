@@ -68,5 +68,5 @@ def test_other_dtypes_and_sizes_are_refused() -> None:
     packed = pack8(random_eight(2, 64, seed=0))
     with pytest.raises(ValueError, match="float16"):
         numbers(packed, torch.ones(2), bits=8, inputs=64, dtype=torch.float16)
-    with pytest.raises(ValueError, match="bytes of a packed weight"):
+    with pytest.raises(ValueError, match="bytes"):
         numbers(packed[:-1], torch.ones(2), bits=8, inputs=64)

@@ -49,10 +49,10 @@ def audio_row(branch: str = "speech", frames: int = 37) -> Batch:
 def test_placeholders_and_features_must_agree(model):
     batch = image_row()
     images = batch.inputs["image"]
-    with pytest.raises(ValueError, match=r"14 image placeholder tokens.* 15 tokens"):
+    with pytest.raises(ValueError, match=r"14 image .* 15 tokens"):
         model(batch.with_inputs(replace(images, slots=images.slots[:-1])))
     batch = audio_row()
-    with pytest.raises(ValueError, match=r"0 audio placeholder tokens.* 5 tokens"):
+    with pytest.raises(ValueError, match=r"0 audio .* 5 tokens"):
         model(batch.with_inputs(replace(batch.inputs["audio"], slots=None)))
 
 
@@ -77,9 +77,9 @@ def test_a_model_without_towers(tiny_config):
     mini = PhiModel(ModelConfig(tiny_config.decoder, None, None, {}))
     mini.initialise()
     assert mini(row([1, 2, 3])).shape == (3, 96) and mini.unused() == frozenset()
-    with pytest.raises(ValueError, match="1 inputs of image, but this model has no encoder"):
+    with pytest.raises(ValueError, match="1 inputs of image"):
         mini(image_row(None))
-    with pytest.raises(ValueError, match="1 inputs of audio, but this model has no encoder"):
+    with pytest.raises(ValueError, match="1 inputs of audio"):
         mini(audio_row())
     with pytest.raises(ValueError, match=r"adapter vision .*: none"):
         mini(row([1], adapter="vision"))

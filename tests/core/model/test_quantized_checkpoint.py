@@ -218,17 +218,17 @@ def test_a_quantized_model_is_saved_unchanged(whole: Path, kind: str) -> None:
 def test_wrong_uses_raise_errors(whole: Path) -> None:
     folder = stored(whole, "int8")
     with pytest.raises(
-        ValueError, match="is quantized to int8 and can't become int4: load it without"
+        ValueError, match="int8 .*int4"
     ):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
-    with pytest.raises(ValueError, match="can't be saved with quant="):
+    with pytest.raises(ValueError, match="quant="):
         save_checkpoint(loaded, whole.with_name("again"))
-    with pytest.raises(ValueError, match="a quantized model can't get untrained adapters"):
+    with pytest.raises(ValueError, match="untrained adapters"):
         add_adapter(loaded, "mine", "speech")
-    with pytest.raises(ValueError, match="a quantized model can't get untrained adapters"):
+    with pytest.raises(ValueError, match="untrained adapters"):
         merge_adapter(loaded, "speech")
-    with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
+    with pytest.raises(ValueError, match="found 'bf16'"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
     with pytest.raises(ValueError, match="original layout"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), "original", quant="int8")
@@ -259,7 +259,7 @@ def test_broken_files_raise_errors(whole: Path) -> None:
     data, tensors = file.read_bytes(), load_file(file)
     for cut in (7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a complete safetensors file"):
+        with pytest.raises(ValueError, match="safetensors"):
             load_checkpoint(folder)
     head = f"{quantized.EMBEDDING}.q8"
     for change, message in (

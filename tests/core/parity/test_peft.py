@@ -129,7 +129,7 @@ def test_load_reads_adapters(model: PhiModel, tmp_path: Path) -> None:
         for name in ("mine", None)
     ]
     assert tokens[0][0] == int(expected[-1].argmax()) and tokens[0] != tokens[1]
-    with pytest.raises(ValueError, match="expected a new name for the adapter"):
+    with pytest.raises(ValueError, match="new name"):
         polyphi.load(tmp_path / "mini", tokenizer=None, adapters={"auto": folder})
 
 
@@ -215,5 +215,5 @@ def test_damaged_and_foreign_folders_are_refused(
     with pytest.raises(ValueError, match="pickle"):
         read_peft(folder, text_config)
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match=r"found no adapter_config\.json"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
         read_peft(folder, text_config)

@@ -112,7 +112,7 @@ def test_without_images_there_is_the_text_alone() -> None:
         Text("File a.pdf, page 2 of 2:\n"),
         Text("Yours\nBob\n"),
     ]
-    with pytest.raises(MediaError, match="no text, only pictures") as error:
+    with pytest.raises(MediaError, match="only pictures") as error:
         parts(scanned_pdf("red"), box=None)
     assert error.value.reason == "content"
 
@@ -162,7 +162,7 @@ def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("Hello")
     for path in (tmp_path / "notes.md", str(tmp_path / "notes.md")):
         assert expand([Message.user(Document(path))])[0].parts == (Text("File notes.md:\nHello\n"),)
-    with pytest.raises(MediaError, match="found nothing there"):
+    with pytest.raises(MediaError, match="nothing"):
         expand([Message.user(Document(tmp_path / "none"))])
 
 
@@ -180,7 +180,7 @@ def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
 )
 def test_other_files_are_named_in_the_error(data: bytes, file_type: str) -> None:
     with pytest.raises(
-        MediaError, match=f"expected a PDF or a text in UTF-8, found .*{file_type}"
+        MediaError, match=f"PDF .*UTF-8, found .*{file_type}"
     ) as error:
         parts(data)
     assert error.value.reason == "kind"

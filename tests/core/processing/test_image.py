@@ -181,7 +181,7 @@ def test_packed_pictures_are_split_again() -> None:
         assert ImageInput.join(parts).ready().crops.equal(images.crops)
     sizes = [sum(t.nbytes for t in one.tensors.values()) for one in (packed, floats)]
     assert 3 * sizes[0] < sizes[1]
-    with pytest.raises(AssertionError, match="a pack mixes crops"):
+    with pytest.raises(AssertionError, match="mixes"):
         ImageInput.join([packed, floats])
 
 
@@ -194,12 +194,12 @@ def test_a_grid_by_aspect_ratio() -> None:
 def test_refusals() -> None:
     with pytest.raises(
         ValueError,
-        match=r"20000 x 10 pixels is too long and thin: .* 36 x 1 crops it has 16128 x 8",
+        match=r"20000 x 10 .* 36 x 1 .* 16128 x 8",
     ):
         plan(20000, 10)
-    with pytest.raises(ValueError, match=r"28 divides it, found 100"):
+    with pytest.raises(ValueError, match=r"28 .*100"):
         plan(10, 10, crop_size=100)
-    with pytest.raises(ValueError, match="at least one crop"):
+    with pytest.raises(ValueError, match="one crop"):
         plan(10, 10, max_crops=0)
     with pytest.raises(ValueError, match="0 x 5"):
         plan(0, 5)

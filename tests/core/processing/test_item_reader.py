@@ -76,15 +76,15 @@ def test_what_a_cost_may_not_be(cost: Any, says: str) -> None:
 
 
 def test_files_that_are_missing_or_too_large(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"none\.csv: expected a file, found nothing there"):
+    with pytest.raises(MediaError, match=r"none\.csv: .*nothing"):
         reads(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_bytes(csv())
     for source in (csv(), tmp_path / "a.csv"):
-        with pytest.raises(MediaError, match="expected at most 99 bytes, found") as error:
+        with pytest.raises(MediaError, match="99 bytes") as error:
             reads(source, max_bytes=99)
         assert error.value.reason == "size"
     with pytest.raises(
-        MediaError, match="expected the columns ax, ay, az, gx, gy, gz, found no ax"
+        MediaError, match="ax, ay, az, gx, gy, gz, .*no ax"
     ):
         reads(b"hello")
 
@@ -99,10 +99,10 @@ def test_a_reader_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     reader = ItemReader(motion(read=lambda _: gate.wait() and torch.ones(1, 6), seconds=0.01))
     for _ in range(MAX_STUCK):
-        with pytest.raises(MediaError, match=r"took more than 0\.01 s") as error:
+        with pytest.raises(MediaError, match=r"0\.01 s") as error:
             reader.placeholder(Item("motion", b"x"), 0, None)
         assert error.value.reason == "decoder"
-    with pytest.raises(MediaError, match="4 calls of the reader of motion haven't returned"):
+    with pytest.raises(MediaError, match="4 calls .*motion"):
         reader.placeholder(Item("motion", b"x"), 0, None)
     gate.set()
     while len(awaited) < MAX_STUCK:
@@ -126,7 +126,7 @@ def test_steps_of_two_shapes() -> None:
     reader = ItemReader(motion(read=lambda source: torch.ones(2, len(source))))
     items = [reader.placeholder(Item("motion", b"x" * n), n, None) for n in (3, 4)]
     with pytest.raises(
-        MediaError, match=r"expected steps of one shape .* found \[\(3,\), \(4,\)\]"
+        MediaError, match=r"one shape .*\[\(3,\), \(4,\)\]"
     ):
         next(reader.inputs(items, [0, 1], ["motion"]))
     assert item_reader.MAX_STUCK == 4

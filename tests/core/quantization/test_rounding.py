@@ -131,9 +131,9 @@ def test_the_same_weights_give_the_same_bits() -> None:
 def test_values_that_are_not_finite_raise(bad: float) -> None:
     w, h = normal(4, GROUP, 0), torch.eye(GROUP)
     w[2, 3] = h[3, 3] = bad
-    with pytest.raises(ValueError, match=r"weights .* NaN or infinity"):
+    with pytest.raises(ValueError, match=r"weights .*NaN"):
         four_bits(w)
-    with pytest.raises(ValueError, match=r"Hessian .* NaN or infinity"):
+    with pytest.raises(ValueError, match=r"Hessian .*NaN"):
         four_bits(torch.ones(4, GROUP), h)
 
 

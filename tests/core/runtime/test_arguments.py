@@ -245,5 +245,5 @@ def test_the_longest_audio_is_a_number_of_seconds(phi: polyphi.Phi, seconds: Any
 
 
 def test_messages_of_wrong_parts_say_where() -> None:
-    with pytest.raises(ValueError, match="unknown part type 'picture'"):
+    with pytest.raises(ValueError, match="'picture'"):
         Message.parse({"role": "user", "content": [{"type": "picture"}]})

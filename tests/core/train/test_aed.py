@@ -52,7 +52,7 @@ SAMPLES = (sample("3 1 4", 1, 0.9), sample("one seven", 2, 1.6))
 
 
 def test_refuses_unfit_samples(processor: Processor) -> None:
-    with pytest.raises(ValueError, match="one audio clip, found 0"):
+    with pytest.raises(ValueError, match="audio clip, found 0"):
         AttentionDecoder().rows(
             Sample("x", (Message.user("3"), Message.assistant("3")), "", ""), processor, 64
         )

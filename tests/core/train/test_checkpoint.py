@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("background", "moments"), few([(False, 5), (True, 5), (False, 25), (True, 25)], 2)
+    ("background", "moments"), few([(False, 4), (True, 4), (False, 25), (True, 25)], 2)
 )
 def test_killed_at_any_moment_of_saving(background: bool, moments: int, tmp_path: Path) -> None:
     """kill -9 at random moments (of either way): the latest is always whole, and none is lost."""

@@ -212,9 +212,9 @@ def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Proc
     for i, j in ((0, 0), (5, 9), (63, 1)):
         picture = Picture.open(io.BytesIO(samples[i].messages[0].parts[0].source))
         assert similarity(picture, captions[j]) == pytest.approx(cosines[i, j].item(), abs=1e-3)
-    with pytest.raises(ValueError, match="found an empty text"):
+    with pytest.raises(ValueError, match="empty text"):
         similarity(picture, " ")
-    with pytest.raises(ValueError, match="64 different captions, found 1"):
+    with pytest.raises(ValueError, match=r"64 .*found 1"):
         Similarity(model, trained, processor, ["a"] * 100)
     with pytest.raises(ValueError, match="expected the heads'"):
         Similarity(model, {"vision.x": torch.ones(1)}, processor, captions)

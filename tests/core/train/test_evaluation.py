@@ -93,11 +93,11 @@ def test_early_stopping_returns_the_best_step(corpora: Path, tmp_path: Path) -> 
 
 def test_an_interrupted_run_stops_at_the_same_step(corpora: Path, tmp_path: Path) -> None:
     straight, half = tmp_path / "straight", tmp_path / "half"
-    run(straight, corpora, WORSE, EIGHT, evaluation=STOPS, checkpoint_seconds=0.0)
-    steps = len(trajectory(straight))
     packs = Fails(0)  # counts the losses of a whole run
     object.__setattr__(packs, "action", lambda: None)
-    run(tmp_path / "count", corpora, replace(WORSE, objective=packs), EIGHT, evaluation=STOPS)
+    whole = replace(WORSE, objective=packs)
+    run(straight, corpora, whole, EIGHT, evaluation=STOPS, checkpoint_seconds=0.0)
+    steps = len(trajectory(straight))
     for losses in (-packs.losses_left // 2, 3):
         with pytest.raises(RuntimeError, match="bad luck"):
             stage = replace(WORSE, objective=Fails(losses))
@@ -128,7 +128,7 @@ def test_what_can_not_be_evaluated_is_refused(corpora: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="Contrastive"):
         run(tmp_path, corpora, small.CONTRAST, evaluation=EvalOptions(["pictures"], every=1))
     short = replace(BUDGET, context=4)
-    with pytest.raises(ValueError, match="5 are too long"):
+    with pytest.raises(ValueError, match=r"5 .*too long"):
         run(tmp_path, corpora, EVERYTHING, short, evaluation=EvalOptions(["sounds"], every=1))
     with pytest.raises(ValueError, match="patience"):
         EvalOptions(["sounds"], every=1, patience=0)

@@ -104,9 +104,7 @@ def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
 
 def test_too_many_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "MAX_QUARANTINED", 1)
-    with pytest.raises(
-        RuntimeError, match=r"2 samples without a finite loss.*: questions/\d, questions/\d"
-    ):
+    with pytest.raises(RuntimeError, match=r"2 samples .*: questions/\d, questions/\d"):
         run(tmp_path / "out", data, replace(STAGE, objective=Poisoned()), FEW)
 
 
@@ -137,9 +135,7 @@ def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
 
 def test_too_many_rejected_steps_end_the_run(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(*range(11, 99)))
-    with pytest.raises(
-        RuntimeError, match=r"step 13; 3 steps were rejected, 3 in a row; .*questions/"
-    ):
+    with pytest.raises(RuntimeError, match=r"step 13; 3 .*3 .*questions/"):
         run(
             tmp_path / "out",
             data,

@@ -122,7 +122,7 @@ def test_rows_cut_documents_and_refuse_samples_without_supervised_tokens(corpora
     conversation = Shards(corpora / "questions" / "train")[0]
     with pytest.raises(ValueError, match="context holds 4"):
         NextToken().rows(conversation, processor, 4)
-    with pytest.raises(ValueError, match="no supervised token"):
+    with pytest.raises(ValueError, match="supervised"):
         NextToken().rows(Sample("x", conversation.messages[:1], "", ""), processor, 100)
     (row,) = NextToken().rows(conversation, processor, 100)
     (whole,) = NextToken(supervise="all").rows(conversation, processor, 100)

@@ -168,5 +168,5 @@ def test_formats() -> None:
     assert result["words"] == [{"word": "Tom", "start": 0.31, "end": 1.0, "source": "estimated"}]
     assert result["warnings"] == ["a warning"]
     assert write(Transcript("", 3.0), "text") == "\n" and write(Transcript(""), "vtt") == "WEBVTT\n"
-    with pytest.raises(ValueError, match="a format is one of text, json"):
+    with pytest.raises(ValueError, match="text, json"):
         write(transcript, "doc")
