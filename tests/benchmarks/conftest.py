@@ -3,7 +3,7 @@
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +16,18 @@ from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PEERS = BENCHMARKS / "peers"
+"""The scripts of other engines' sides."""
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
-    """Load a script of benchmarks/, which may import its neighbours."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
+    """Load a script of benchmarks/, which may import its neighbours: some have the name of a folder of tests."""
+    neighbours = {path.stem for folder in (BENCHMARKS, PEERS) for path in folder.glob("*.py")}
+    for name in neighbours:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for folder in (BENCHMARKS, PEERS):
+        monkeypatch.syspath_prepend(str(folder))
 
     def load(name: str, folder: Path = BENCHMARKS) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
@@ -31,7 +37,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
         spec.loader.exec_module(module)
         return module
 
-    return load
+    yield load
+    for name in neighbours:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """The engine's benchmark at a tiny size: both sides compute the same, and all rows are printed."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,21 +14,13 @@ from polyphi import kernels
 from polyphi.model.config import ModelConfig
 from polyphi.quantization.quantize import quantize
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 """For models that the benchmark quantizes without a stored table of embeddings."""
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    """The script, imported under a name that doesn't collide with the tests'."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("benchmark_engine", BENCHMARKS / "engine.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("sidebyside", None)
+def bench(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("engine")
 
 
 @pytest.fixture

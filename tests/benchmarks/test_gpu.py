@@ -2,14 +2,15 @@
 that are wrong fail."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from polyphi.engine.graphs import DecodeGraphs
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 CHECKS = (
     "logits",
@@ -27,11 +28,8 @@ CHECKS = (
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu
-
-    return gpu
+def gpu(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("gpu")
 
 
 @pytest.mark.parametrize("check", CHECKS)

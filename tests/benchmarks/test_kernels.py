@@ -1,8 +1,8 @@
 """The benchmark of kernels against other engines, with simulated sides, and ours at a size of milliseconds."""
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -17,10 +17,8 @@ from fixtures.variants import few
 from polyphi.model.config import ModelConfig
 from polyphi.types.batch import row
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 LIBRARY = f"transformers {version('transformers')} {{}}"
-BESIDE = ("engine", "matrix_products", "sidebyside", "turns")
-"""Scripts that it imports."""
 PRETENDER = """
 import sys, time
 import numpy as np
@@ -45,25 +43,15 @@ take_turns(Pretender())
 """
 
 
-def loaded(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script as a module, by a name that isn't the tests' own."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def bench(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("kernels")
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    for folder in (BENCHMARKS, BENCHMARKS / "peers"):
-        monkeypatch.syspath_prepend(str(folder))
-    for name in BESIDE:  # another test may have imported a module of such a name
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield loaded("benchmark_kernels", BENCHMARKS / "kernels.py", monkeypatch)
-    for name in BESIDE:
-        sys.modules.pop(name, None)
+def theirs(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    pytest.importorskip("peft")
+    return benchmark("transformers_phi", PEERS)
 
 
 @pytest.fixture
@@ -71,7 +59,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Replace every side with a fake one: seconds per token, and its logits."""
     script = tmp_path / "pretender.py"
     script.write_text(PRETENDER)
-    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS / "peers"))
+    monkeypatch.setenv("PYTHONPATH", str(PEERS))
     speeds = {"int4": 0.001, "int8": 0.002, LIBRARY.format("bf16"): 0.01}
 
     def command(name: str, *_: object) -> list[object]:
@@ -79,7 +67,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         seconds = speeds.get(name, 0.004)
         return [
             "/usr/bin/env",
-            f"PYTHONPATH={BENCHMARKS / 'peers'}",
+            f"PYTHONPATH={PEERS}",
             sys.executable,
             script,
             seconds,
@@ -140,10 +128,8 @@ def test_transformers_in_float32_is_a_process_in_float32(
 
 @pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], 1))
 def test_transformers_answers_in_each_dtype(
-    bench, tiny_config: ModelConfig, tmp_path: Path, dtype: torch.dtype, monkeypatch
+    bench, theirs, tiny_config: ModelConfig, tmp_path: Path, dtype: torch.dtype, monkeypatch
 ) -> None:
-    pytest.importorskip("peft")
-    theirs = loaded("benchmark_theirs", BENCHMARKS / "peers" / "transformers_phi.py", monkeypatch)
     assert tiny_config.vision is not None
     vision = replace(tiny_config.vision, crop_size=448)
     longer = {"max_position_embeddings": 4096, "original_max_position_embeddings": 2048}
@@ -200,7 +186,7 @@ def test_a_side_that_computes_something_else_is_refused(bench, pretend, tmp_path
 
 def test_a_side_that_ends_says_why(bench) -> None:
     dying = [sys.executable, "-c", "raise SystemExit('no such model')"]
-    with pytest.raises(RuntimeError, match="who .*code 1: no such model"):
+    with pytest.raises(RuntimeError, match=r"who .*code 1: no such model"):
         bench.Process("who", dying, 1)
 
 
@@ -223,12 +209,12 @@ def test_no_two_weights_of_a_random_model_are_equal(bench, tiny_config: ModelCon
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_our_side_computes_what_the_model_does(
     bench,
+    benchmark: Callable[..., ModuleType],
     tiny_config: ModelConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    ours = loaded("benchmark_ours", BENCHMARKS / "peers" / "ours.py", monkeypatch)
+    ours = benchmark("ours", PEERS)
     config = bench.engine.language(tiny_config)
     bench.checkpoint(config, tmp_path, kind, "mini")
     side = ours.Language(str(tmp_path / kind))
@@ -241,12 +227,7 @@ def test_our_side_computes_what_the_model_does(
     assert side.pool.in_use == 0
 
 
-def test_transformers_holds_our_multimodal_tensors(
-    bench, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("transformers")
-    pytest.importorskip("peft")
-    theirs = loaded("benchmark_theirs", BENCHMARKS / "peers" / "transformers_phi.py", monkeypatch)
+def test_transformers_holds_our_multimodal_tensors(bench, theirs, tiny_config: ModelConfig) -> None:
     assert tiny_config.vision is not None
     config = replace(tiny_config, vision=replace(tiny_config.vision, crop_size=448))
     ours = bench.engine.random_model(config)

@@ -1,8 +1,8 @@
 """The comparison of quantized models, on a tiny random model and made-up sums."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,20 +16,10 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def loaded(name: str, known_as: str, monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location(known_as, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    return loaded("quantization", "benchmark_quantization", monkeypatch)
+def script(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("quantization")
 
 
 @pytest.fixture
@@ -85,11 +75,11 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
 
 @pytest.mark.long
 def test_tables_of_a_checkpoint_and_a_text(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, capsys: pytest.CaptureFixture[str], benchmark: Callable[..., ModuleType]
 ) -> None:
     """Four bits are further from the whole model than eight, and calibrated ones less far."""
     text = run / "data" / "instructions"
-    script = loaded("perplexity", "benchmark_perplexity", monkeypatch)
+    script = benchmark("perplexity")
     script.main([str(run / "model"), str(text / "test"), "--calibrate", str(text / "train")])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
     weights_alone = [row for row in rows if len(row) == 5 and row[3].strip()[0].isdigit()]
@@ -101,13 +91,10 @@ def test_tables_of_a_checkpoint_and_a_text(
 
 
 def test_flips_of_a_batch(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, capsys: pytest.CaptureFixture[str], benchmark: Callable[..., ModuleType]
 ) -> None:
     """One row for each arithmetic; in float32 nothing flips but ties."""
-    loaded("quantization", "quantization", monkeypatch)  # as its neighbour imports it
-    loaded("batch_invariance", "benchmark_batch_invariance", monkeypatch).main(
-        [str(run), "--tasks", "arithmetic"]
-    )
+    benchmark("batch_invariance").main([str(run), "--tasks", "arithmetic"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["float32", "bf16", "int8"]
     assert all(int(row[1]) > 10 for row in rows)

@@ -1,9 +1,8 @@
 """The benchmark of speculative decoding, on a tiny model: it gives the given answers and counts accepted tokens."""
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 from fixtures.engines import SAYINGS, fitted, make_engine
@@ -12,20 +11,10 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    """The script, which imports another one by a name that a folder of tests has too."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for known_as, name in (("engine", "engine"), ("benchmark_speculation", "speculation")):
-        spec = importlib.util.spec_from_file_location(known_as, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, known_as, module)
-        spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("sidebyside", None)
+def script(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("speculation")
 
 
 def test_the_right_answers_are_given_and_counted(script, tiny_config: ModelConfig) -> None:

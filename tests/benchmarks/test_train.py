@@ -1,10 +1,10 @@
 """The training benchmark at a size of seconds: both sides take the same rows in the same steps."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,15 +15,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch):
-    """The script, by a name that isn't the tests' own."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("benchmark_train", BENCHMARKS / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("sidebyside", None)
+def train(benchmark: Callable[..., ModuleType]) -> ModuleType:
+    return benchmark("train")
 
 
 @pytest.mark.long

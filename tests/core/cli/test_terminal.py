@@ -6,8 +6,6 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures import images
+from fixtures import forked, images
 from fixtures.engines import fitted
 from fixtures.items import add_motion, csv
 from PIL import Image as PIL
@@ -450,24 +448,24 @@ def test_a_part_of_a_users_modality(folder: Path, tmp_path: Path) -> None:
     assert "motion adapter" in output and "(3 motion)" in output
 
 
+IN_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+terminal = os.open(sys.argv.pop(1), os.O_RDWR)
+for number in range(3):
+    os.dup2(terminal, number)
+sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+from polyphi.cli import main
+main()
+"""
+
+
 def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    # Tests that a shell runs in the background inherit that SIGINT is ignored.
-    start = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from polyphi.cli import main; main()"
-    )
-    command = [sys.executable, "-c", start, "chat", str(folder), "--max-tokens", "45000"]
-    root = str(Path(polyphi.__file__).parents[1])
-    process = subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"PYTHONPATH": root, "TERM": "dumb", "COLUMNS": "200"},
-    )
-    os.close(theirs)
+    words = ("chat", str(folder), "--max-tokens", "45000")
+    environment = {"TERM": "dumb", "COLUMNS": "200"}
+    process = forked.start(IN_A_TERMINAL, os.ttyname(theirs), *words, environment=environment)
     output = ""
 
     def until(text: str) -> str:
@@ -488,7 +486,7 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         until("\n")
         while len(output) < 30:  # the answer is under way
             output += os.read(ours, 4096).decode(errors="replace")
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         assert "about " in until("stopped")
         until("> ")
         os.write(ours, b"/count\n")
@@ -496,10 +494,12 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         assert int(count.split()[-1].replace(",", "")) < 45_000
         until("> ")
         os.write(ours, b"\x04")
-        assert process.wait(60) == 0
+        process.join(60)
+        assert process.exitcode == 0
     finally:
         process.kill()
-        process.wait()
+        process.join()
+        os.close(theirs)
         os.close(ours)
 
 

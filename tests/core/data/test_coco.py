@@ -65,9 +65,7 @@ def test_captions_of_coco(tmp_path: Path) -> None:
 
 def test_boxes_and_missing_images_of_coco(tmp_path: Path) -> None:
     captions(tmp_path / "coco", "train2017")
-    with pytest.raises(
-        ValueError, match=r"instances_train2017\.json: .*bbox"
-    ):
+    with pytest.raises(ValueError, match=r"instances_train2017\.json: .*bbox"):
         read(tmp_path / "coco/annotations/instances_train2017.json")
     (tmp_path / "coco/train2017").rename(tmp_path / "pictures")
     file = tmp_path / "coco/annotations/captions_train2017.json"

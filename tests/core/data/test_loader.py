@@ -139,9 +139,7 @@ def test_a_corpus_that_gives_nothing_is_named(folder: Path) -> None:
         return as_row(corpus, sample)
 
     loader = make(folder, only_a)
-    with pytest.raises(
-        ValueError, match=r"11 .*'b' .* b/\d+: too long"
-    ):
+    with pytest.raises(ValueError, match=r"11 .*'b' .* b/\d+: too long"):
         for _ in range(100):
             loader.step()
 

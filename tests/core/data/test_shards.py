@@ -197,16 +197,12 @@ def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> Non
 
     whole = system.cat_file(f"{path}/00000.parquet")
     replace("00000.parquet", whole[: len(whole) // 2])
-    with pytest.raises(
-        ValueError, match=r"00000\.parquet: .*damaged"
-    ):
+    with pytest.raises(ValueError, match=r"00000\.parquet: .*damaged"):
         first()
     out = io.BytesIO()
     pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), out)
     replace("00000.parquet", out.getvalue())
-    with pytest.raises(
-        ValueError, match="messages, media, source, licence, meta"
-    ):
+    with pytest.raises(ValueError, match="messages, media, source, licence, meta"):
         first()
     out = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(whole)).slice(0, 9), out)

@@ -276,13 +276,15 @@ def test_a_preempted_request_follows_its_grammar(engine: Engine) -> None:
     assert request.completion().text == expected.text
 
 
-@pytest.mark.parametrize("max_tokens", range(1, 14))
-def test_the_last_token_allowed_may_be_the_last_of_the_grammar(
-    engine: Engine, max_tokens: int
-) -> None:
-    sampling = SamplingParams(grammar=Grammar("regex", "[a-c]{8}"), max_tokens=max_tokens)
-    answer = engine.generate(QUESTION, sampling=sampling)
-    assert (answer.finish_reason == "stop") == (len(answer.text) == 8)
+def test_the_last_token_allowed_may_be_the_last_of_the_grammar(engine: Engine) -> None:
+    samplings = [
+        SamplingParams(grammar=Grammar("regex", "[a-c]{8}"), max_tokens=most)
+        for most in range(1, 14)
+    ]
+    answers = engine.generate_many([QUESTION] * len(samplings), sampling=samplings)
+    for answer in answers:
+        assert (answer.finish_reason == "stop") == (len(answer.text) == 8)
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory exist on Linux")

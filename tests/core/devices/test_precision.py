@@ -163,7 +163,7 @@ def test_a_stage_records_its_precision_and_keeps_it(
 
     monkeypatch.setenv(precision.VARIABLE, "bf16")  # decides for new runs only
     run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto")
-    with pytest.raises(ValueError, match="precision 'fp32', .*'bf16'"):
+    with pytest.raises(ValueError, match=r"precision 'fp32', .*'bf16'"):
         run(tmp_path, corpora, LANGUAGE, BUDGET, precision="bf16")
 
 
@@ -175,7 +175,7 @@ def test_a_stopped_stage_resumes_in_its_precision(
     with pytest.raises(RuntimeError, match="bad luck"):
         run(tmp_path, corpora, stops, precision="auto", checkpoint_seconds=0.0)
     monkeypatch.setenv(precision.VARIABLE, "fp32")
-    with pytest.raises(ValueError, match="precision 'bf16', .*'fp32'"):
+    with pytest.raises(ValueError, match=r"precision 'bf16', .*'fp32'"):
         run(tmp_path, corpora, LANGUAGE, precision="fp32")
     run(tmp_path, corpora, LANGUAGE, precision="auto")
     assert manifest(tmp_path)["precision"] == "bf16"

@@ -17,6 +17,7 @@ from polyphi.types.messages import Message
 from polyphi.types.modality import Cost, Modality, load_modality
 from polyphi.types.parts import Image, Item
 from polyphi.types.routing import route
+from polyphi.types.sampling import SamplingParams
 
 
 def logits(engine: Engine, batch: Batch) -> list[Tensor]:
@@ -210,9 +211,10 @@ def _raise(_: object) -> Tensor:
 def test_a_failing_encoder_ends_its_request_alone(
     engine: Engine, conversations: list[list[Message]], output: Callable, says: str
 ) -> None:
-    expected = [engine.generate(c) for c in conversations]
+    short = SamplingParams(max_tokens=8)
+    expected = [engine.generate(c, sampling=short) for c in conversations]
     add_motion(engine.model, engine.processor, encoder=lambda config: Broken(output))
-    requests = [engine.submit(c) for c in conversations]
+    requests = [engine.submit(c, sampling=short) for c in conversations]
     bad = [engine.submit([Message.user(series(20, seed), "a")]) for seed in range(2)]
     for request, answer in zip(requests, expected, strict=True):
         while not request.finish_reason:

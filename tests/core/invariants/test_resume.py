@@ -4,14 +4,14 @@ Ctrl-C, by kill -9, and by nothing but bad luck in the last moment."""
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures import forked
+from fixtures.servers import until
 from safetensors.torch import load_file
 from train import small
 from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, trajectory
@@ -94,19 +94,16 @@ def test_a_second_ctrl_c_stops_at_once(corpora: Path, tmp_path: Path) -> None:
 
 
 def test_kill_9(straight: Path, corpora: Path, tmp_path: Path) -> None:
-    def command(pause: float) -> list[str]:
-        options = ["--steps", "6", "--dropout", "0.3", "--pause", str(pause)]
-        return [sys.executable, small.__file__, str(tmp_path), str(corpora), *options]
-
-    process = subprocess.Popen(
-        command(0.2), env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    options = ("--steps", "6", "--dropout", "0.3", "--pause", "0.2")
+    process = forked.start(
+        "from train.small import main; main()",
+        *(str(tmp_path), str(corpora), *options),
+        environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until((tmp_path / "checkpoints" / "latest").exists)
     time.sleep(0.3)
     process.kill()
-    process.wait()
+    process.join()
     assert 1 <= latest(tmp_path) < 6
     run(tmp_path, corpora, budget=SIX, **OFTEN)
     same(straight, tmp_path)
@@ -168,13 +165,11 @@ def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
 def test_another_run_is_refused(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         run(tmp_path, corpora, replace(EVERYTHING, objective=Fails(2)), SIX, **OFTEN)
-    with pytest.raises(ValueError, match="seed 0, .*7"):
+    with pytest.raises(ValueError, match=r"seed 0, .*7"):
         run(tmp_path, corpora, budget=SIX, seed=7)
     with pytest.raises(ValueError, match="budget"):
         run(tmp_path, corpora, budget=BUDGET)
-    with pytest.raises(
-        ValueError, match="stage 'everything', .*'language'"
-    ):
+    with pytest.raises(ValueError, match=r"stage 'everything', .*'language'"):
         run(tmp_path, corpora, LANGUAGE, SIX)
     other = small.make_model(small.make_processor())
     with torch.no_grad():

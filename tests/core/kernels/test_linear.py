@@ -341,7 +341,7 @@ def test_packing_is_invertible(outputs: int, groups: int, seed: int) -> None:
 def test_weights_that_do_not_fit_raise() -> None:
     with pytest.raises(ValueError, match="multiple of 32 inputs"):
         pack4(Int4Weight(*(torch.ones(16, n, dtype=torch.uint8) for n in (33, 1, 1))))
-    with pytest.raises(ValueError, match="2304 bytes .*576"):
+    with pytest.raises(ValueError, match=r"2304 bytes .*576"):
         linear(torch.ones(1, 64), torch.zeros(576, dtype=torch.uint8), torch.ones(64), bits=4)
     with pytest.raises(ValueError, match="expected 2048 bytes"):
         unpack8(torch.zeros(5, dtype=torch.uint8), 32, 64)

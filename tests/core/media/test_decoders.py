@@ -149,7 +149,7 @@ def damaged(data: bytes, number: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("count", few([8, 200], 1))
+@pytest.mark.parametrize("count", few([4, 200], 1))
 @pytest.mark.parametrize("name", [*PICTURES, *CLIPS])
 def test_damage_has_the_same_outcome(decoders: ForkServer, name: str, count: int) -> None:
     decode, data = (decode_image, PICTURES) if name in PICTURES else (decode_audio, CLIPS)
