@@ -217,9 +217,7 @@ def test_a_quantized_model_is_saved_unchanged(whole: Path, kind: str) -> None:
 
 def test_wrong_uses_raise_errors(whole: Path) -> None:
     folder = stored(whole, "int8")
-    with pytest.raises(
-        ValueError, match="int8 .*int4"
-    ):
+    with pytest.raises(ValueError, match=r"int8 .*int4"):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
     with pytest.raises(ValueError, match="quant="):

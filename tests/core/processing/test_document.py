@@ -179,9 +179,7 @@ def test_a_document_has_the_name_of_its_path(tmp_path: Path) -> None:
     ],
 )
 def test_other_files_are_named_in_the_error(data: bytes, file_type: str) -> None:
-    with pytest.raises(
-        MediaError, match=f"PDF .*UTF-8, found .*{file_type}"
-    ) as error:
+    with pytest.raises(MediaError, match=f"PDF .*UTF-8, found .*{file_type}") as error:
         parts(data)
     assert error.value.reason == "kind"
 

@@ -116,11 +116,9 @@ def test_refusals(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="found none"):
         render([], tokenizer)
     for role in ("endoftext", "end", "/tool", "endoftext10", "User", "tool_call"):
-        with pytest.raises(
-            ValueError, match=f"'{role}'"
-        ):
+        with pytest.raises(ValueError, match=f"'{role}'"):
             render([Message(role, (Text("x"),))], tokenizer)
-    with pytest.raises(ValueError, match="tools .*system"):
+    with pytest.raises(ValueError, match=r"tools .*system"):
         render([Message("user", (Text("x"),), tools="[]")], tokenizer)
 
 

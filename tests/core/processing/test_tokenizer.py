@@ -295,9 +295,7 @@ def test_control_tokens_by_name(tokenizer: Tokenizer) -> None:
     assert tokenizer.image_id == tokenizer.control("<|endoftext10|>")
     assert tokenizer.audio_id == tokenizer.control("<|endoftext11|>")
     assert tokenizer.eos_ids == (tokenizer.control("<|end|>"), tokenizer.control("<|endoftext|>"))
-    with pytest.raises(
-        ValueError, match=r"'<\|nobody\|>'; .*<\|endoftext\|>, "
-    ):
+    with pytest.raises(ValueError, match=r"'<\|nobody\|>'; .*<\|endoftext\|>, "):
         tokenizer.control("<|nobody|>")
     assert tokenizer.strips_following_whitespace("<|user|>")
     assert not tokenizer.strips_following_whitespace("<|endoftext10|>")
