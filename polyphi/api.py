@@ -27,6 +27,7 @@ from polyphi.checkpoints.headers import (
     stored_types,
 )
 from polyphi.checkpoints.modalities import load as load_weights
+from polyphi.checkpoints.names import own_layout
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import adapter_folder, read_peft
 from polyphi.checkpoints.processor import make_processor
@@ -454,13 +455,16 @@ class Phi:
                 f"{target}: expected a new or empty folder, found a file or files in it"
             )
         with tempfile.TemporaryDirectory() as temporary:
-            beside = [] if self.source is None else files_beside(locate(self.source), "native")
+            layout = own_layout(self.config)
+            beside = [] if self.source is None else files_beside(locate(self.source), layout)
             if self.tokenizer.has_vocabulary:  # after load(tokenizer=), not the checkpoint's
                 self.tokenizer.save(temporary)
             own = {file.name: file for file in Path(temporary).iterdir()}
             files = [*own.values(), *(file for file in beside if file.name not in own)]
             dtype = self.model.decoder.norm.weight.dtype if self.model.quant else None
-            save_checkpoint(self.model, target, dtype=dtype, quant=self.model.quant, files=files)
+            save_checkpoint(
+                self.model, target, layout, dtype=dtype, quant=self.model.quant, files=files
+            )
 
     def __repr__(self) -> str:
         modalities = ", ".join(["text", *self.model.towers])

@@ -1,4 +1,4 @@
-"""config.json <-> `ModelConfig`, for the three public layouts. This module converts dictionaries and opens no files.
+"""config.json <-> `ModelConfig`, for the public layouts. This module converts dictionaries and opens no files.
 
 Values without a key in a layout are inferred from tensor shapes, or stored under the key `polyphi`, which other readers
 ignore. Source: the published configurations; transformers' conversion script.
@@ -37,6 +37,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "original_max_position_embeddings": (2, 1 << 27),
     **dict.fromkeys(("short_factor", "long_factor"), (1e-3, 1e6)),
     "sliding_window": _TOKENS,
+    "attention_head_dim": (1, 1 << 16),
+    "llama3_rope": (1e-3, 1 << 27),
     "initializer_range": (0, 1),
     **dict.fromkeys(("bos_token_id", "pad_token_id", "eos_token_ids"), (0, (1 << 31) - 1)),
     **dict.fromkeys(("image_token_id", "audio_token_id"), (0, (1 << 31) - 1)),
@@ -75,6 +77,10 @@ def fill(config_type: type[_Sizes], *sources: Entries) -> _Sizes:
 
 def checked(key: str, value: Any, name: str, type_: Any) -> Any:
     """A field's value of config.json, with lists as tuples and integers as floats where the field has these."""
+    if type_ is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"expected {key} to be true or false, found {describe(value)}")
+        return value
     low, high = BOUNDS[name]
     number = type_ in (float, tuple[float, ...])
 
@@ -109,8 +115,10 @@ def parse(
     be empty), and tensor shapes. Raises ValueError for another type of model, and for a value of another type or out of
     its bounds; no tensor is made before."""
     own = object_at(raw_config, "polyphi")
+    if layout == "llama":
+        raw_config = _llama(raw_config)
     decoder = _parse_decoder(raw_config, generation, shape)
-    if layout == "mini":
+    if layout in ("mini", "llama"):
         return ModelConfig(decoder, None, None, dict(adapters))
     if layout == "native":
         raw_vision = object_at(raw_config, "vision_config")
@@ -180,20 +188,17 @@ def _parse_decoder(
         **{name: rope[name] for name in nested if name in rope},
         **entries_at({name: value for name, value in raw_config.items() if value is not None}),
     }
+    entries.pop("llama3_rope", None)  # it comes from the object of positions
     heads = _heads(raw_config)
-    if raw_config.get("tie_word_embeddings") is False:
-        raise ValueError(
-            "expected tie_word_embeddings true in config.json, as in Phi-4-mini and Phi-4-multimodal, found false"
-        )
     key, eos = "eos_token_id of generation_config.json", generation.get("eos_token_id")
     if eos is None:
         key, eos = "eos_token_id", raw_config.get("eos_token_id")
     if eos is not None:
         entries["eos_token_ids"] = (key, eos if isinstance(eos, list) else [eos])
     _, rope_type = rope.get("rope_type", rope.get("type", ("", "default")))
-    if rope_type not in ("longrope", "su", "default"):
+    if rope_type not in ("longrope", "su", "llama3", "default"):
         raise ValueError(
-            f"expected the rope type longrope, or none, in config.json, found {describe(rope_type)}"
+            f"expected the rope type longrope, llama3 or none in config.json, found {describe(rope_type)}"
         )
 
     inferred: dict[str, Any] = {}
@@ -206,11 +211,15 @@ def _parse_decoder(
     if qkv := _matrix(shape, "decoder.layers.0.self_attn.qkv_proj.weight"):
         width = entries.get("hidden_size", ("", None))[1]
         head = (width if type(width) is int else qkv[1]) // heads
+        _, own = entries.get("attention_head_dim", ("", None))
+        head = own if type(own) is int else head
         inferred["num_key_value_heads"] = (qkv[0] // max(1, head) - heads) // 2
     config = replace(
         fill(DecoderConfig, _shapes(inferred), entries),
         sliding_window=raw_config.get("sliding_window"),
     )
+    if config.attention_head_dim == config.hidden_size // heads:
+        config = replace(config, attention_head_dim=None)
     check_heads(config)
     if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
         raise ValueError(
@@ -218,11 +227,16 @@ def _parse_decoder(
             f"{config.max_position_embeddings}; only full attention is supported, as in the Phi-4 models"
         )
     half = config.rotary_dim // 2
-    if rope_type == "default":  # a single table: all factors 1 and no switch
-        plain = (1.0,) * half
-        limit = config.max_position_embeddings
+    if rope_type in ("default", "llama3"):  # a single table and no switch
+        factors, limit = (1.0,) * half, config.max_position_embeddings
+        if rope_type == "llama3":
+            config = replace(config, llama3_rope=_llama3_rope(rope))
+            factors = llama3_factors(config)
         return replace(
-            config, short_factor=plain, long_factor=plain, original_max_position_embeddings=limit
+            config,
+            short_factor=factors,
+            long_factor=factors,
+            original_max_position_embeddings=limit,
         )
     lengths = len(config.short_factor), len(config.long_factor)
     if lengths != (half, half):
@@ -231,6 +245,65 @@ def _parse_decoder(
             f"and {lengths[1]} long"
         )
     return config
+
+
+LLAMA3_ROPE = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+"""Keys of Llama 3's rope scaling."""
+
+
+def _llama3_rope(rope: Entries) -> tuple[float, ...]:
+    """The values of LLAMA3_ROPE. Raises ValueError where one is missing, or the two frequencies aren't in order."""
+    key = next((key.rpartition(".")[0] for key, _ in rope.values()), "rope_scaling")
+    if missing := [name for name in LLAMA3_ROPE if name not in rope]:
+        raise ValueError(f"expected {key}.{missing[0]} for the rope type llama3, found none")
+    values = checked(key, [rope[name][1] for name in LLAMA3_ROPE], "llama3_rope", tuple[float, ...])
+    if values[1] >= values[2]:
+        raise ValueError(
+            f"expected {key}.low_freq_factor below high_freq_factor, found {values[1]:g} and {values[2]:g}"
+        )
+    return tuple(values)
+
+
+def llama3_factors(config: DecoderConfig) -> tuple[float, ...]:
+    """What Llama 3's rope scaling divides each frequency by: 1 for wavelengths below a length, `factor` above a longer
+    one, between them the frequency is interpolated. Source: the published configurations of Llama 3.1; transformers'
+    `_compute_llama3_parameters`."""
+    factor, low, high, original = config.llama3_rope
+    factors = []
+    for pair in range(config.rotary_dim // 2):
+        wavelength = 2 * math.pi * config.rope_theta ** (2 * pair / config.rotary_dim)
+        smooth = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(factors)
+
+
+_LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+"""Values of a config.json of the llama layout that may lack them: those of transformers' class."""
+
+
+def _llama(raw_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of the llama layout with our names. Raises ValueError for what our decoder doesn't have."""
+    for key in ("attention_bias", "mlp_bias"):
+        if raw_config.get(key):
+            raise ValueError(
+                f"expected {key} false in config.json, found true: no linear has a bias"
+            )
+    if (activation := raw_config.get("hidden_act", "silu")) != "silu":
+        raise ValueError(
+            f"expected the hidden_act silu in config.json, found {describe(activation)}"
+        )
+    values = {key: value for key, value in raw_config.items() if value is not None}
+    values["attention_head_dim"] = values.pop("head_dim", None)
+    values["tie_word_embeddings"] = values.get("tie_word_embeddings", False)
+    eos = values.get("eos_token_id", 2)
+    first = eos[0] if isinstance(eos, list) and eos else eos
+    tokens = {"bos_token_id": first, "pad_token_id": first}
+    return {**_LLAMA_DEFAULTS, **tokens, **values}
 
 
 def _heads(raw_config: Mapping[str, Any]) -> int:
@@ -252,7 +325,8 @@ def check_heads(config: DecoderConfig) -> None:
         config.num_key_value_heads,
     )
     rotated = config.rotary_dim
-    if width % heads or heads % groups or rotated < 2 or rotated % 2:
+    fits = config.attention_head_dim is not None or width % heads == 0
+    if not fits or heads % groups or rotated < 2 or rotated % 2:
         raise ValueError(
             f"expected a hidden_size that is a multiple of num_attention_heads, which is a multiple of "
             f"num_key_value_heads, and an even number of rotated channels in a head; found {width}, {heads}, {groups} "
@@ -376,15 +450,11 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
         "rms_norm_eps": d.rms_norm_eps,
         "rope_theta": d.rope_theta,
         "partial_rotary_factor": d.partial_rotary_factor,
-        "rope_scaling": {
-            "type": "longrope",
-            "short_factor": [float(x) for x in d.short_factor],
-            "long_factor": [float(x) for x in d.long_factor],
-        },
+        "rope_scaling": _rope_scaling(d),
         "max_position_embeddings": d.max_position_embeddings,
         "original_max_position_embeddings": d.original_max_position_embeddings,
         "sliding_window": d.sliding_window,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": d.tie_word_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "embd_pdrop": 0.0,
@@ -394,6 +464,10 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
         "eos_token_id": list(d.eos_token_ids),
         "pad_token_id": d.pad_token_id,
     }
+    if d.attention_head_dim is not None:
+        common["attention_head_dim"] = d.attention_head_dim
+    if layout == "llama":
+        return _write_llama(d, common)
     if layout == "mini":
         return {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **common}
     if layout == "native":
@@ -409,6 +483,36 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
         **common,
         **_original_towers(config),
     }
+
+
+def _rope_scaling(config: DecoderConfig) -> dict[str, Any]:
+    if config.llama3_rope:
+        values = map(whole_number, config.llama3_rope)
+        return {"rope_type": "llama3", **dict(zip(LLAMA3_ROPE, values, strict=True))}
+    return {
+        "type": "longrope",
+        "short_factor": [float(x) for x in config.short_factor],
+        "long_factor": [float(x) for x in config.long_factor],
+    }
+
+
+def _write_llama(config: DecoderConfig, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the llama layout. Raises ValueError for heads of which only a part is rotated."""
+    if config.rotary_dim != config.head_dim:
+        raise ValueError(
+            f"the layout llama has rotated heads, and this model rotates {config.rotary_dim} of {config.head_dim} "
+            "channels; use the layout mini"
+        )
+    without = {"partial_rotary_factor", "attention_head_dim", "embd_pdrop", "resid_pdrop"}
+    values = {key: value for key, value in common.items() if key not in without}
+    values |= {"head_dim": config.head_dim, "mlp_bias": False}
+    del values["sliding_window"]
+    if not config.llama3_rope and set((*config.short_factor, *config.long_factor)) == {1.0}:
+        values["rope_scaling"] = None
+        del values["original_max_position_embeddings"]
+    elif config.llama3_rope:
+        del values["original_max_position_embeddings"]
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **values}
 
 
 def write_preprocessor(config: ModelConfig) -> dict[str, Any]:

@@ -10,8 +10,31 @@ from polyphi.checkpoints.adapter_config import describe
 from polyphi.runtime.files import read_object
 from polyphi.text.quantity import quantity
 
-MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
+MODEL_TYPES = {
+    "phi3": "mini",
+    "phi4mm": "original",
+    "phi4_multimodal": "native",
+    "llama": "llama",
+    "mistral": "llama",
+}
 """`model_type` in config.json -> the layout of the checkpoint."""
+OTHERS = {
+    "qwen2": "biases of the query, key and value linears",
+    "qwen3": "norms of queries and keys",
+    "gemma": "another norm and scaled embeddings",
+    "gemma2": "a sliding window and capped logits",
+    "gemma3_text": "a sliding window and norms of queries and keys",
+    "mixtral": "experts",
+    "phimoe": "experts",
+    "phi": "biases and parallel blocks",
+    "olmo2": "norms after the blocks and of queries and keys",
+    "gpt2": "learned positions and biases",
+    "gpt_neox": "parallel blocks and biases",
+    "cohere": "parallel blocks",
+    "smollm3": "layers without rotary positions",
+    "llama4_text": "experts and layers without rotary positions",
+}
+"""`model_type` of known language models that can't be read -> what they have that the decoder doesn't."""
 SIGLIP_TYPES = ("siglip", "siglip_vision_model")
 """`model_type` of SigLIP's checkpoints, and of SigLIP 2's with a fixed resolution, as parts of a recipe file. Those of
 other resolutions (siglip2) have patches as vectors and other positions."""

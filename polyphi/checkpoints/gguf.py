@@ -1,16 +1,18 @@
-"""GGUF, llama.cpp's format: converts language models of Phi-4-mini's architecture (`phi3`) to checkpoints.
+"""GGUF, llama.cpp's format: converts language models of Phi-4-mini's architecture (`phi3`) and of Llama's (`llama`) to
+checkpoints.
 
 >>> convert("Phi-4-mini-Q4_0.gguf", "phi-mini", quant="int4")
 
 Weights may have any type that the `gguf` package supports. They are dequantized, and quantized again with `quant`. Only
 Q4_0 (a float for each 32 inputs, times -8 to 7) is converted to our 4 bits directly: it has the same 16 steps, and only
-its floats lose precision, as they become 8-bit factors of the largest one of their output. A GGUF's vocabulary isn't
-converted to a tokenizer: its files are copied from the folder of the GGUF.
+its floats lose precision, as they become 8-bit factors of the largest one of their output. The tokenizer is that in
+the folder of the GGUF, or else comes from its vocabulary (gguf_tokenizer.py).
 
-Source: the names of this architecture's tensors and keys in llama.cpp's converter.
+Source: the names of tensors and keys of both architectures in llama.cpp's converter.
 """
 
 import struct
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -18,11 +20,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints.adapter_config import describe
 from polyphi.checkpoints.files import inside
+from polyphi.checkpoints.gguf_tokenizer import tokenizer_of
 from polyphi.checkpoints.headers import TOKENIZER_FILES
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.write import write_checkpoint
@@ -31,7 +35,8 @@ from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.installation import pip_install
 
-ARCHITECTURE = "phi3"
+ARCHITECTURES = {"phi3": "mini", "llama": "llama"}
+"""`general.architecture` -> the layout that the checkpoint gets."""
 VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Type of a key's value -> its bytes, but for those of other lengths:"""
 TEXT, ARRAY = 8, 9
@@ -39,17 +44,25 @@ MAX_DIMENSIONS = 4
 MAX_ITEMS = 1 << 22
 """Keys, tensors and items of lists in a file together; four lists of a vocabulary of 200,064 have a fifth of them."""
 NAMES = {
-    "decoder.embed_tokens.weight": "token_embd.weight",
-    "decoder.norm.weight": "output_norm.weight",
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.qkv_proj.weight": "attn_qkv.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
     "self_attn.o_proj.weight": "attn_output.weight",
     "post_attention_layernorm.weight": "ffn_norm.weight",
     "mlp.gate_up_proj.weight": "ffn_up.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
-"""Our names -> llama.cpp's, for a layer without its number. Gate rows come first there too, and heads are rotated in
-halves like ours, so the order of rows is the same."""
+"""Names of the layouts mini and llama -> llama.cpp's, for a layer without its number. Gate rows come first in `phi3`
+too, and its heads are rotated in halves like ours, so the order of rows is the same. In `llama` neighbouring channels
+of queries and keys are rotated together (`in_halves`)."""
+ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")
 
 
 def convert(
@@ -58,43 +71,52 @@ def convert(
     *,
     quant: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
-) -> None:
-    """Write a checkpoint of a GGUF's language model, in the layout `mini` or quantized. Raises ValueError for a file
-    with another model, without a tokenizer in its folder, or without the `gguf` package."""
+) -> str:
+    """Write a checkpoint of a GGUF's language model, in the layout `mini` or `llama`, which is returned, or quantized.
+    Raises ValueError for a file with another model, without a known vocabulary or a tokenizer in its folder, or without
+    the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
-    files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
-    if not (source.parent / "tokenizer.json").is_file():
-        raise ValueError(
-            f"expected tokenizer.json next to {source}: the vocabulary of a GGUF isn't used; copy the tokenizer files "
-            "of the original checkpoint to its folder"
-        )
     config = _config(source, fields, tensors)
-    shapes = {entry.ours: entry.shape for entry in tensor_names(config, "mini").values()}
-    public_names = {ours: gguf_name(ours) for ours in shapes}
-    if missing := sorted(name for name in public_names.values() if name not in tensors):
+    layout = ARCHITECTURES[_architecture(source, fields)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    names_of: dict[str, list[str]] = {}
+    for public, entry in tensor_names(config, layout).items():
+        shapes[name := gguf_name(public)] = entry.shape
+        names_of.setdefault(entry.ours, []).append(name)
+    if missing := sorted(name for name in shapes if name not in tensors):
         raise ValueError(
-            f"{source} has no {missing[0]} (and {len(missing) - 1} more of {len(public_names)} tensors are missing)"
+            f"{source} has no {missing[0]} (and {len(missing) - 1} more of {len(shapes)} tensors are missing)"
         )
-    expected = {*public_names.values(), "rope_factors_long.weight", "rope_factors_short.weight"}
-    if unknown := sorted(set(tensors) - expected):
+    if unknown := sorted(set(tensors) - {*shapes, *ROPE_FACTORS}):
         raise ValueError(
-            f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which Phi-4-mini doesn't have"
+            f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which its architecture doesn't have"
         )
-
-    for ours, name in public_names.items():
-        if (stored := tuple(map(int, reversed(tensors[name].shape)))) != shapes[ours]:
-            raise ValueError(
-                f"{source}: expected {name} with the shape {shapes[ours]}, found {stored}"
-            )
+    for name, shape in shapes.items():
+        if (stored := tuple(map(int, reversed(tensors[name].shape)))) != shape:
+            raise ValueError(f"{source}: expected {name} with the shape {shape}, found {stored}")
 
     def tensor(ours: str) -> Tensor | Pieces:
-        stored = tensors[public_names[ours]]
-        if quant and quant.startswith("int4") and stored.tensor_type.name == "Q4_0":
+        names = names_of[ours]
+        stored = tensors[names[0]]
+        whole = len(names) == 1 and stored.tensor_type.name == "Q4_0"
+        if quant and quant.startswith("int4") and whole:
             return _four_bits(stored)
-        return _dequantized(stored)
+        parts = []
+        for name in names:
+            part = _dequantized(tensors[name])
+            if name.endswith(("attn_q.weight", "attn_k.weight")):
+                part = in_halves(part, config.decoder.head_dim)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    write_checkpoint(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
+    with tempfile.TemporaryDirectory() as work:
+        files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
+        if not (source.parent / "tokenizer.json").is_file():
+            tokenizer_of(source, fields).save(work)
+            files = [path for path in Path(work).iterdir()]
+        write_checkpoint(config, tensor, folder, layout, dtype=dtype, quant=quant, files=files)
+    return layout
 
 
 class _Header:
@@ -189,13 +211,18 @@ def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return reader.fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
+def _architecture(source: Path, fields: Mapping[str, Any]) -> str:
     key = "general.architecture"
     architecture = fields[key].contents() if key in fields else None
-    if architecture != ARCHITECTURE:
+    if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{source} has the architecture {describe(architecture)}; expected {ARCHITECTURE!r}, that of Phi-4-mini"
+            f"{source} has the architecture {describe(architecture)}; expected phi3, that of Phi-4-mini, or llama"
         )
+    return str(architecture)
+
+
+def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
+    architecture = _architecture(source, fields)
 
     def value(key: str, default: Any = None) -> tuple[str, Any]:
         if key not in fields and default is None:
@@ -203,7 +230,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
         return f"{key} of {source}", fields[key].contents() if key in fields else default
 
     def ours(key: str, default: Any = None) -> tuple[str, Any]:
-        return value(f"{ARCHITECTURE}.{key}", default)
+        return value(f"{architecture}.{key}", default)
 
     def size(name: str, key: str) -> int:
         checked: int = config_json.checked(*ours(key), name, int)
@@ -214,14 +241,26 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
         raise ValueError(f"{source} has no matrix token_embd.weight")
     width = size("hidden_size", "embedding_length")
     heads = size("num_attention_heads", "attention.head_count")
-    rotated = size("hidden_size", "rope.dimension_count")
+    _, head_dim = ours("attention.key_length", width // max(1, heads))
+    head_dim = config_json.checked("attention.key_length", head_dim, "attention_head_dim", int)
+    rotated = config_json.checked(
+        *ours("rope.dimension_count", head_dim), "attention_head_dim", int
+    )
     context = size("max_position_embeddings", "context_length")
-    factors = {
-        f"{length}_factor": (name, _dequantized(tensors[name]).tolist())
-        if (name := f"rope_factors_{length}.weight") in tensors
-        else ("", (1.0,) * (rotated // 2))
-        for length in ("short", "long")
-    }
+    if architecture == "llama":
+        if (experts := ours("expert_count", 0)[1]) != 0:
+            raise ValueError(f"{source} has {experts} experts; expected a model without experts")
+        scaling = ours("rope.scaling.type", "none")[1]
+        if scaling not in ("none", "longrope"):
+            raise ValueError(
+                f"{source} has the rope scaling {describe(scaling)}; expected none, longrope, or Llama 3's factors"
+            )
+    factors = {}
+    for length in ("short", "long"):
+        names = (f"rope_factors_{length}.weight", "rope_freqs.weight")
+        name = next((name for name in names if name in tensors), "")
+        values = _dequantized(tensors[name]).tolist() if name else (1.0,) * (rotated // 2)
+        factors[f"{length}_factor"] = (name, values)
     _, window = ours("attention.sliding_window", 0)
     if isinstance(window, int) and 0 < window < context:
         raise ValueError(
@@ -245,8 +284,9 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
             "rope_theta": ours("rope.freq_base", 10000.0),
             "partial_rotary_factor": (
                 f"the share of rotated channels in {source}",
-                rotated / max(1, width // heads),
+                rotated / head_dim,
             ),
+            "attention_head_dim": ("", None if head_dim * heads == width else head_dim),
             "max_position_embeddings": ("", context),
             "original_max_position_embeddings": ours(
                 "rope.scaling.original_context_length", context
@@ -257,15 +297,30 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
         },
     )
     config_json.check_heads(decoder)
-    return ModelConfig(replace(decoder, sliding_window=None), None, None, {})
+    tied = architecture == "phi3" or "output.weight" not in tensors
+    decoder = replace(decoder, sliding_window=None, tie_word_embeddings=tied)
+    return ModelConfig(decoder, None, None, {})
 
 
-def gguf_name(ours: str) -> str:
-    """llama.cpp's name of a tensor of the language model."""
-    if ours in NAMES:
-        return NAMES[ours]
-    _, _, number, name = ours.split(".", maxsplit=3)
+def gguf_name(public: str) -> str:
+    """llama.cpp's name of a tensor of the layouts mini and llama."""
+    if public in NAMES:
+        return NAMES[public]
+    _, _, number, name = public.split(".", maxsplit=3)
     return f"blk.{number}.{NAMES[name]}"
+
+
+def in_halves(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "O I"]:
+    """Queries or keys whose heads llama.cpp rotates by pairs of neighbouring channels, for a rotation of the first half
+    with the second."""
+    pairs = weight.unflatten(0, (-1, head_dim // 2, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def in_pairs(weight: Float[Tensor, "O I"], head_dim: int) -> Float[Tensor, "O I"]:
+    """The inverse of `in_halves`."""
+    halves = weight.unflatten(0, (-1, 2, head_dim // 2))
+    return halves.transpose(1, 2).flatten(0, 2)
 
 
 def _dequantized(tensor: Any) -> Tensor:

@@ -3,9 +3,10 @@
 >>> write_gguf(model, "phi.gguf", "path/to/folder", quant="q8_0")
 
 llama.cpp runs the language model alone; encoders and adapters are left out (merge an adapter first: `merge_adapter`).
-Norms and LongRoPE's factors are float32, and the head is the embedding, as in Phi-4-mini's published GGUF files.
+Norms and the factors of positions are float32, and a tied head is the embedding, as in Phi-4-mini's published GGUF
+files. The architecture is phi3, or llama for a model with whole rotated heads and a single table of positions.
 
-Source: the keys of this architecture in llama.cpp's converter (conversion/phi.py); its src/models/phi3.cpp.
+Source: the keys of both architectures in llama.cpp's converter (conversion/phi.py, llama.py); its src/models/phi3.cpp.
 """
 
 import re
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyphi.checkpoints.gguf import ARCHITECTURE, gguf_name
-from polyphi.checkpoints.names import tensor_names
+from polyphi.checkpoints.gguf import ARCHITECTURES, gguf_name, in_pairs
+from polyphi.checkpoints.gguf_tokenizer import split_name
+from polyphi.checkpoints.names import is_llama, tensor_names
 from polyphi.model.config import DecoderConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.conversation import PHI4
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CHAT_TEMPLATE, read_chat_template
 from polyphi.runtime.files import whole_file
@@ -87,28 +90,40 @@ def write_gguf(
         )
     tokenizer_folder = Path(tokenizer_folder)
     tokenizer = Tokenizer.load(tokenizer_folder).within(config.vocab_size)
-    if not tokenizer.slices.known_split:
+    split = PRE_TOKENIZER if tokenizer.slices.known_split else split_name(tokenizer.specification)
+    if split is None:
         raise ValueError(
-            f"{tokenizer_folder / 'tokenizer.json'} splits text in another way than Phi-4's tokenizer (o200k_base), "
-            "which llama.cpp would use for it; expected the tokenizer of a Phi-4 model, or one that polyphi trained"
+            f"{tokenizer_folder / 'tokenizer.json'} splits text in another way than the tokenizers of Phi-4 "
+            "(o200k_base), Llama 3 and SmolLM2, which llama.cpp has; expected one of these, or one that polyphi trained"
         )
     state = model.state_dict()
-    entries = tensor_names(
-        replace(model.config.without_further(), vision=None, audio=None, adapters={}), "mini"
-    )
-    tensors = {gguf_name(entry.ours): state[entry.ours] for entry in entries.values()}
-    for length, factors in (("long", config.long_factor), ("short", config.short_factor)):
-        tensors[f"rope_factors_{length}.weight"] = torch.tensor(factors)
+    text_model = replace(model.config.without_further(), vision=None, audio=None, adapters={})
+    architecture = "llama" if is_llama(config) else "phi3"
+    tensors = {}
+    for public, entry in tensor_names(text_model, ARCHITECTURES[architecture]).items():
+        tensor = state[entry.ours]
+        tensor = tensor if entry.rows is None else tensor[slice(*entry.rows)]
+        if public.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = in_pairs(tensor, config.head_dim)
+        tensors[gguf_name(public)] = tensor
+    if architecture == "phi3":
+        for length, factors in (("long", config.long_factor), ("short", config.short_factor)):
+            tensors[f"rope_factors_{length}.weight"] = torch.tensor(factors)
+    elif set(config.short_factor) != {1.0}:
+        tensors["rope_freqs.weight"] = torch.tensor(config.short_factor)
     library = _library()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        writer = library.GGUFWriter(partial, ARCHITECTURE)
+        writer = library.GGUFWriter(partial, architecture)
         writer.add_name(_REFUSED_NAME.sub("phi 3", name))
         writer.add_file_type(library.LlamaFileType[file_type.name])
         if quant:
             writer.add_quantization_version(library.GGML_QUANT_VERSION)
         _add_sizes(writer, config)
-        _add_tokenizer(writer, tokenizer, config, _chat_template(tokenizer_folder))
+        if architecture == "phi3":
+            _add_positions(writer, config)
+        template = _chat_template(tokenizer_folder, tokenizer)
+        _add_tokenizer(writer, tokenizer, config, split, template)
         types = {key: _type(library, key, tensor, file_type) for key, tensor in tensors.items()}
         for key, tensor in tensors.items():
             block, width = library.GGML_QUANT_SIZES[types[key]]
@@ -166,18 +181,24 @@ def _add_sizes(writer: Any, config: DecoderConfig) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    if config.attention_head_dim is not None:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+
+
+def _add_positions(writer: Any, config: DecoderConfig) -> None:
     writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
     writer.add_rope_scaling_attn_factors(config.rope_scale)
     writer.add_sliding_window(0)  # full attention; without this key llama.cpp takes it for a Phi-3
 
 
 def _add_tokenizer(
-    writer: Any, tokenizer: Tokenizer, config: DecoderConfig, chat_template: str
+    writer: Any, tokenizer: Tokenizer, config: DecoderConfig, split: str, chat_template: str
 ) -> None:
     tokens, types = _tokens(tokenizer.specification, config.vocab_size)
     merges = tokenizer.specification["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
@@ -190,10 +211,10 @@ def _add_tokenizer(
     writer.add_chat_template(chat_template)
 
 
-def _chat_template(folder: Path) -> str:
+def _chat_template(folder: Path, tokenizer: Tokenizer) -> str:
     """The template in a tokenizer's folder, or the published one. A GGUF can't say that control tokens remove the
     whitespace after them, so the published template removes it where a message begins."""
-    template = read_chat_template(folder) or CHAT_TEMPLATE
+    template = read_chat_template(folder) or (CHAT_TEMPLATE if tokenizer.marks is PHI4 else "")
     if template == CHAT_TEMPLATE:
         template = template.replace("message['content']", "message['content'].lstrip()")
     return template
@@ -217,7 +238,7 @@ def _tokens(specification: Mapping[str, Any], rows: int) -> tuple[list[str], lis
 def _type(library: Any, name: str, tensor: Tensor, file_type: FileType) -> Any:
     if tensor.dim() == 1:
         return library.GGMLQuantizationType.F32
-    is_embedding = name == gguf_name("decoder.embed_tokens.weight")
+    is_embedding = name in (gguf_name("model.embed_tokens.weight"), gguf_name("lm_head.weight"))
     return library.GGMLQuantizationType[file_type.embedding if is_embedding else file_type.matrix]
 
 

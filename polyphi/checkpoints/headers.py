@@ -21,7 +21,14 @@ from polyphi.checkpoints import adapter_config as peft
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapter_config import describe, object_at
-from polyphi.checkpoints.files import MODEL_TYPES, check_headers, inside, read_json, weight_files
+from polyphi.checkpoints.files import (
+    MODEL_TYPES,
+    OTHERS,
+    check_headers,
+    inside,
+    read_json,
+    weight_files,
+)
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -31,7 +38,7 @@ from polyphi.checkpoints.names import (
     PEFT_PREFIX,
     QUANTIZED,
     TYPES,
-    public_name,
+    public_names,
 )
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
@@ -66,7 +73,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a model. `layout` is one of the three public ones or QUANTIZED, `stored` has all tensors by name,
+    """A folder with a model. `layout` is one of the public ones or QUANTIZED, `stored` has all tensors by name,
     and `notes` a line for each difference from a published checkpoint that was accepted."""
 
     folder: Path
@@ -82,7 +89,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_layout(folder: Path) -> str:
-    """The layout of a checkpoint: one of the three, or QUANTIZED."""
+    """The layout of a checkpoint: a public one, or QUANTIZED."""
     return open_checkpoint(folder).layout
 
 
@@ -124,7 +131,7 @@ def stored_types(folder: Path) -> Counter[torch.dtype]:
     """Number of parameters of a checkpoint by stored dtype; only headers are read."""
     counts: Counter[torch.dtype] = Counter()
     for name, tensor in open_checkpoint(folder).stored.items():
-        if name != "lm_head.weight":  # a copy of the embedding
+        if name != "lm_head.weight":  # often a copy of the embedding
             dtype = TYPES.get(tensor.type, torch.float32)  # loading raises for other dtypes
             counts[dtype] += math.prod(tensor.shape)
     return counts
@@ -186,8 +193,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             }
 
     def shape(ours: str) -> tuple[int, ...] | None:
-        name, unit_axes = public_name(ours, layout, adapted=bool(adapters))
-        return stored[name].shape[unit_axes:] if name in stored else None
+        names, unit_axes = public_names(ours, layout, adapted=bool(adapters))
+        if any(name not in stored or not stored[name].shape for name in names):
+            return None
+        rows = sum(stored[name].shape[0] for name in names)
+        shape = stored[names[0]].shape
+        return shape[unit_axes:] if len(names) == 1 else (rows, *shape[1:])
 
     try:
         if layout == "original":
@@ -239,8 +250,9 @@ def _layout(raw_config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -
     if model_type in MODEL_TYPES:
         return MODEL_TYPES[model_type]
     if model_type is not None:
+        reason = f", which has {OTHERS[model_type]}" if model_type in OTHERS else ""
         raise ValueError(
-            f"expected a model_type of {', '.join(MODEL_TYPES)} in config.json, found {model_type!r}"
+            f"expected a model_type of {', '.join(MODEL_TYPES)} in config.json, found {model_type!r}{reason}"
         )
     if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
         return "original"

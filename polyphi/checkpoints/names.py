@@ -1,10 +1,12 @@
-"""The table of renames: tensors of the three public layouts <-> our names, with a reason each.
+"""The table of renames: tensors of the public layouts <-> our names, with a reason each.
 
 - `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`); adapters are in separate
   folders, as in the native layout.
 - `original`: Phi-4-multimodal as Microsoft publishes it (`Phi4MMForCausalLM`), adapters nested in the checkpoint.
 - `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), with adapters as PEFT
   folders `vision-lora/` and `speech-lora/`, and any other adapter as `NAME-lora/`.
+- `llama`: a language model of the Llama family (transformers' `LlamaForCausalLM`): as `mini`, with the linears of
+  FUSED separate.
 
 Source: names and shapes of the published checkpoints; transformers' conversion script for the native names.
 """
@@ -12,15 +14,17 @@ Source: names and shapes of the published checkpoints; transformers' conversion 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
-from torch import Tensor
 
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 
-LAYOUTS = ("mini", "original", "native")
+LAYOUTS = ("mini", "original", "native", "llama")
+TEXT_LAYOUTS = ("mini", "llama")
+"""Layouts of language models alone."""
 QUANTIZED, METHOD, FORMAT = "quantized", "polyphi", 2
 FORMATS = (1, FORMAT)
 """Versions of the quantized layout that can be read; the first has no table of embeddings."""
@@ -71,6 +75,7 @@ RENAMES = (
            f"{_PUBLIC_LINEAR}.lora_B.<adapter>.weight", f"<adapter>-lora/{_PUBLIC_LINEAR}.lora_B.weight", "likewise"),
     Rename(f"{_LINEAR}.weight", f"{_PUBLIC_LINEAR}.base_layer.weight", f"{_PUBLIC_LINEAR}.weight",
            "the base weight keeps its name whether or not an adapter sits on it"),
+    _same("decoder.lm_head", "lm_head", "an untied head is a part of the decoder"),
     _same("decoder", "model", "three parts side by side: decoder, vision, audio"),
     # Vision.
     _same("vision.encoder.patch_embedding", f"{IMAGE}.img_processor.embeddings.patch_embedding",
@@ -123,13 +128,23 @@ def _pattern(ours: str) -> re.Pattern[str]:
 _PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
 
 
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Fused linear -> the linears that the `llama` layout has instead, in the order of its outputs. Their adapters have the
+same rows of `b`, and each a copy of `a`."""
+
+
 @dataclass(frozen=True)
 class NamedTensor:
-    """Our name of a tensor, its shape in the layout, and its required dtype (None: any float)."""
+    """Our name of a tensor, its shape in the layout, and its required dtype (None: any float). `rows`: the first row
+    and the end of those rows of ours that it has (None: all)."""
 
     ours: str
     shape: tuple[int, ...]
     type: torch.dtype | None = None
+    rows: tuple[int, int] | None = None
 
 
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
@@ -147,20 +162,42 @@ def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, i
     raise AssertionError(f"no rename covers {ours}")
 
 
+def public_names(ours: str, layout: str, *, adapted: bool = True) -> tuple[list[str], int]:
+    """Like `public_name`, for a tensor whose rows may be in several tensors of the `llama` layout."""
+    name, unit_axes = public_name(ours, layout, adapted=adapted)
+    if layout == "llama":
+        for fused, parts in FUSED.items():
+            if f".{fused}." in name:
+                return [name.replace(fused, part) for part in parts], unit_axes
+    return [name], unit_axes
+
+
 def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, NamedTensor]:
     """Every tensor of a checkpoint with this configuration: public name -> `NamedTensor`. Adapter files of the native
-    layout have names such as `vision-lora/NAME`. The mini layout has only the language model."""
+    layout have names such as `vision-lora/NAME`. The layouts mini and llama have only the language model."""
     config = as_stored(config, layout)
-    return entries_of(empty_model(config).state_dict(), layout, adapted=bool(config.adapters))
+    return entries_of(empty_model(config), layout, adapted=bool(config.adapters))
 
 
 def as_stored(config: ModelConfig, layout: str) -> ModelConfig:
-    """The configuration of the part of a model that a layout stores, without users' modalities: `mini` omits the
-    towers, and with them the adapters."""
+    """The configuration of the part of a model that a layout stores, without users' modalities: `mini` and `llama` omit
+    the towers, and with them the adapters."""
     config = config.without_further()
-    if layout == "mini" and (config.vision or config.audio):
+    if layout in TEXT_LAYOUTS and (config.vision or config.audio):
         return replace(config, vision=None, audio=None, adapters={})
     return config
+
+
+def is_llama(config: DecoderConfig) -> bool:
+    """Whether a decoder is one of the Llama family: whole heads are rotated, by a single table of positions."""
+    one_table = config.short_factor == config.long_factor and config.rope_scale == 1
+    return one_table and config.rotary_dim == config.head_dim
+
+
+def own_layout(config: ModelConfig) -> str:
+    """The layout in which a model is written unless another one is chosen."""
+    has_towers = config.vision or config.audio or config.further
+    return "llama" if is_llama(config.decoder) and not has_towers else "native"
 
 
 def empty_model(config: ModelConfig) -> PhiModel:
@@ -169,16 +206,42 @@ def empty_model(config: ModelConfig) -> PhiModel:
         return PhiModel(config)
 
 
-def entries_of(
-    state: Mapping[str, Tensor], layout: str, *, adapted: bool
-) -> dict[str, NamedTensor]:
+def entries_of(model: PhiModel, layout: str, *, adapted: bool) -> dict[str, NamedTensor]:
+    """Every tensor of a checkpoint of this model: public name -> `NamedTensor`."""
     if layout not in (*LAYOUTS, QUANTIZED):
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
-    entries = {}
-    for ours, tensor in state.items():
-        name, unit_axes = public_name(ours, layout, adapted=adapted)
-        entries[name] = NamedTensor(ours, (1,) * unit_axes + tuple(tensor.shape))
+    entries: dict[str, NamedTensor] = {}
+    for ours, tensor in model.state_dict().items():
+        names, unit_axes = public_names(ours, layout, adapted=adapted)
+        shape = (1,) * unit_axes + tuple(tensor.shape)
+        if len(names) == 1 or ours.endswith(".a"):
+            entries |= dict.fromkeys(names, NamedTensor(ours, shape))
+            continue
+        start = 0
+        for name in names:
+            linear = next(part for part in chain(*FUSED.values()) if f".{part}." in name)
+            end = start + linear_shape(linear, model.config.decoder)[0]
+            entries[name] = NamedTensor(ours, (end - start, *shape[1:]), rows=(start, end))
+            start = end
     return entries
+
+
+def linear_shape(linear: str, decoder: DecoderConfig) -> tuple[int, int]:
+    """(outputs, inputs) of a linear or of a part of a fused one."""
+    hidden, inner = decoder.hidden_size, decoder.intermediate_size
+    queries = decoder.num_attention_heads * decoder.head_dim
+    keys = decoder.num_key_value_heads * decoder.head_dim
+    return {
+        "qkv_proj": (queries + 2 * keys, hidden),
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_up_proj": (2 * inner, hidden),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }[linear.rpartition(".")[2]]
 
 
 def in_pieces(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polyphi.checkpoints.adapter_config import MAX_ALPHA, check_lora, describe, is_alpha
 from polyphi.checkpoints.files import check_headers
+from polyphi.checkpoints.names import FUSED, linear_shape
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors, is_adapter_name
 from polyphi.runtime.files import read_object
@@ -29,11 +30,6 @@ from polyphi.runtime.rust import panics_are_errors
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONFIG_BYTES = 1 << 20
-FUSED = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-}
-"""Fused linear -> the projections that other implementations have instead, in the order of its outputs."""
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 _NAME = re.compile(
     r"(?:.*\.)?(?P<module>layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
@@ -209,24 +205,6 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{FILE} is damaged") from error
 
 
-def _sizes(module: str, decoder: DecoderConfig) -> tuple[int, int]:
-    """(outputs, inputs) of a linear or a part of a fused one."""
-    hidden, inner = decoder.hidden_size, decoder.intermediate_size
-    queries = decoder.num_attention_heads * decoder.head_dim
-    keys = decoder.num_key_value_heads * decoder.head_dim
-    return {
-        "qkv_proj": (queries + 2 * keys, hidden),
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_up_proj": (2 * inner, hidden),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }[module.rpartition(".")[2]]
-
-
 def _checked(
     module: str,
     factors: Mapping[str, Tensor],
@@ -236,7 +214,7 @@ def _checked(
     if missing := {"A", "B"} - set(factors):
         raise ValueError(f"{FILE}: {module} has no lora_{missing.pop()}")
     a, b = factors["A"], factors["B"]
-    outputs, inputs = _sizes(module, decoder)
+    outputs, inputs = linear_shape(module, decoder)
     rank = len(a)
     if a.shape != (rank, inputs) or b.shape != (outputs, rank) or not rank:
         raise ValueError(
@@ -267,7 +245,7 @@ def _fused(parts: Mapping[str, Factors], decoder: DecoderConfig) -> Iterator[tup
             continue
         joined.add(path)
         members = [f"layers.{layer}.{member}" for member in FUSED[fused]]
-        outputs = [_sizes(member, decoder)[0] for member in members]
+        outputs = [linear_shape(member, decoder)[0] for member in members]
         used = [parts.get(member) for member in members]
         a = torch.cat([f.a for f in used if f is not None])
         b = torch.zeros(sum(outputs), len(a), dtype=torch.float32)

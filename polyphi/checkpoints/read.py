@@ -1,4 +1,4 @@
-"""Reading checkpoints in any of the three public layouts, or in the quantized one (docs/quantization.md).
+"""Reading checkpoints in any of the public layouts, or in the quantized one (docs/quantization.md).
 
 # the layout is detected; the configuration is read from config.json and tensor shapes
 >>> model = load_checkpoint("path/to/folder")
@@ -8,7 +8,7 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from polyphi.checkpoints.names import (
     empty_model,
     entries_of,
     in_pieces,
-    public_name,
+    public_names,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
@@ -55,14 +55,14 @@ def load_checkpoint(
     apart: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
-    """The model in a folder (hub/location.py finds that of a hub id), in any of the three layouts. `dtype=None` keeps
+    """The model in a folder (hub/location.py finds that of a hub id), in any of the layouts. `dtype=None` keeps
     the stored dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With
     `apart` every tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors
     one by one. `progress` is called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
-    weights of a quantized checkpoint in the order of our kernels. Tensors that are quantized or reordered are read one
-    at a time and don't stay mapped.
+    weights of a quantized checkpoint in the order of our kernels. Tensors that are quantized, reordered or joined are
+    read one at a time and don't stay mapped.
     Raises ValueError for an unknown `quant` or another one than that of a quantized checkpoint; a missing config.json,
     a damaged file, pickles; tensors that are missing, unexpected, or of a wrong shape or dtype, by name; an adapter
     (which may come from any source) with NaN or infinity.
@@ -126,7 +126,7 @@ def _expected(
     adapted: bool,
 ) -> dict[str, NamedTensor]:
     """The tensors that the files must have, by stored name."""
-    expected = entries_of(model.state_dict(), checkpoint.layout, adapted=adapted)
+    expected = entries_of(model, checkpoint.layout, adapted=adapted)
     if checkpoint.layout == QUANTIZED:
         expected = in_pieces(expected, parts)
         if LOOKUP in checkpoint.stored and parts[quantize.EMBEDDING].has_table:
@@ -160,10 +160,27 @@ class _Loading:
         return names
 
     def pieces(self, ours: str) -> dict[str, Tensor]:
-        """The stored pieces of a tensor, by the last part of their names; each has its own mapping, which is released
-        with it."""
+        """The stored pieces of a tensor, by the last part of their names if it is quantized, else by their names; each
+        has its own mapping, which is released with it."""
         stored = self.checkpoint.stored
-        return {name.rpartition(".")[2]: read_tensor(stored[name]) for name in self.names_of[ours]}
+        names = self.names_of[ours]
+        ends = [name.rpartition(".")[2] for name in names] if self.quantized else names
+        return {end: read_tensor(stored[name]) for end, name in zip(ends, names, strict=True)}
+
+    def _joined(self, ours: str, tensors: Sequence[Tensor]) -> Tensor:
+        """One of our tensors from those that have its rows, or from copies. Raises ValueError where copies differ."""
+        names = self.names_of[ours]
+        if len(tensors) == 1:
+            return tensors[0]
+        if self.expected[names[0]].rows is not None:
+            return torch.cat(list(tensors))
+        for name, tensor in zip(names[1:], tensors[1:], strict=True):
+            if not torch.equal(tensors[0], tensor):
+                raise ValueError(
+                    f"expected equal values in {names[0]} and {name}, since the linears of an adapter share their "
+                    "input matrix; found others: an adapter with one for each linear can't be read, merge it first"
+                )
+        return tensors[0]
 
     def put_parts(self) -> None:
         """Put the quantized weights into the model, read one at a time."""
@@ -177,7 +194,7 @@ class _Loading:
             if self.quantized:
                 part.put(part.form.stored(pieces, part.shape, self.device))
             else:
-                (tensor,) = pieces.values()
+                tensor = self._joined(part.name, list(pieces.values()))
                 part.put(part.form(tensor.to(device=self.device, dtype=self.dtype).flatten(1)))
             del pieces
 
@@ -194,13 +211,16 @@ class _Loading:
                 packed = max(self.pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
                 head.table = packed.to(self.device)
             return None
-        table = self.pieces(quantize.EMBEDDING)[quantize.TABLE if self.quantized else "weight"]
+        pieces = self.pieces(quantize.EMBEDDING)
+        table = pieces[quantize.TABLE] if self.quantized else next(iter(pieces.values()))
         return table if self.device.type == "cpu" else table.to(self.device, self.dtype)
 
     def put_others(self, apart: bool, reorders: bool) -> None:
         """Put the tensors that are not quantized into the model, file by file. `reorders`: those outside the decoder
         get another order in memory, and are mapped by themselves as all are with `apart`."""
         state: dict[str, Tensor] = {}
+        separate: dict[str, dict[str, Tensor]] = {}
+        """Tensors that are to be joined, by our name and theirs."""
         if (table := self.lookup()) is not None:
             state[quantize.EMBEDDING] = table
         by_file: dict[Path, list[str]] = {}
@@ -218,10 +238,15 @@ class _Loading:
                     tensor = read_tensor(stored) if own else tensors.get_tensor(stored.key)
                     if ".lora." in entry.ours:
                         _check_finite(name, tensor)
-                    unit_axes = public_name(entry.ours, self.checkpoint.layout)[1]
-                    state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
-                        device=self.device, dtype=self.dtype
-                    )
+                    names, unit_axes = public_names(entry.ours, self.checkpoint.layout)
+                    separate.setdefault(entry.ours, {})[name] = tensor
+                    if len(parts := separate[entry.ours]) == len(names):
+                        ordered = [parts[name] for name in self.names_of[entry.ours]]
+                        tensor = self._joined(entry.ours, ordered)
+                        state[entry.ours] = tensor.reshape(tensor.shape[unit_axes:]).to(
+                            device=self.device, dtype=self.dtype
+                        )
+                        del separate[entry.ours]
         self.model.load_state_dict(state, strict=True, assign=True)
 
 
@@ -233,7 +258,8 @@ def _without_tied_head(checkpoint: Checkpoint, expected: Mapping[str, NamedTenso
         return checkpoint
     if not torch.equal(read_tensor(stored[head]), read_tensor(stored[embedding])):
         raise ValueError(
-            f"{head} differs from {embedding}; the Phi-4 models tie them, an untied head is not supported"
+            f"{head} differs from {embedding}, but config.json has tie_word_embeddings true; set it to false for "
+            "a model with an untied head"
         )
     return replace(checkpoint, stored={name: s for name, s in stored.items() if name != head})
 

@@ -1,4 +1,4 @@
-"""Writing checkpoints in one of the three public layouts, or quantized in our layout; bit-exact and atomic.
+"""Writing checkpoints in one of the public layouts, or quantized in our layout; bit-exact and atomic.
 
 >>> save_checkpoint(model, "elsewhere", layout="original")
 >>> save_checkpoint(model, "elsewhere", quant="int4")
@@ -56,10 +56,10 @@ def save_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """Write a checkpoint in one of the three layouts; `mini` stores the language model alone. With `quant`, a scheme of
-    `quantize.py`, the weights are quantized while they are written, in our layout, and the model stays unquantized; 4
-    bits are rounded by calibration on the rows of `calibration`, which should resemble the later inputs. A quantized
-    model is written unchanged. `files` (such as a tokenizer's) are copied to the folder.
+    """Write a checkpoint in one of the layouts; `mini` and `llama` store the language model alone. With `quant`, a
+    scheme of `quantize.py`, the weights are quantized while they are written, in our layout, and the model stays
+    unquantized; 4 bits are rounded by calibration on the rows of `calibration`, which should resemble the later inputs.
+    A quantized model is written unchanged. `files` (such as a tokenizer's) are copied to the folder.
 
     Everything is written to a temporary folder that replaces `folder` at the end, so a full disk or a kill leaves
     either the old checkpoint or the new one. Raises ValueError where `folder` has files that weren't written by this
@@ -141,9 +141,17 @@ def write_checkpoint(
         assert isinstance(value, Tensor), f"pieces of {ours}, which isn't quantized"
         return value
 
+    last: dict[str, Tensor] = {}
+    """The tensor that was read last: those of the layout that have its rows follow each other."""
+
     def converted(entry: NamedTensor) -> Tensor:
-        value = floats(entry.ours)
-        return value.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+        is_copy = entry.rows is None and entry.ours in last
+        if entry.ours not in last:
+            last.clear()
+            last[entry.ours] = floats(entry.ours).detach()
+        value = last[entry.ours] if entry.rows is None else last[entry.ours][slice(*entry.rows)]
+        value = value.reshape(entry.shape).to("cpu", dtype).contiguous()
+        return value.clone() if is_copy else value  # safetensors refuses memory of two tensors
 
     def output_tensors() -> Iterator[tuple[str, Tensor]]:
         parts = {p.name: p for p in quantize.parts(empty_model(config), quant)} if quant else {}

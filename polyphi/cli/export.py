@@ -28,7 +28,8 @@ def export(
         str | None,
         Parameter(
             name=("--layout", "--to"),
-            help="native, original, mini or gguf; default: gguf if --out is a .gguf file, else native.",
+            help="native, original, mini, llama or gguf; default: gguf if --out is a .gguf file, else native, or "
+            "llama for a language model of that family.",
         ),
     ] = None,
     quant: Annotated[
@@ -55,8 +56,8 @@ def export(
     public: PublicOption = False,
 ) -> None:
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card; or its
-    language model as a GGUF file for llama.cpp. MODEL may also be a .gguf file of Phi-4-mini with its tokenizer next
-    to it.
+    language model as a GGUF file for llama.cpp. MODEL may also be a .gguf file of Phi-4-mini, or of a model of the
+    Llama family.
 
     For example:
 
@@ -71,6 +72,7 @@ def export(
     from polyphi.api import as_dtype
     from polyphi.checkpoints import gguf, modalities
     from polyphi.checkpoints.headers import files_beside, read_config
+    from polyphi.checkpoints.names import LAYOUTS, own_layout
     from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import load_checkpoint
     from polyphi.checkpoints.write import save_checkpoint
@@ -82,16 +84,15 @@ def export(
     from polyphi.processing.tokenizer import Tokenizer
 
     target = push.target(push_to_hub, public)
-    layout = layout or ("gguf" if out.suffix == ".gguf" else "native")
-    to_gguf = layout == "gguf"
+    to_gguf = layout == "gguf" or (layout is None and out.suffix == ".gguf")
     if model.endswith(".gguf"):
-        if merge or results or calibrate or target or layout not in ("native", "mini"):
+        if merge or results or calibrate or target or layout not in (None, *LAYOUTS):
             raise ValueError(
                 "a GGUF file supports only --quant and --dtype; for other options export the written checkpoint again"
             )
-        _check_folder(out, layout, quant)
-        gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
-        console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
+        _check_folder(out, quant)
+        written = gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
+        console.print(f"wrote {out} ({quant or written}), the language model of {model}")
         return
     if to_gguf:
         others: dict[str, object] = {
@@ -103,7 +104,7 @@ def export(
             others["--dtype"] = dtype
         _check_file(out, quant, [option for option, value in others.items() if value])
     else:
-        _check_folder(out, layout, quant)
+        _check_folder(out, quant)
     if target:
         push.prepare(target)
     folder = locate(model)
@@ -111,6 +112,7 @@ def export(
         raise ValueError(f"--out {out} is the folder of the model itself; use another one")
     if merge:
         check_mergeable(modalities.with_modalities(read_config(folder), modality, folder), merge)
+    layout = layout or own_layout(read_config(folder))
     sources = [Shards(source) for source in calibrate]
     cards, beside = {}, []
     if not to_gguf:
@@ -160,12 +162,10 @@ def export(
         console.print(f"pushed to {push.push(out, target)}")
 
 
-def _check_folder(out: Path, layout: str, quant: str | None) -> None:
+def _check_folder(out: Path, quant: str | None) -> None:
     """Raise ValueError where options of a checkpoint's folder are those of a GGUF file."""
     if out.suffix == ".gguf":
-        raise ValueError(
-            f"--layout {layout} writes a folder, and --out {out} names a file; use --layout gguf"
-        )
+        raise ValueError(f"expected a folder to write, found --out {out}; use --layout gguf")
     if quant in ("q8_0", "q4_0"):
         raise ValueError(
             f"--quant {quant} is a type of GGUF files: use --layout gguf, or --quant int8 or int4"

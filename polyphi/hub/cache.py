@@ -263,12 +263,9 @@ def unlinked_files(repository: "CachedRepoInfo") -> list[Path]:
 
 
 def readable(folder: Path) -> bool:
-    """Whether a folder has the configuration of a model that polyphi reads: of Phi-4, whose head is tied to the
-    embedding, unlike that of Phi-3."""
+    """Whether a folder has the configuration of a type of model that polyphi reads."""
     with suppress(ValueError, OSError):
-        values = files.read_json(folder / "config.json")
-        tied = values.get("tie_word_embeddings") is not False
-        return values.get("model_type") in files.MODEL_TYPES and tied
+        return files.read_json(folder / "config.json").get("model_type") in files.MODEL_TYPES
     return False
 
 

@@ -192,11 +192,10 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
     folders are copies. Raises ValueError for models that polyphi doesn't read."""
     values = files.read_json(folder / "config.json")
     if not cache.readable(folder) and values.get("model_type") not in files.SIGLIP_TYPES:
-        untied = values.get("tie_word_embeddings") is False
+        model_type = values.get("model_type")
+        reason = f", which has {files.OTHERS[model_type]}" if model_type in files.OTHERS else ""
         raise ValueError(
-            f"{repository} has the model_type {values.get('model_type')!r}"
-            f"{' with tie_word_embeddings false' if untied else ''}; expected a Phi-4-mini or Phi-4-multimodal "
-            f"({', '.join(files.MODEL_TYPES)}), whose embeddings are tied"
+            f"{repository} has the model_type {model_type!r}{reason}; expected one of {', '.join(files.MODEL_TYPES)}"
         )
     index = folder / files.INDEX
     if index.is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.checkpoints.headers import read_config
-from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS
+from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS, TEXT_LAYOUTS
 from polyphi.checkpoints.parts import part_of, parts
 from polyphi.hub.fingerprint import fingerprint as checkpoint_fingerprint
 from polyphi.model.config import VisionConfig
@@ -63,18 +63,18 @@ def card(
     title = (run or {}).get("title") or name or folder.name
     config = read_config(folder)
     adapters = {n: a for n, a in config.adapters.items() if n != merged}
-    adapters = {} if layout == "mini" and run else adapters
+    adapters = {} if layout in TEXT_LAYOUTS and run else adapters
     header = {
         "license": "other" if run else LICENCES.get(base, "other") if base else None,
         "license_name": "see-the-card" if run else None,
         "base_model": base,
         "base_model_relation": "quantized" if base and quant else None,
         "library_name": "polyphi" if quant else "transformers",
-        "pipeline_tag": "text-generation" if layout == "mini" else "image-text-to-text",
+        "pipeline_tag": "text-generation" if layout in TEXT_LAYOUTS else "image-text-to-text",
         "language": LANGUAGES,
         "tags": [
             "polyphi",
-            *(() if layout == "mini" else ("vision", "speech")),
+            *(() if layout in TEXT_LAYOUTS else ("vision", "speech")),
             *(("peft",) if adapters and not quant else ()),
         ],
         "model-index": _index(title, evaluated),
@@ -100,7 +100,7 @@ def card(
         parts=[
             part
             for part in parts(config)
-            if part.parameters and (layout != "mini" or part.name == "language model")
+            if part.parameters and (layout not in TEXT_LAYOUTS or part.name == "language model")
         ],
         adapters=adapters,
         trained_adapters=[n for n in adapters if any(_is_trained(n, m) for m in manifests)],

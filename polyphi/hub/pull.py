@@ -18,7 +18,7 @@ from polyphi.checkpoints.headers import (
     read_quantization,
     stored_bytes,
 )
-from polyphi.checkpoints.names import FORMAT
+from polyphi.checkpoints.names import FORMAT, TEXT_LAYOUTS
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.hub import cache, download, hashes
@@ -172,7 +172,7 @@ def quantized(
         progress("quantization", min(1.0, written / total))
         return value
 
-    layout = "mini" if read_layout(folder) == "mini" else "native"
+    layout = layout if (layout := read_layout(folder)) in TEXT_LAYOUTS else "native"
     try:
         with whole_folder(target) as written_folder:
             write_checkpoint(

@@ -24,7 +24,9 @@ LONG_FACTOR = (
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The language model (report 2.1)."""
+    """The language model (report 2.1), or one of the Llama layout. `attention_head_dim`: channels of a head where they
+    aren't hidden_size / num_attention_heads. `llama3_rope`: factor, low_freq_factor, high_freq_factor and
+    original_max_position_embeddings of Llama 3's rope scaling, from which both tables of factors come."""
 
     vocab_size: int = 200064
     hidden_size: int = 3072
@@ -40,6 +42,9 @@ class DecoderConfig:
     short_factor: tuple[float, ...] = SHORT_FACTOR
     long_factor: tuple[float, ...] = LONG_FACTOR
     sliding_window: int | None = 262144
+    attention_head_dim: int | None = None
+    llama3_rope: tuple[float, ...] = ()
+    tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     bos_token_id: int = 199999
     pad_token_id: int = 199999
@@ -47,7 +52,7 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.attention_head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def rotary_dim(self) -> int:

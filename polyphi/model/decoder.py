@@ -3,8 +3,9 @@
     x = x + o_proj(attention(rms(x)))
     x = x + down_proj(up * silu(gate))          [gate | up] = gate_up_proj(rms(x))
 
-No biases, no norm on queries or keys; the head is the embedding, transposed. Linears are stored fused, as in the
-public checkpoints: query, key, value rows in `qkv_proj`, gate rows before up rows in `gate_up_proj`.
+No biases, no norm on queries or keys; the head is the embedding, transposed, unless the configuration has an untied
+one. Linears are stored fused, as in the public checkpoints of Phi-4: query, key, value rows in `qkv_proj`, gate rows
+before up rows in `gate_up_proj`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and the tied head: the whole of Phi-4-mini."""
+    """Embedding, blocks, final norm and the head: the whole of Phi-4-mini, whose head is the embedding."""
 
     def __init__(
         self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig] | None = None
@@ -127,6 +128,8 @@ class Decoder(nn.Module):
             [DecoderLayer(config, self.adapters) for _ in range(config.num_hidden_layers)]
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = LongRope(config)
 
     @property
@@ -138,6 +141,11 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of the weights that aren't quantized."""
         return self.norm.weight.dtype
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V D"]:
+        """The weight of the head: the embedding if it is tied."""
+        return (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head).weight
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """Token embeddings, not scaled."""
@@ -166,4 +174,4 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Logits of the next token, in the model's dtype (the loss converts them to float32)."""
-        return F.linear(hidden, self.embed_tokens.weight)
+        return F.linear(hidden, self.head_weight)

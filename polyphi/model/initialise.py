@@ -67,6 +67,8 @@ def _initialize_own(
             nn.init.zeros_(module.bias)
         case Decoder():
             nn.init.normal_(module.embed_tokens.weight, std=std, generator=generator)
+            if not module.config.tie_word_embeddings:
+                nn.init.normal_(module.lm_head.weight, std=std, generator=generator)
         case SiglipEncoder():
             module.position_embedding.weight.data.copy_(
                 _sinusoidal_positions(module.config.grid, module.config.hidden_size)

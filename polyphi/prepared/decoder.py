@@ -105,7 +105,7 @@ class PreparedDecoderLayer(decoder.DecoderLayer):
 
 
 class PreparedDecoder(decoder.Decoder):
-    """The decoder, whose `head` may be a quantized copy of the embedding."""
+    """The decoder, whose `head` may be a quantized copy of the embedding, or an untied head that is quantized."""
 
     head: Head | None = None
 
@@ -142,7 +142,7 @@ class PreparedDecoder(decoder.Decoder):
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         if self.head is not None:
             return self.head(hidden)
-        return product(hidden, self.embed_tokens.weight)
+        return product(hidden, self.head_weight)
 
 
 def select_routes(routes: Sequence[Route], indices: Int[Tensor, " n"]) -> list[Route]:

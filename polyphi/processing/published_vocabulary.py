@@ -13,6 +13,7 @@ from polyphi.processing.vocabulary import (
     CONTROLS,
     IMAGE,
     O200K_SPLIT,
+    added_token,
     byte_characters,
     specification,
 )
@@ -80,18 +81,8 @@ def with_placeholders(tokenizer: Tokenizer, rows: int) -> Tokenizer:
                 f"the embedding has {rows} rows, which the tokenizer uses all; expected an unused one for {token}"
             )
         used.add(id)
-        spec["added_tokens"].append(
-            {
-                "id": id,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": strips,
-                "normalized": False,
-                "special": special,
-            }
-        )
+        spec["added_tokens"].append(added_token(token, id, special, strips))
     if spec == tokenizer.specification:
         return tokenizer
     spec["added_tokens"].sort(key=lambda added: added["id"])
-    return Tokenizer(spec, tokenizer.fixed_system)
+    return Tokenizer(spec, tokenizer.template)

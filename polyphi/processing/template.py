@@ -10,6 +10,13 @@ has no end at all. Tools go on a system message, as JSON
 text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. An image or audio becomes one placeholder at its position;
 `processor.py` repeats it. Whitespace right after a control token is removed, as in the published tokenizer.
 
+Models with other marks (`conversation.py`) have conversations of the same parts, such as ChatML's::
+
+    <|im_start|>system
+    Be brief.<|im_end|>
+    <|im_start|>user
+    ...
+
 With a chat template like that of Phi-4-mini-reasoning all system messages are one turn at the beginning, after a fixed
 text: `<|system|>Your name is Phi, ... Be brief.<|end|>`.
 
@@ -25,9 +32,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.vocabulary import END, END_OF_TEXT
 from polyphi.types.messages import Message
-from polyphi.types.parts import Calls, Document, Media, Text, Video
+from polyphi.types.parts import Calls, Document, Media, Part, Text, Video
 from polyphi.types.tools import CALL, CALL_END
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
@@ -74,7 +80,7 @@ def apply_template(
     """
     if not messages:
         raise ValueError("a conversation needs at least one message, found none")
-    writer = _Writer(tokenizer)
+    writer, marks = _Writer(tokenizer), tokenizer.marks
     if any(m.role == DOCUMENT for m in messages):
         if len(messages) > 1:
             raise ValueError(
@@ -82,7 +88,7 @@ def apply_template(
             )
         writer.parts(messages[0], answer=True)
         if not generation_prompt:
-            writer.control(END_OF_TEXT, answer=True)
+            writer.marks((marks.document_end,), answer=True)
         return writer.pieces
     for message in messages:
         if message.role not in ROLES:
@@ -96,15 +102,20 @@ def apply_template(
     if tokenizer.fixed_system is not None:
         if continue_final and messages[-1].role == "system":
             raise ValueError("this model's chat template can't end within a system message")
-        writer.control("<|system|>")
+        writer.header("system")
         writer.text(tokenizer.fixed_system)
         for message in (m for m in messages if m.role == "system"):
             writer.text(" ")
             writer.system(message)
-        writer.control(END)
+        writer.marks(marks.end)
         messages = [m for m in messages if m.role != "system"]
+    writer.marks(marks.begin)
+    if marks.default_system is not None and messages[0].role != "system":
+        writer.header("system")
+        writer.text(marks.default_system)
+        writer.marks(marks.end)
     for message in messages:
-        writer.control(f"<|{message.role}|>")
+        writer.header(message.role)
         if message.role == "system":
             writer.system(message)
         else:
@@ -112,8 +123,11 @@ def apply_template(
             writer.parts(message, answer=answer, calls=answer and trusted)
         if continue_final and message is messages[-1]:
             return writer.pieces
-        writer.control(END, answer=message.role == "assistant")
-    writer.control("<|assistant|>" if generation_prompt else END_OF_TEXT)
+        writer.marks(marks.end, answer=message.role == "assistant")
+    if generation_prompt:
+        writer.header("assistant")
+    else:
+        writer.marks(marks.close)
     return writer.pieces
 
 
@@ -132,8 +146,22 @@ class _Writer:
         self._flush()
         return self._pieces
 
+    def header(self, role: str) -> None:
+        """Append what precedes the content of a message."""
+        marks = self._tokenizer.marks
+        role = marks.roles.get(role, role)
+        self.marks(tuple(mark.format(role=role) for mark in marks.header))
+
+    def marks(self, marks: Sequence[str], *, answer: bool = False) -> None:
+        """Append control tokens and texts around messages; of those after an answer only the first is supervised."""
+        for number, mark in enumerate(marks):
+            if mark.startswith("<|") and mark.endswith("|>"):
+                self.control(mark, answer=answer and number == 0)
+            else:
+                self.text(mark)
+
     def parts(self, message: Message, *, answer: bool, calls: bool = False) -> None:
-        for part in message.parts:
+        for part in self._trimmed(message.parts):
             if isinstance(part, Calls) and CALL in self._tokenizer.controls:
                 self._calls(part.text)
             elif isinstance(part, Text):
@@ -141,17 +169,28 @@ class _Writer:
             else:
                 self._media(part)
 
+    def _trimmed(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """The parts of a message, for some models without white space at its beginning and end."""
+        if not (parts and self._tokenizer.marks.trims):
+            return parts
+        first, *rest = parts
+        parts = [Text(first.text.lstrip()) if type(first) is Text else first, *rest]
+        *rest, last = parts
+        return [*rest, Text(last.text.rstrip()) if type(last) is Text else last]
+
     def system(self, message: Message) -> None:
         """Append the content and the tools of a system message."""
         self.parts(message, answer=False)
         if message.tools is not None:
-            self.control("<|tool|>")
+            before, after = self._tokenizer.marks.tools
+            self.marks((before,))
             self.text(message.tools)
-            self.control("<|/tool|>")
+            self.marks((after,))
 
     def text(self, text: str, *, answer: bool = False) -> None:
         if text:
-            assert not self._buffer or self._buffer_is_answer == answer
+            if self._buffer and self._buffer_is_answer != answer:
+                self._flush()
             self._buffer.append(text)
             self._buffer_is_answer = answer
 

@@ -18,15 +18,13 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from polyphi.processing.conversation import PHI4, ConversationMarks, recognized
 from polyphi.processing.text_slices import SLICE_CHARACTERS, TextSlices
 from polyphi.processing.vocabulary import (
     AUDIO_NAMES,
     CONTROLS,
     DIGIT_SPLIT,
-    END,
-    END_OF_TEXT,
     IMAGE_NAMES,
-    REQUIRED,
     SPARE,
     aligned,
     byte_characters,
@@ -47,27 +45,27 @@ NO_TOKENIZER = (
 
 
 class Tokenizer:
-    """Byte-level BPE with Phi-4's control tokens, from `load` or `train`, or from ranks (published_vocabulary.py)."""
+    """Byte-level BPE with the control tokens of a known conversation (conversation.py), from `load` or `train`, or from
+    ranks (published_vocabulary.py)."""
 
+    marks: ConversationMarks = PHI4
+    """What is around the messages of a conversation."""
     has_vocabulary = True
     """Whether the tokenizer can encode and decode text (`NoTokenizer` can't)."""
     fixed_system: str | None = None
     """The text before the system messages of every conversation, for chat templates like Phi-4-mini-reasoning's."""
 
-    def __init__(self, spec: dict[str, Any], fixed_system: str | None = None) -> None:
-        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks a token needed for chats, or if
-        it isn't such a content."""
+    def __init__(self, spec: dict[str, Any], template: str = "") -> None:
+        """`spec` is the content of a `tokenizer.json`, `template` the chat template. Raises `ValueError` if it lacks a
+        token needed for chats, for a template that isn't known, and if `spec` isn't such a content."""
         check_specification(spec)
-        self._spec = spec
-        self.fixed_system = fixed_system
+        self._spec, self.template = spec, template
+        self.fixed_system = parse_fixed_system(template)
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
         self._rows: int | None = None
         self.slices = TextSlices(spec, self._controls)
         self._stripping = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
-        if missing := [t for t in REQUIRED if t not in self._controls]:
-            raise ValueError(
-                f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}"
-            )
+        self.marks = recognized(self._controls, template)
         try:
             with panics_are_errors("the library panics"):
                 self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -98,18 +96,19 @@ class Tokenizer:
             raise ValueError(f"{path}: expected a tokenizer.json, found nothing there")
         spec, template = read_object(path), read_chat_template(path.parent)
         try:
-            return cls(spec, parse_fixed_system(template))
+            return cls(spec, template)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def to_json(self) -> str:
         """Return the tokenizer for `from_json` of another process, with what `within` and `with_ends` have set."""
-        return json.dumps({"spec": self._spec, "rows": self._rows, "ends": self._further_ends})
+        fields = {"spec": self._spec, "template": self.template, "rows": self._rows}
+        return json.dumps({**fields, "ends": self._further_ends})
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         fields = json.loads(text)
-        tokenizer = cls(fields["spec"]).with_ends(fields["ends"])
+        tokenizer = cls(fields["spec"], fields["template"]).with_ends(fields["ends"])
         return tokenizer if fields["rows"] is None else tokenizer.within(fields["rows"])
 
     def save(self, folder: str | Path) -> None:
@@ -134,18 +133,19 @@ class Tokenizer:
             str(t["id"]): {k: v for k, v in t.items() if k != "id"}
             for t in self._spec["added_tokens"]
         }
+        end, is_phi = self.marks.document_end, self.marks is PHI4
         return {
             "add_bos_token": False,
             "add_prefix_space": False,
             "added_tokens_decoder": added,
-            "bos_token": END_OF_TEXT,
-            "chat_template": chat_template(self.fixed_system),
+            "bos_token": self.marks.begin[0] if self.marks.begin else end,
+            "chat_template": chat_template(self.fixed_system) if is_phi else self.template,
             "clean_up_tokenization_spaces": False,
-            "eos_token": END_OF_TEXT,
+            "eos_token": end if is_phi else self.marks.end[0],
             "model_max_length": 131072,
-            "pad_token": END_OF_TEXT,
+            "pad_token": end,
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": END_OF_TEXT,
+            "unk_token": end,
         }
 
     @classmethod
@@ -292,8 +292,9 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: <|end|> first, <|endoftext|> last."""
-        return self._controls[END], *self._further_ends, self._controls[END_OF_TEXT]
+        """Ids that end an answer: first the one of a turn (<|end|>), last the one of a document (<|endoftext|>)."""
+        turn, document = self.marks.end[0], self.marks.document_end
+        return self._controls[turn], *self._further_ends, self._controls[document]
 
     def with_ends(self, ids: Iterable[int]) -> "Tokenizer":
         """A copy of this tokenizer whose answers also end at these ids; ids that it doesn't have are left out."""

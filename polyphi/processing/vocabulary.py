@@ -218,18 +218,22 @@ def specification(
     spec["model"]["vocab"] = {**vocabulary, **controls}
     spec["model"]["merges"] = merges
     spec["added_tokens"] = [
-        {
-            "id": id,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": CONTROLS[token][2],
-            "normalized": False,
-            "special": CONTROLS[token][1],
-        }
-        for token, id in controls.items()
+        added_token(token, id, *CONTROLS[token][1:]) for token, id in controls.items()
     ]
     return spec
+
+
+def added_token(text: str, id: int, special: bool, rstrip: bool) -> dict[str, Any]:
+    """An entry of `added_tokens`. `rstrip`: white space after it is removed."""
+    return {
+        "id": id,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": rstrip,
+        "normalized": False,
+        "special": special,
+    }
 
 
 def byte_characters() -> list[str]:

@@ -70,8 +70,8 @@ STORED = ("int8", "int4", "int8-all", "int4-all")
 SCHEMES = ("bf16", *STORED)
 BASES = ("int8", "int4")
 """Schemes of a frozen base that adapters are trained on."""
-EMBEDDING = "decoder.embed_tokens.weight"
-"""Name of the embedding, which is quantized as the head, and unchanged for the lookup."""
+EMBEDDING, UNTIED_HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
+"""Names of the embedding, which is quantized as the head, and unchanged for the lookup; and of an untied head."""
 TABLE = "table"
 """The piece of a head in 4 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 4 bits they
 would add half as much error again as all of int4; rounded to 8 bits they add next to nothing, so int8 has no table."""
@@ -140,6 +140,8 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
     if EMBEDDING in shapes:
         table = model.get_parameter(EMBEDDING)
         result[EMBEDDING] = {**FourBit.pieces(table, head), TABLE: table}
+    elif UNTIED_HEAD in shapes:
+        result[UNTIED_HEAD] = FourBit.pieces(model.get_parameter(UNTIED_HEAD), head)
     return result
 
 
@@ -200,7 +202,7 @@ def frozen_parts(
             "train adapters, projectors or encoders"
         )
     if device.type != "cpu":
-        base = [part for part in base if part.name != EMBEDDING]
+        base = [part for part in base if part.name not in (EMBEDDING, UNTIED_HEAD)]
     encoders = [f"{tower}.encoder." for tower in model.config.towers.values()]
     frozen = tuple(e for e in encoders if not any(name.startswith(e) for name in trained))
     return [*base, *_encoder_parts(model, [x for x in _linears(model) if x[0].startswith(frozen)])]
@@ -221,7 +223,8 @@ def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
         return []
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
-    result = [WeightTarget(EMBEDDING, table, _form(scheme, table), partial(_set_head, decoder))]
+    name = EMBEDDING if decoder.config.tie_word_embeddings else UNTIED_HEAD
+    result = [WeightTarget(name, table, _form(scheme, table), partial(_set_head, decoder))]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
             shape = shape_2d(module.weight.shape)
@@ -272,6 +275,8 @@ def _set_head(decoder: Decoder, head: Quantized) -> None:
     prepare(decoder)
     assert isinstance(decoder, PreparedDecoder)
     decoder.head = head
+    if not decoder.config.tie_word_embeddings:
+        decoder.lm_head.register_parameter("weight", None)
 
 
 def head_of(model: PhiModel) -> Quantized | None:
@@ -304,7 +309,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
     for path, module in model.named_modules():
         for kernel, parameter in (("kernel", "weight"), ("down", "a"), ("up", "b")):
             forms[f"{path}.{parameter}"] = getattr(module, kernel, None)
-    forms[EMBEDDING] = head_of(model)
+    forms[EMBEDDING if model.config.decoder.tie_word_embeddings else UNTIED_HEAD] = head_of(model)
 
     def read(name: str) -> Tensor | Pieces:
         form = forms.get(name)

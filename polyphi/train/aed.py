@@ -341,7 +341,7 @@ class Recognizer(nn.Module):
     def _aed(self, frames: Float[Tensor, "A D"], clips: Sequence[AudioLayout]) -> list[list[int]]:
         """Greedy decoding token by token until `<|end|>`, at most two tokens per frame and 8 more."""
         padded, padding_mask = _pad(frames, clips)
-        end = self.processor.tokenizer.control("<|end|>")
+        end = self.processor.tokenizer.eos_ids[0]
         ids = torch.empty(len(clips), 0, dtype=torch.long, device=frames.device)
         while ids.shape[1] < min(MAX_TRANSCRIPT_TOKENS, 2 * padded.shape[1] + 8):
             best = self.decoder.logits(self.decoder(ids, padded, padding_mask)[:, -1]).argmax(-1)

@@ -44,7 +44,7 @@ def head_of(model: PhiModel) -> Tensor | Head:
     decoder = model.decoder
     if isinstance(decoder, PreparedDecoder) and decoder.head is not None:
         return decoder.head
-    return decoder.embed_tokens.weight
+    return decoder.head_weight
 
 
 def _products(

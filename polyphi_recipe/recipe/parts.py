@@ -5,7 +5,8 @@ result of the stages that would train it (`stages.lineage.REPLACED`).
 >>> part.config.hidden_size
 1152
 
-    decoder   Phi-4-mini, or another model of its architecture, in the layout of Microsoft or transformers
+    decoder   Phi-4-mini, another model of its architecture, in the layout of Microsoft or transformers, or one of the
+              Llama family; where its vocabulary uses all rows of the embedding, it gets further ones for placeholders
     vision    SigLIP, or SigLIP 2 of a fixed resolution, as transformers stores them; or the tower of a Phi-4-multimodal
     audio     the encoder of a Phi-4-multimodal
 
@@ -34,12 +35,16 @@ from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, Vision
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.published_vocabulary import with_placeholders
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.processing.vocabulary import aligned
+from polyphi.quantization.quantize import EMBEDDING, UNTIED_HEAD
 from polyphi.runtime.files import sha256
 from polyphi.text.quantity import quantity
 
 SIGLIP_NAMES = {"embeddings.": "", "encoder.layers.": "layers."}
 """Prefix of a tensor in transformers -> ours."""
 POSITIONS = "vision.encoder.position_embedding.weight"
+NEW_ROWS = 8
+"""Further rows of an embedding without unused ones: for images, audio, and a user's modalities."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,15 @@ class ModelPart(Mapping[str, Tensor]):
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, mapped into memory; interpolated positions are computed."""
         prefix = "decoder." if self.name == "decoder" else f"{self.name}.encoder."
-        return {
+        tensors = {
             name: tensor
             for name, tensor in self.read().items()
             if name.startswith(prefix) and not _is_adapter(name)
         }
+        if isinstance(self.config, DecoderConfig):
+            for name in tensors.keys() & {EMBEDDING, UNTIED_HEAD}:
+                tensors[name] = _with_rows(tensors[name], self.config.vocab_size)
+        return tensors
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -115,22 +124,42 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelP
         model = read_config(path)
     except ValueError as error:
         expected = {
-            "decoder": "a language model of the architecture of Phi-4-mini",
+            "decoder": "a language model of the architecture of Phi-4-mini or of the Llama family",
             "vision": f"SigLIP ({' or '.join(SIGLIP_TYPES)}) or Phi-4-multimodal",
             "audio": "Phi-4-multimodal",
         }[name]
         raise ValueError(f"expected {expected}, found {error}") from None
     if getattr(model, name) is None:
         raise ValueError(f"{source} has no {name} encoder; expected a Phi-4-multimodal")
+    config = getattr(model, name)
+    if name == "decoder" and (path / "tokenizer.json").is_file():
+        config = replace(config, vocab_size=_rows(Tokenizer.load(path), config.vocab_size))
     return ModelPart(
         name,
         source,
-        getattr(model, name),
+        config,
         lambda: load_checkpoint(path, adapters=False).state_dict(),
         tuple(weight_files(path)),
         path if name == "decoder" else None,
         hub_name,
     )
+
+
+def _rows(tokenizer: Tokenizer, rows: int) -> int:
+    """Rows of an embedding of `rows` rows with unused ones for the placeholders of images and audio: more where the
+    vocabulary uses all."""
+    needed = {"image", "audio"} - tokenizer.placeholders.keys()
+    unused = sum(1 for id in tokenizer.unused_ids(rows) if id not in tokenizer.controls.values())
+    return rows if unused >= len(needed) else aligned(rows + NEW_ROWS)
+
+
+def _with_rows(tensor: Float[Tensor, "V D"], rows: int) -> Float[Tensor, "rows D"]:
+    """An embedding with further rows, which are the mean of its own: inputs take the place of placeholders, and no
+    answer has them."""
+    if len(tensor) >= rows:
+        return tensor
+    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(rows - len(tensor), -1)])
 
 
 def _is_adapter(name: str) -> bool:

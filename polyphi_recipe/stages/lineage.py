@@ -141,7 +141,7 @@ class Lineage:
         if tokenizer is None:
             return config
         if "decoder" not in self.parts:
-            end = tokenizer.control("<|endoftext|>")
+            end = tokenizer.control(tokenizer.marks.document_end)
             decoder = replace(
                 config.decoder,
                 vocab_size=tokenizer.vocab_size,

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,7 @@ SHORT = {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
 UNREADABLE: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "config.json").unlink(), r"config\.json"),
     *((written_as("config.json", text), r"config\.json") for text in ("{", "[]", "\x00")),
-    (configured(model_type="llama"), "'llama'"),
-    (configured(tie_word_embeddings=False), "tie_word_embeddings"),
+    (configured(model_type="mixtral"), "'mixtral'.*experts"),
     (configured(rope_scaling={"type": "yarn"}), "'yarn'"),
     (configured(rope_scaling=SHORT), "need 6 factors"),
     (configured(sliding_window=100), "sliding window of 100"),
@@ -413,6 +413,7 @@ def test_new_files_have_the_permissions_of_the_umask_which_never_changes(
 def test_every_rename_is_used(tiny_config: ModelConfig) -> None:
     """A rule that no tensor needs would mislead readers of the table."""
     used = set()
-    for ours in PhiModel(tiny_config).state_dict():
+    decoder = replace(tiny_config.decoder, tie_word_embeddings=False)
+    for ours in PhiModel(replace(tiny_config, decoder=decoder)).state_dict():
         used.add(next(i for i, (pattern, _) in enumerate(_PATTERNS) if pattern.match(ours)))
     assert used == set(range(len(RENAMES)))

@@ -13,7 +13,6 @@ import torch
 from fixtures.engines import fitted, random_model
 
 from polyphi.checkpoints.headers import read_config, read_layout
-from polyphi.checkpoints.names import LAYOUTS
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
@@ -54,7 +53,7 @@ def test_round_trip(
 def test_round_trip_of_the_language_model(tiny_config: ModelConfig, tmp_path: Path) -> None:
     config = ModelConfig(tiny_config.decoder, None, None, {})
     model = random_model(config)
-    for layout in LAYOUTS:
+    for layout in ("mini", "original", "native"):
         save_checkpoint(model, tmp_path / layout, layout)
         again = load_checkpoint(tmp_path / layout)
         assert again.config == config
@@ -213,7 +212,7 @@ def test_an_untied_copy_of_the_head_must_be_the_embedding(
 def test_layout_is_recognized_without_a_model_type(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    for layout in LAYOUTS:
+    for layout in ("mini", "original", "native"):
         save_checkpoint(random_model(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
         settings = json.loads(path.read_text())

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import polyphi
-from polyphi.checkpoints.peft import FUSED, read_peft
+from polyphi.checkpoints.names import FUSED
+from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.adapters import put_adapter, remove_adapter
 from polyphi.model.config import ModelConfig

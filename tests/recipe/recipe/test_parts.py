@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from polyphi import cli, load
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.model.config import ModelConfig
+from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.tokenizer import Tokenizer
@@ -141,6 +141,32 @@ def test_a_decoder_brings_its_shapes_and_its_tokenizer(decoder: Path, tmp_path: 
     original = Tokenizer.load(decoder)
     assert original.image_id is None and original.encode("one two") == tokenizer.encode("one two")
     assert max(tokenizer.image_id or 0, tokenizer.audio_id or 0) < lab.size.model.decoder.vocab_size
+
+
+def test_a_full_embedding_gets_rows_for_placeholders(decoder: Path, tmp_path: Path) -> None:
+    """New rows are the mean of the others, which keep their bits."""
+    tokenizer = Tokenizer.train(["one two three"] * 4, 512)
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|endoftext1", "<|unknown"))
+    used = 1 + max(
+        [*tokenizer.controls.values(), *tokenizer.specification["model"]["vocab"].values()]
+    )
+    model = load_checkpoint(decoder)
+    config = replace(model.config.decoder, vocab_size=used)
+    full = PhiModel(ModelConfig(config, None, None, {}))
+    state = model.state_dict()
+    table = state["decoder.embed_tokens.weight"] = state["decoder.embed_tokens.weight"][:used]
+    full.load_state_dict(state)
+    files = [path, tmp_path / "tokenizer_config.json"]
+    save_checkpoint(full.bfloat16(), tmp_path / "full", "mini", files=files)
+    part = open_part("decoder", "full", tmp_path, MICRO)
+    rows = part["decoder.embed_tokens.weight"]
+    assert isinstance(part.config, DecoderConfig) and part.config.vocab_size == len(rows) > used
+    assert torch.equal(rows[:used], table)
+    torch.testing.assert_close(rows[used].float(), table.float().mean(0), atol=1e-3, rtol=0)
+    extended = part.new_tokenizer()
+    assert used <= min(extended.image_id or 0, extended.audio_id or 0)
 
 
 def test_tensors_of_a_part_keep_their_bits_and_dtype(decoder: Path, tmp_path: Path) -> None:

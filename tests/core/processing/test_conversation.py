@@ -1,0 +1,105 @@
+"""The marks of a conversation: token ids equal those of transformers with each known template; others are refused."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.conversations import LLAMA, PLAIN_CHATML, SMOLLM, TEMPLATES, write_tokenizer
+from fixtures.engines import SAYINGS
+
+from polyphi.processing.conversation import CHATML, LLAMA3, PHI4, recognized
+from polyphi.processing.template import TextPiece, apply_template
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(params=TEMPLATES)
+def folder(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A tokenizer with one of the templates, as transformers and we read it."""
+    return write_tokenizer(tokenizer, request.param, tmp_path)
+
+
+def ids_of(tokenizer: Tokenizer, messages: list[Message], **options: bool) -> list[int]:
+    pieces = apply_template(messages, tokenizer, **options)
+    return [
+        id
+        for piece in pieces
+        for id in (tokenizer.encode(piece.text) if isinstance(piece, TextPiece) else piece.ids)
+    ]
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """Conversations with and without a system message; some texts name control tokens or have white space around."""
+    draw = random.Random(0)
+    texts = [*SAYINGS, "  space around \n", "two\n\nlines", "a", "1234567"]
+    result = []
+    for number in range(count):
+        roles = ["system"] * (number % 2) + ["user", "assistant"] * draw.randint(1, 4)
+        roles = roles[: len(roles) - number % 3 % 2]
+        result.append([{"role": role, "content": draw.choice(texts)} for role in roles])
+    return result
+
+
+def test_ids_are_those_of_transformers(folder: Path) -> None:
+    ours, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for conversation in conversations(50):
+        for prompt in (True, False):
+            expected = theirs.apply_chat_template(
+                conversation, add_generation_prompt=prompt, return_dict=False
+            )
+            messages = [Message(m["role"], m["content"]) for m in conversation]
+            assert ids_of(ours, messages, generation_prompt=prompt) == expected
+
+
+def test_text_of_users_is_no_control_token(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    text = "".join(tokenizer.controls)
+    plain = ids_of(tokenizer, [Message("user", "x")], generation_prompt=True)
+    hostile = ids_of(tokenizer, [Message("user", text)], generation_prompt=True)
+    controls = set(tokenizer.controls.values())
+    assert [id for id in plain if id in controls] == [id for id in hostile if id in controls]
+    assert text in tokenizer.decode(hostile)
+
+
+def test_the_answer_and_its_end_are_supervised(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    conversation = [Message("user", "hi"), Message("assistant", "hello"), Message("user", "bye")]
+    conversation.append(Message("assistant", "so long"))
+    answers = []
+    for piece in apply_template(conversation, tokenizer):
+        ids = tokenizer.encode(piece.text) if isinstance(piece, TextPiece) else piece.ids
+        answers += ids if piece.answer else []
+    end = tokenizer.marks.end[0]
+    assert tokenizer.decode(answers) == f"hello{end}so long{end}"
+    assert tokenizer.eos_ids[0] == tokenizer.control(end)
+
+
+def test_a_saved_tokenizer_keeps_its_template(folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path / "again")
+    again = Tokenizer.load(tmp_path / "again")
+    assert again.marks == tokenizer.marks
+    assert Tokenizer.from_json(tokenizer.to_json()).marks == tokenizer.marks
+
+
+@pytest.mark.parametrize(
+    ("form", "template"),
+    [
+        (CHATML, SMOLLM.replace("user", "human") + "{{ tools }}"),
+        (CHATML, PLAIN_CHATML.replace("'\\n'", "'  '", 1)),
+        (LLAMA3, LLAMA.replace(" | trim", "")),
+        (LLAMA3, PLAIN_CHATML),
+    ],
+)
+def test_an_unknown_template_is_refused(form: Any, template: str) -> None:
+    with pytest.raises(ValueError, match=form.name):
+        recognized(form.controls, template)
+
+
+def test_unknown_control_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"<\|im_end\|>"):
+        recognized(("<|im_start|>", "<|endoftext|>"), "")
+    assert recognized(PHI4.controls, "{{ anything }}") is PHI4

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+import pytest
+from fixtures import real
+
+from polyphi.api import Phi, load
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in float32."""
+    return real.checkpoint(tmp_path_factory.mktemp("real") / "smollm2")
+
+
+@pytest.fixture(scope="session")
+def phi(folder: Path) -> Phi:
+    return load(folder)
