@@ -73,12 +73,12 @@ def test_relative_distances_have_gradients(encoder):
 
 
 def test_frames_that_do_not_add_up(encoder):
-    with pytest.raises(ValueError, match="90 .*100"):
+    with pytest.raises(ValueError, match=r"90 .*100"):
         encoder(torch.zeros(100, 80), [AudioLayout(90, "speech")])
     with pytest.raises(ValueError, match="at least 25 ms"):
         encoder(torch.zeros(8, 80), [AudioLayout(8, "speech"), AudioLayout(0, "speech")])
 
 
 def test_another_reduction_is_refused():
-    with pytest.raises(ValueError, match="time_reduction .*8"):
+    with pytest.raises(ValueError, match=r"time_reduction .*8"):
         ConformerEncoder(replace(AudioConfig(), time_reduction=4))

@@ -22,8 +22,6 @@ def test_rms_norm_rounds_before_its_weight():
 
 
 def test_a_window_that_binds_is_refused(tiny_config):
-    with pytest.raises(
-        ValueError, match="sliding_window 100 .*max_position_embeddings 512"
-    ):
+    with pytest.raises(ValueError, match=r"sliding_window 100 .*max_position_embeddings 512"):
         Decoder(replace(tiny_config.decoder, sliding_window=100))
     Decoder(replace(tiny_config.decoder, sliding_window=None))

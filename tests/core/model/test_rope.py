@@ -50,7 +50,5 @@ def test_channels_beyond_the_rotated_pass_through():
 
 
 def test_factors_that_do_not_fit_the_head(tiny_config):
-    with pytest.raises(
-        ValueError, match=r"long_factor .*5 .*12 .*6"
-    ):
+    with pytest.raises(ValueError, match=r"long_factor .*5 .*12 .*6"):
         LongRope(replace(tiny_config.decoder, long_factor=(1.0,) * 5))

@@ -83,9 +83,7 @@ def test_files_that_are_missing_or_too_large(tmp_path: Path) -> None:
         with pytest.raises(MediaError, match="99 bytes") as error:
             reads(source, max_bytes=99)
         assert error.value.reason == "size"
-    with pytest.raises(
-        MediaError, match="ax, ay, az, gx, gy, gz, .*no ax"
-    ):
+    with pytest.raises(MediaError, match=r"ax, ay, az, gx, gy, gz, .*no ax"):
         reads(b"hello")
 
 
@@ -102,7 +100,7 @@ def test_a_reader_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MediaError, match=r"0\.01 s") as error:
             reader.placeholder(Item("motion", b"x"), 0, None)
         assert error.value.reason == "decoder"
-    with pytest.raises(MediaError, match="4 calls .*motion"):
+    with pytest.raises(MediaError, match=r"4 calls .*motion"):
         reader.placeholder(Item("motion", b"x"), 0, None)
     gate.set()
     while len(awaited) < MAX_STUCK:
@@ -125,8 +123,6 @@ def test_an_item_is_read_once_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
 def test_steps_of_two_shapes() -> None:
     reader = ItemReader(motion(read=lambda source: torch.ones(2, len(source))))
     items = [reader.placeholder(Item("motion", b"x" * n), n, None) for n in (3, 4)]
-    with pytest.raises(
-        MediaError, match=r"one shape .*\[\(3,\), \(4,\)\]"
-    ):
+    with pytest.raises(MediaError, match=r"one shape .*\[\(3,\), \(4,\)\]"):
         next(reader.inputs(items, [0, 1], ["motion"]))
     assert item_reader.MAX_STUCK == 4

@@ -186,7 +186,7 @@ def test_encoding_ends_where_the_context_does(
 
 def test_too_many_ids_are_refused_at_once(processor: Processor) -> None:
     ids = [0] * 2_000_000
-    with pytest.raises(TooLong, match="2000000 tokens, .*512"):
+    with pytest.raises(TooLong, match=r"2000000 tokens, .*512"):
         processor.ids_row(ids, context=512)
     with pytest.raises(TooLong, match="at least 600 tokens"):
         processor.ids_row([0] * 599 + [10**9], context=512)

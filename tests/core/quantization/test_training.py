@@ -253,10 +253,10 @@ def test_trained_weights_of_the_decoder_are_refused(model: PhiModel) -> None:
 
 def test_training_needs_the_base_that_its_options_name(tmp_path: Path) -> None:
     data = small.write_corpora(tmp_path / "data")
-    with pytest.raises(ValueError, match="None, .*`base` is int4"):
+    with pytest.raises(ValueError, match=r"None, .*`base` is int4"):
         small.run(tmp_path / "run", data, base="int4")
     model = small.make_model(small.make_processor())
     quantize_frozen(model, "int8", small.EVERYTHING.trained(n for n, _ in model.named_parameters()))
-    with pytest.raises(ValueError, match="int8, .*`base` is None"):
+    with pytest.raises(ValueError, match=r"int8, .*`base` is None"):
         small.run(tmp_path / "run", data, model=model)
     assert small.run(tmp_path / "run", data, model=model, base="int8")["base"] == "int8"
