@@ -1,9 +1,8 @@
 """Every example is a command that works: the loss falls, what rests is untouched, the exported model answers."""
 
 import json
-import os
-import signal
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures import published
+from fixtures.variants import few
 from safetensors.torch import load_file
-from train.small import trajectory
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
@@ -23,8 +22,7 @@ from polyphi.data import user_data
 from polyphi.finetuning.run import finetune
 from polyphi.finetuning.stages import load_stage
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.options import FinetuneOptions, TrainOptions
-from polyphi.train.preference import DPO
+from polyphi.train.options import FinetuneOptions
 from polyphi.types.modality import load_modality, run_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -37,6 +35,7 @@ CASES = {
     "finetune both": ("pictures.jsonl clips.jsonl", (*SPEECH, *VISION)),
     f"train {EXAMPLES / 'finetune_sibling.py'}": ("pictures.jsonl", (".lora.medical.",)),
 }
+QUICK = {*zip(CASES, ("original", "native", "original", "native"), strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +81,17 @@ def test_the_rows_of_the_readme_are_rows(tmp_path: Path, monkeypatch: pytest.Mon
     }
 
 
-@pytest.mark.parametrize("layout", ["original", "native"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "layout"), few(product(CASES, ("original", "native")), QUICK.__contains__)
+)
 def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
     files, learning = CASES[name]
     command = [*name.split(), "--model", str(source / layout)]
     for file in files.split():
         command += ["--data", str(source / "data" / file)]
     # a tiny model needs larger rates
-    command += [
-        "--out",
-        str(tmp_path),
-        "--steps",
-        "10",
-        "--batch-tokens",
-        "200",
-        "--lr-factor",
-        "200",
-    ]
+    length = ["--steps", "10", "--batch-tokens", "200", "--lr-factor", "200"]
+    command += ["--out", str(tmp_path), *length]
     cli.main(command)
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3]), losses
@@ -125,7 +117,7 @@ def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
         assert answer.adapter == ("medical" if adapter == "medical" else called_for)
 
 
-@pytest.mark.parametrize(("base", "precision"), [(None, "bf16"), ("int4", "fp32")])
+@pytest.mark.parametrize(("base", "precision"), few([("int4", "fp32"), (None, "bf16")], 1))
 def test_preferences_about_pictures(
     base: str | None, precision: str, source: Path, tmp_path: Path
 ) -> None:
@@ -154,44 +146,6 @@ def test_preferences_about_pictures(
         red, green = (sum(phi.score(messages, word)) for word in ("red", "green"))
         lead[folder] = red - green
     assert lead[tmp_path / "model"] > max(0, lead[source / "native"] + 3)
-
-
-def test_an_interrupted_preference_run_resumes_exactly(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(out: str) -> list[dict[str, Any]]:
-        data = [str(source / "data/pairs.jsonl")]
-        finetune(
-            "preferences",
-            data,
-            tmp_path / out,
-            checkpoint=source / "native",
-            finetuning=FinetuneOptions(steps=4, batch_tokens=400, lr_factor=2000),
-            options=TrainOptions(base="int4"),
-            report=lambda _: None,
-        )
-        return read_metrics(tmp_path / out / "metrics.jsonl")
-
-    straight, loss, losses = run("straight"), DPO.loss, 0
-
-    def stopping(*arguments: Any) -> Any:
-        nonlocal losses
-        losses += 1
-        if losses == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DPO, "loss", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            run("half")
-    half = run("half")
-    assert 2 <= losses < 4 and len(half) == 4
-    assert trajectory(tmp_path / "half") == trajectory(tmp_path / "straight")
-    for name in ("margin", "chosen_reward", "rejected_reward", "accuracy"):
-        assert [r[name] for r in half] == [r[name] for r in straight]
-    one, two = (load_file(tmp_path / f / "trained.safetensors") for f in ("straight", "half"))
-    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
 def test_motion(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

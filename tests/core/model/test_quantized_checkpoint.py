@@ -1,6 +1,9 @@
 """Quantized checkpoints: a loaded one equals the saved model and is mapped from its file; wrong uses raise errors."""
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,22 +36,36 @@ def no_grad():
         yield
 
 
-@pytest.fixture
-def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in bfloat16 whose adapters aren't zero."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "whole"
     model = PhiModel(tiny_config)
     model.initialise(0)
     for name, p in model.named_parameters():
         if name.endswith(".b"):
-            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    save_checkpoint(model.bfloat16(), tmp_path / "whole")
-    return tmp_path / "whole"
-
-
-def stored(whole: Path, quant: str, **options) -> Path:
-    folder = whole.with_name(quant)
-    save_checkpoint(load_checkpoint(whole), folder, quant=quant, **options)
+            p.data.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    save_checkpoint(model.bfloat16(), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def stored(whole: Path) -> Callable[[str], Path]:
+    """The same quantized, each way once; tests only read it."""
+
+    @cache
+    def of(quant: str) -> Path:
+        folder = whole.with_name(quant)
+        save_checkpoint(load_checkpoint(whole), folder, quant=quant)
+        return folder
+
+    return of
+
+
+@pytest.fixture
+def damaged(stored: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A quantized checkpoint that a test may change."""
+    return lambda quant: shutil.copytree(stored(quant), tmp_path / quant)
 
 
 def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
@@ -59,8 +76,10 @@ def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", few(STORED, 2))
-def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kind: str) -> None:
-    folder = stored(whole, kind)
+def test_a_quantized_checkpoint_equals_quantizing_while_loading(
+    whole: Path, stored: Callable[[str], Path], kind: str
+) -> None:
+    folder = stored(kind)
     assert read_quantization(folder) == kind and read_layout(folder) == QUANTIZED
     saved, loaded = load_checkpoint(folder), load_checkpoint(whole, quant=kind)
     assert saved.quant == kind and saved.config == loaded.config
@@ -78,14 +97,16 @@ def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kin
         assert torch.equal(saved.logits(saved(tokens)), loaded.logits(loaded(tokens)))
 
 
-def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
-    folder, ids = stored(whole, "int4"), torch.arange(1000)
+def test_embeddings_beside_a_head_in_4_bits_are_exact(
+    whole: Path, stored: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, ids = stored("int4"), torch.arange(1000)
     expected = load_checkpoint(whole).decoder.embed(ids)
     saved = load_checkpoint(folder)
     assert torch.equal(saved.decoder.embed(ids), expected)
     bytes_in_memory = model_bytes(saved)
     model = load_checkpoint(whole)
-    calibrated = whole.with_name("calibrated")
+    calibrated = tmp_path / "calibrated"
     rows = [row(list(range(20, 50)), adapter="speech")]
     save_checkpoint(model, calibrated, quant="int4", calibration=rows)
     assert torch.equal(load_checkpoint(calibrated).decoder.embed(ids), expected)
@@ -99,9 +120,11 @@ def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_without_a_table_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
+def test_without_a_table_embeddings_are_rows_of_the_head(
+    whole: Path, damaged: Callable[[str], Path], kind: str
+) -> None:
     """So they are in 4 bits in checkpoints of format 1, and of GGUF files whose head keeps its levels."""
-    folder, exact = stored(whole, kind), load_checkpoint(whole)
+    folder, exact = damaged(kind), load_checkpoint(whole)
     tensors = load_file(folder / "model.safetensors")
     if kind == "int4":
         del tensors["decoder.embed_tokens.weight.table"]
@@ -131,8 +154,10 @@ def test_full_embeddings_stay_in_their_file_and_dtype(tiny_config: ModelConfig, 
 
 
 @pytest.mark.parametrize("kind", few(STORED, 1))
-def test_quantized_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -> None:
-    folder = stored(whole, kind)
+def test_quantized_tensors_are_aligned_for_the_kernels(
+    stored: Callable[[str], Path], kind: str
+) -> None:
+    folder = stored(kind)
     length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(8 + length)[8:])
@@ -144,10 +169,10 @@ def test_quantized_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -
     load_file(folder / "model.safetensors")  # others read it too
 
 
-def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
+def test_packed_weights_are_the_mapped_file(stored: Callable[[str], Path]) -> None:
     if reason := kernels.missing():
         pytest.skip(reason)
-    model = load_checkpoint(stored(whole, "int4"))
+    model = load_checkpoint(stored("int4"))
     fours = [m.kernel for m in model.modules() if isinstance(getattr(m, "kernel", None), FourBit)]
     assert fours
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -164,9 +189,13 @@ def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int4", "int4-all"])
 def test_without_native_kernels_the_same_file_is_loaded(
-    whole: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    whole: Path,
+    stored: Callable[[str], Path],
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = stored(whole, kind)
+    folder = stored(kind)
     native = load_checkpoint(folder)
     monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
     plain = load_checkpoint(folder)
@@ -174,23 +203,22 @@ def test_without_native_kernels_the_same_file_is_loaded(
     assert float((result - expected).norm() / expected.norm()) < 0.03
     ids = torch.arange(1000)
     assert torch.equal(plain.decoder.embed(ids), native.decoder.embed(ids))
-    again = whole.with_name("again")
+    again = tmp_path / "again"
     save_checkpoint(load_checkpoint(whole), again, quant=kind)
     for file in folder.glob("*.safetensors"):
         assert file.read_bytes() == (again / file.name).read_bytes(), "a compiler isn't needed"
 
 
 @pytest.mark.parametrize("kind", ["int8-all", "int4"])
-def test_shards(whole: Path, kind: str) -> None:
-    folder = stored(whole, kind, max_shard_bytes=200_000)
+def test_shards(stored: Callable[[str], Path], whole: Path, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    save_checkpoint(load_checkpoint(whole), folder, quant=kind, max_shard_bytes=200_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    assert torch.equal(
-        logits_of(load_checkpoint(folder)), logits_of(load_checkpoint(whole, quant=kind))
-    )
+    assert torch.equal(logits_of(load_checkpoint(folder)), logits_of(load_checkpoint(stored(kind))))
 
 
-def test_the_language_model_alone(whole: Path) -> None:
-    folder = whole.with_name("mini")
+def test_the_language_model_alone(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mini"
     save_checkpoint(load_checkpoint(whole), folder, "mini", quant="int8")
     loaded = load_checkpoint(folder)
     assert loaded.vision is None and not loaded.config.adapters
@@ -199,14 +227,16 @@ def test_the_language_model_alone(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantized_model_is_saved_unchanged(whole: Path, kind: str) -> None:
+def test_a_quantized_model_is_saved_unchanged(
+    whole: Path, stored: Callable[[str], Path], kind: str, tmp_path: Path
+) -> None:
     """So that the result of calibration can be saved."""
     if reason := kernels.missing():
         pytest.skip(reason)
-    folder = stored(whole, kind)
+    folder = stored(kind)
     tensors = load_file(folder / "model.safetensors")
     for number, loaded in enumerate((load_checkpoint(whole, quant=kind), load_checkpoint(folder))):
-        again = whole.with_name(f"again {number}")
+        again = tmp_path / f"again {number}"
         save_checkpoint(loaded, again, quant=kind)
         assert torch.equal(logits_of(load_checkpoint(again)), logits_of(load_checkpoint(folder)))
         saved = load_file(again / "model.safetensors")
@@ -215,21 +245,23 @@ def test_a_quantized_model_is_saved_unchanged(whole: Path, kind: str) -> None:
             assert torch.equal(tensor, tensors[name]), name
 
 
-def test_wrong_uses_raise_errors(whole: Path) -> None:
-    folder = stored(whole, "int8")
+def test_wrong_uses_raise_errors(
+    whole: Path, stored: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = stored("int8")
     with pytest.raises(ValueError, match=r"int8 .*int4"):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
     with pytest.raises(ValueError, match="quant="):
-        save_checkpoint(loaded, whole.with_name("again"))
+        save_checkpoint(loaded, tmp_path / "again")
     with pytest.raises(ValueError, match="untrained adapters"):
         add_adapter(loaded, "mine", "speech")
     with pytest.raises(ValueError, match="untrained adapters"):
         merge_adapter(loaded, "speech")
     with pytest.raises(ValueError, match="found 'bf16'"):
-        save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
+        save_checkpoint(load_checkpoint(whole), tmp_path / "again", quant="bf16")
     with pytest.raises(ValueError, match="original layout"):
-        save_checkpoint(load_checkpoint(whole), whole.with_name("again"), "original", quant="int8")
+        save_checkpoint(load_checkpoint(whole), tmp_path / "again", "original", quant="int8")
 
 
 def changed(folder: Path, **fields: object) -> None:
@@ -239,8 +271,10 @@ def changed(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_foreign_quantization_and_newer_layouts_are_refused(whole: Path) -> None:
-    folder = stored(whole, "int8")
+def test_foreign_quantization_and_newer_layouts_are_refused(
+    damaged: Callable[[str], Path],
+) -> None:
+    folder = damaged("int8")
     for fields, message in (
         ({"format": 3}, "version 3 of the quantized layout"),
         ({"format": 2, "kind": "int2"}, "'int2'"),
@@ -251,8 +285,8 @@ def test_foreign_quantization_and_newer_layouts_are_refused(whole: Path) -> None
             load_checkpoint(folder)
 
 
-def test_broken_files_raise_errors(whole: Path) -> None:
-    folder = stored(whole, "int8")
+def test_broken_files_raise_errors(damaged: Callable[[str], Path]) -> None:
+    folder = damaged("int8")
     file = folder / "model.safetensors"
     data, tensors = file.read_bytes(), load_file(file)
     for cut in (7, 100, len(data) // 2, len(data) - 1):
@@ -272,8 +306,8 @@ def test_broken_files_raise_errors(whole: Path) -> None:
             load_checkpoint(folder)
 
 
-def test_adapters_of_a_quantized_checkpoint_hold_numbers(whole: Path) -> None:
-    folder = stored(whole, "int8-all")
+def test_adapters_of_a_quantized_checkpoint_hold_numbers(damaged: Callable[[str], Path]) -> None:
+    folder = damaged("int8-all")
     file = folder / "model.safetensors"
     tensors = {k: v.clone() for k, v in load_file(file).items()}
     name = next(n for n in tensors if ".lora." in n and n.endswith(".row"))

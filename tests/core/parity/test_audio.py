@@ -152,9 +152,7 @@ def test_packed_clips_against_plain_formulas(models, tiny_config):
     a = tiny_config.audio
     formulas = Formulas(model.audio.encoder.state_dict(), a.num_attention_heads, a.num_blocks)
     # Long among short, one frame among thousands, equal lengths, and padding in the last window only.
-    mels = [
-        oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320, 8123)
-    ]
+    mels = [oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320)]
     clips = [AudioLayout(len(m), "speech") for m in mels]
     features = model.audio.encoder(torch.cat(mels), clips).numpy()
     expected = np.concatenate([formulas.encode(m.numpy()) for m in mels])

@@ -171,14 +171,10 @@ def change(folder: Path, **entries: Any) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"peft_type": "IA3"}, "expected peft_type LORA, found 'IA3'"),
-        ({"use_dora": True}, "sets use_dora"),
-        ({"bias": "all"}, "sets bias to 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
+        ({"use_dora": True}, "use_dora"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"alpha_pattern": {"(": 3}}, r"alpha_pattern has '\('"),
-        ({"trainable_token_indices": [3]}, "sets trainable_token_indices"),
-        ({"r": 1024}, "factors of rank [0-9]+, but adapter_config.json has r 1024"),
+        ({"r": 1024}, "rank [0-9]+, .* r 1024"),
     ],
 )
 def test_adapters_that_would_answer_otherwise_are_refused(
