@@ -76,6 +76,12 @@ class DecodeGraphs:
         self._model, self.memory = prepare(model), memory
         self._device = model.decoder.device
         self._padding_row = len(memory.layers[0][0]) - 1
+        # Masked positions are multiplied by zero, and memory that was never written may have NaN.
+        with torch.inference_mode():
+            for layer in memory.layers:
+                for tensor in layer:
+                    if tensor is not None:
+                        tensor[self._padding_row] = 0
         self._graphs: OrderedDict[tuple, tuple[GraphInputs, Callable[[], Tensor]]] = OrderedDict()
 
     def forget_adapter(self, adapter: str) -> None:
