@@ -66,7 +66,7 @@ def status_of(processor: Processor, data: bytes, kind: str = "image") -> int:
             raise media_api_error(error, PARAM) from None
     except ApiError as error:
         assert error.param == PARAM
-        assert re.fullmatch(r"[\w ,.:;()<>?'-]{1,200}", error.message), error.message
+        assert re.fullmatch(r"[\w ,.:;()<>?'\[\]-]{1,200}", error.message), error.message
         assert not re.search(r"0x|object at|\.py|line \d|libsnd|PIL|Errno|numpy", error.message)
         return error.status
     return 200
