@@ -18,7 +18,7 @@ MODEL_TYPES = {
     "mistral": "llama",
 }
 """`model_type` in config.json -> the layout of the checkpoint."""
-OTHERS = {
+UNSUPPORTED = {
     "qwen2": "biases of the query, key and value linears",
     "qwen3": "norms of queries and keys",
     "gemma": "another norm and scaled embeddings",

@@ -63,6 +63,7 @@ NAMES = {
 too, and its heads are rotated in halves like ours, so the order of rows is the same. In `llama` neighbouring channels
 of queries and keys are rotated together (`in_halves`)."""
 ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight")
+"""Tensors by whose values the frequencies of positions are divided: LongRoPE's, and Llama 3's."""
 
 
 def convert(
@@ -99,8 +100,8 @@ def convert(
     def tensor(ours: str) -> Tensor | Pieces:
         names = names_of[ours]
         stored = tensors[names[0]]
-        whole = len(names) == 1 and stored.tensor_type.name == "Q4_0"
-        if quant and quant.startswith("int4") and whole:
+        has_our_levels = len(names) == 1 and stored.tensor_type.name == "Q4_0"
+        if quant and quant.startswith("int4") and has_our_levels:
             return _four_bits(stored)
         parts = []
         for name in names:
@@ -114,7 +115,7 @@ def convert(
         files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
         if not (source.parent / "tokenizer.json").is_file():
             tokenizer_of(source, fields).save(work)
-            files = [path for path in Path(work).iterdir()]
+            files = list(Path(work).iterdir())
         write_checkpoint(config, tensor, folder, layout, dtype=dtype, quant=quant, files=files)
     return layout
 
@@ -214,11 +215,11 @@ def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 def _architecture(source: Path, fields: Mapping[str, Any]) -> str:
     key = "general.architecture"
     architecture = fields[key].contents() if key in fields else None
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{source} has the architecture {describe(architecture)}; expected phi3, that of Phi-4-mini, or llama"
         )
-    return str(architecture)
+    return architecture
 
 
 def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
@@ -297,7 +298,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
         },
     )
     config_json.check_heads(decoder)
-    tied = architecture == "phi3" or "output.weight" not in tensors
+    tied = "output.weight" not in tensors
     decoder = replace(decoder, sliding_window=None, tie_word_embeddings=tied)
     return ModelConfig(decoder, None, None, {})
 

@@ -62,16 +62,30 @@ def tokenizer_of(source: Path, fields: Mapping[str, Any]) -> Tokenizer:
     def value(key: str, default: Any = None) -> Any:
         return fields[key].contents() if key in fields else default
 
+    def strings(key: str) -> list[str]:
+        texts = value(key, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{source}: expected {key} to be a list of texts, found another value")
+        return texts
+
     name, split = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")
-    if name != "gpt2" or split not in SPLITS:
+    if name != "gpt2" or not isinstance(split, str) or split not in SPLITS:
         raise ValueError(
             f"{source} has a vocabulary of the type {describe(name)} with the split {describe(split)}; expected gpt2 "
             f"with {', '.join(SPLITS)}, or the tokenizer files of the original checkpoint in its folder"
         )
-    texts, merges = value("tokenizer.ggml.tokens", []), value("tokenizer.ggml.merges", [])
+    texts, merges = strings("tokenizer.ggml.tokens"), strings("tokenizer.ggml.merges")
     types = value("tokenizer.ggml.token_type", [])
-    if len(types) != len(texts):
-        raise ValueError(f"{source} has {len(texts):,} tokens and types of {len(types):,}")
+    if not isinstance(types, list) or len(types) != len(texts):
+        raise ValueError(
+            f"{source}: expected tokenizer.ggml.token_type to have a type for each of {len(texts):,} tokens, found "
+            f"{describe(types)}"
+        )
+    template = value("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise ValueError(
+            f"{source}: expected tokenizer.chat_template to be a text, found {describe(template)}"
+        )
     bpe = tokenizers.Tokenizer(models.BPE(ignore_merges=split != "smollm"))
     bpe.pre_tokenizer, bpe.decoder = SPLITS[split], decoders.ByteLevel()
     spec = json.loads(bpe.to_str())
@@ -83,6 +97,6 @@ def tokenizer_of(source: Path, fields: Mapping[str, Any]) -> Tokenizer:
         if types[id] in (CONTROL, USER_DEFINED)
     ]
     try:
-        return Tokenizer(spec, value("tokenizer.chat_template", ""))
+        return Tokenizer(spec, template)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None

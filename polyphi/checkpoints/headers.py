@@ -23,7 +23,7 @@ from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapter_config import describe, object_at
 from polyphi.checkpoints.files import (
     MODEL_TYPES,
-    OTHERS,
+    UNSUPPORTED,
     check_headers,
     inside,
     read_json,
@@ -250,7 +250,7 @@ def _layout(raw_config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -
     if model_type in MODEL_TYPES:
         return MODEL_TYPES[model_type]
     if model_type is not None:
-        reason = f", which has {OTHERS[model_type]}" if model_type in OTHERS else ""
+        reason = f", which has {UNSUPPORTED[model_type]}" if model_type in UNSUPPORTED else ""
         raise ValueError(
             f"expected a model_type of {', '.join(MODEL_TYPES)} in config.json, found {model_type!r}{reason}"
         )

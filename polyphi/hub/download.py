@@ -193,7 +193,8 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
     values = files.read_json(folder / "config.json")
     if not cache.readable(folder) and values.get("model_type") not in files.SIGLIP_TYPES:
         model_type = values.get("model_type")
-        reason = f", which has {files.OTHERS[model_type]}" if model_type in files.OTHERS else ""
+        unsupported = files.UNSUPPORTED.get(model_type or "")
+        reason = f", which has {unsupported}" if unsupported else ""
         raise ValueError(
             f"{repository} has the model_type {model_type!r}{reason}; expected one of {', '.join(files.MODEL_TYPES)}"
         )

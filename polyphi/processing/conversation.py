@@ -50,7 +50,13 @@ CHATML = ConversationMarks(
 )
 LLAMA3 = ConversationMarks(
     "Llama 3",
-    ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ),
     ("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
     ("<|eot_id|>",),
     ("\n\n# Tools\n\n<tools>\n", "\n</tools>"),

@@ -139,7 +139,7 @@ class Tokenizer:
             "add_prefix_space": False,
             "added_tokens_decoder": added,
             "bos_token": self.marks.begin[0] if self.marks.begin else end,
-            "chat_template": chat_template(self.fixed_system) if is_phi else self.template,
+            "chat_template": chat_template(self.fixed_system) if is_phi else self.template or None,
             "clean_up_tokenization_spaces": False,
             "eos_token": end if is_phi else self.marks.end[0],
             "model_max_length": 131072,
@@ -318,7 +318,9 @@ class Tokenizer:
 
     @property
     def additional(self) -> list[str]:
-        """Added tokens that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
+        """Added tokens of a Phi-4 vocabulary that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
+        if self.marks is not PHI4:
+            return []
         return [token for token in self._controls if not re.fullmatch(r"</?\|.+\|>", token)]
 
     def within(self, rows: int) -> "Tokenizer":

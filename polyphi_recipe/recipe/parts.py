@@ -154,8 +154,8 @@ def _rows(tokenizer: Tokenizer, rows: int) -> int:
 
 
 def _with_rows(tensor: Float[Tensor, "V D"], rows: int) -> Float[Tensor, "rows D"]:
-    """An embedding with further rows, which are the mean of its own: inputs take the place of placeholders, and no
-    answer has them."""
+    """An embedding with further rows, which are the mean of its own. Inputs take their place, and as rows of a tied
+    head they have the mean of all logits."""
     if len(tensor) >= rows:
         return tensor
     mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)

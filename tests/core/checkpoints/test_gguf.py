@@ -148,6 +148,16 @@ def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> No
     assert not out.exists()
 
 
+@pytest.mark.parametrize("value", [7, ["llama"], b"llama"])
+def test_an_architecture_of_another_type_is_refused(value: object) -> None:
+    class Field:
+        def contents(self) -> object:
+            return value
+
+    with pytest.raises(ValueError, match="architecture"):
+        gguf._architecture(Path("a.gguf"), {"general.architecture": Field()})
+
+
 def test_a_link_beside_it_is_not_copied(tiny_config: ModelConfig, tmp_path: Path) -> None:
     written(tiny_config.decoder, tmp_path / "model" / "model.gguf", "F16")
     (tmp_path / "id_rsa").write_text("a private key")
