@@ -32,7 +32,7 @@ from polyphi.decoding.tool_calls import FUNCTOOLS
 from polyphi.runtime.installation import from_checkout
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.types.sampling import Grammar
-from polyphi.types.tools import CALL, CALL_END, functions
+from polyphi.types.tools import PHI_CALLS, CallForm, functions
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
 """Maximum sizes: characters and nested brackets of a schema or a list of tools; characters of a regular expression or a
@@ -72,15 +72,15 @@ TYPES = {
 
 
 @panics_are_errors(PANIC)
-def compiled(grammar: Grammar, marks: bool = True) -> str:
-    """A grammar in llguidance's format. `marks`: whether the tokenizer has the two marks of a tool call.
+def compiled(grammar: Grammar, calls: CallForm = PHI_CALLS) -> str:
+    """A grammar in llguidance's format. `calls`: how the model writes tool calls.
 
     Raises ValueError for an invalid schema, expression or list of tools, one that exceeds the limits or uses
     unsupported features (such as `uniqueItems`, or look-ahead), and if llguidance isn't installed.
     """
     matcher = llguidance().LLMatcher
     if grammar.format == "tools":
-        result = str(matcher.grammar_from_lark(_tools(grammar, marks)))
+        result = str(matcher.grammar_from_lark(_tools(grammar, calls)))
         _check(result, "this list of tools")
         return result
     if grammar.max_calls is not None or grammar.alternative is not None:
@@ -166,22 +166,26 @@ def _members(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _tools(grammar: Grammar, marks: bool) -> str:
+def _tools(grammar: Grammar, form: CallForm) -> str:
     """Calls of tools in llguidance's form of Lark: one rule for each tool, its arguments by its own schema."""
     tools = functions(_parsed(grammar.text, "list of tools")) or []
     if not 1 <= len(tools) <= MAX_TOOLS:
         raise ValueError(f"expected 1 to {MAX_TOOLS} tools, found {len(tools)}")
     max_calls = grammar.max_calls or MAX_CALLS
-    prefix, suffix = (CALL, CALL_END) if marks else ("", "")
     start = "calls"
     if grammar.alternative is not None:
         start = f"calls | {_alternative(grammar.alternative)}"
-        # Without marks a list of calls could also be an answer of the alternative.
-        prefix = prefix or json.dumps(FUNCTOOLS.removesuffix("["))
+        if not form.before:  # calls could also be an answer of the alternative
+            form = CallForm(FUNCTOOLS.removesuffix("["))
     more = f'(ws "," ws call){{0,{max_calls - 1}}}' if max_calls > 1 else ""
+    # In Lark the name of a control token stands for itself.
+    prefix, suffix = (
+        mark if mark.startswith("<|") or not mark else json.dumps(mark)
+        for mark in (form.before, form.after)
+    )
     rules = [
         f"start: {start}",
-        f"calls: {prefix} list {suffix}",
+        "calls: call" if form.single else f"calls: {prefix} list {suffix}",
         f'list: "[" ws call {more} ws "]"',
         "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
         f"ws: SPACE?\nSPACE: /{whitespace(CALL_LEVELS)}/",
@@ -192,7 +196,7 @@ def _tools(grammar: Grammar, marks: bool) -> str:
         rules += [
             f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
             f"name_{i}: %json {json.dumps({'const': tool['name']})}",
-            f'arguments_{i}: "\\"arguments\\"" ws ":" ws object_{i}',
+            f'arguments_{i}: "\\"{"parameters" if form.single else "arguments"}\\"" ws ":" ws object_{i}',
             f"object_{i}: %json {json.dumps(_spaced(schema, CALL_LEVELS))}",
         ]
     return "\n".join(rules)

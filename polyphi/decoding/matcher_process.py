@@ -71,8 +71,8 @@ class GrammarVocabulary:
             library.TokenizerWrapper(_Tokens(tokenizer)), eos_token=list(tokenizer.eos_ids)
         )
         self._controls, self._eos_ids = tokenizer.controls, tokenizer.eos_ids
+        self.call_form = tokenizer.call_form
         self._bits = (1 << tokenizer.vocab_size) - 1
-        self.has_marks = {CALL, CALL_END} <= tokenizer.controls.keys()
 
     def text_and(self, controls: Collection[str]) -> int:
         """A mask of all tokens but the control tokens that are neither `controls` nor end tokens. (A context-free
@@ -109,7 +109,7 @@ class Matchers:
         self._allowed = vocabulary.text_and({CALL, CALL_END} if grammar.format == "tools" else ())
         self._first: Any = grammars.llguidance().LLMatcher(
             vocabulary.tokenizer,
-            grammars.compiled(grammar, vocabulary.has_marks),
+            grammars.compiled(grammar, vocabulary.call_form),
             log_level=0,
             limits=grammars.parser_limits(),
         )

@@ -3,11 +3,11 @@
 >>> parse_calls('Let me see. <|tool_call|>[{"name": "add", "arguments": {"a": 1}}]<|/tool_call|>', ["add"])
 ('Let me see. ', [ToolCall(name='add', arguments='{"a": 1}', complete=True)])
 
-Models write calls in three ways, each a JSON list of objects with a name and arguments:
+Models write calls in three ways, each a JSON list of objects with a name and arguments, or a single object:
 
-- between `<|tool_call|>` and `<|/tool_call|>`, as in their template; a single object without the list is accepted too;
+- between `<|tool_call|>` and `<|/tool_call|>`, or `<tool_call>` and `</tool_call>`, as in their template;
 - as `functools[...]`, as the prompt of one public server instructs them;
-- as a bare list at the start of the answer, since models often leave the marks out.
+- bare at the start of the answer, as in Llama 3.2's template, and since models often leave the marks out.
 
 Only a tool that is offered is called: an object with another name is content. Where an object begins with an offered
 name and then arguments in braces, it is a call from there on, and its arguments are returned as they are written; if
@@ -31,10 +31,11 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from polyphi.types.tools import CALL, CALL_END
+from polyphi.types.tools import CALL, PHI_CALLS, TAGGED_CALLS
 
 FUNCTOOLS = "functools["
-STARTS = (CALL, FUNCTOOLS)
+STARTS = (CALL, TAGGED_CALLS.before, FUNCTOOLS)
+CLOSINGS = (PHI_CALLS.after, TAGGED_CALLS.after)
 MAX_STEPS = 10_000
 """Maximum total of an answer's starts of calls, brackets opened after them, and members of what may be calls."""
 MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
@@ -64,7 +65,9 @@ _RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _ME
 # A call in the form of grammars.py: its name, and the text before its arguments.
 NAME = rf'{{{SPACES}"name"{SPACES}:{SPACES}({STRING})'
 _NAME = re.compile(NAME)
-_BEFORE_ARGUMENTS = re.compile(rf'{NAME}{SPACES},{SPACES}"arguments"{SPACES}:{SPACES}')
+_BEFORE_ARGUMENTS = re.compile(
+    rf'{NAME}{SPACES},{SPACES}"(?:arguments|parameters)"{SPACES}:{SPACES}'
+)
 _TO_BRACE = re.compile(rf'(?:[^"{{}}]++|{STRING})*+')
 
 KEYS = ("key", "first key")
@@ -180,16 +183,17 @@ class ToolParser:
                 self._steps_left = reader.steps_left
             elif self._ended:
                 at = _end(_BEFORE_END, text, end)
-                if not last and len(text) - at < len(CALL_END) and CALL_END.startswith(text[at:]):
+                rest = text[at : at + max(map(len, CLOSINGS))]
+                if not last and any(c.startswith(rest) and rest != c for c in CLOSINGS):
                     break
-                if text.startswith(CALL_END, at):
-                    begin = end = at + len(CALL_END)
+                if closing := next((c for c in CLOSINGS if rest.startswith(c)), None):
+                    begin = end = at + len(closing)
                 self._ended = False
             else:
                 self._start, end = self._next_start(text, end, last)
                 if not self._start:
                     break
-                bracket = end + len(self._start) - (self._start[-1] == "[")
+                bracket = end + len(self._start) - (self._start[-1] in "[{")
                 self._reader = _Reader(bracket, self._steps_left - 1)
         if begin < end:
             out.append(text[begin:end])
@@ -203,8 +207,8 @@ class ToolParser:
         if self._fresh:
             at = _end(_SPACES, text, begin)
             self._fresh = at == len(text)
-            if text.startswith("[", at):
-                return "[", at
+            if text.startswith(("[", "{"), at):
+                return text[at], at
         if self._steps_left and (match := _START.search(text, begin)):
             return match[0], match.start()
         for start in () if last else STARTS:
@@ -424,13 +428,13 @@ class _Reader:
         return CallDelta(name, piece, is_complete)
 
     def _call(self, text: str, start: str, names: Container[str]) -> ToolCall | None:
-        """The call in a complete object, or None. In a bare list its arguments may not be missing."""
+        """The call in a complete object, or None. Without a mark before it its arguments may not be missing."""
         cuts, members = [self._began + cut for cut in self._cuts], dict[str, str]()
         for before, colon, after in zip(cuts[::2], cuts[1::2], cuts[2::2], strict=False):
             members[json.loads(text[before + 1 : colon])] = text[colon + 1 : after].strip(WHITE)
         name = members.get("name", "")
         arguments = members.get("arguments", members.get("parameters"))
-        if not name.startswith('"') or (arguments is None and start == "["):
+        if not name.startswith('"') or (arguments is None and start in ("[", "{")):
             return None
         if arguments in (None, "null", '""'):
             arguments = "{}"

@@ -4,14 +4,16 @@
 >>> marks.header, marks.end
 (('<|im_start|>', '{role}\\n'), ('<|im_end|>', '\\n'))
 
-Three forms are known, by the control tokens of the vocabulary and the text of the template; no template is run.
+The known forms are recognized by the control tokens of the vocabulary and the text of the template; no template is run.
 """
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from polyphi.processing.vocabulary import END, END_OF_TEXT, REQUIRED
+from polyphi.types.tools import PHI_CALLS, SINGLE_CALL, TAGGED_CALLS, CallForm
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,12 @@ class ConversationMarks:
 
     `begin`: before the first message. `header`: before the content of one, where `{role}` stands for its role, or for
     what `roles` has for it. `end`: after it. `close`: after the last one of a complete conversation. `tools`: around
-    the schemas of tools on a system message. `document_end`: after a document. `default_system`: the content of a
-    system message that precedes conversations without one. `trims`: without white space around the contents.
+    the schemas of tools on a system message. `calls`: how the model writes calls. `document_end`: after a document.
+    `default_system`: the content of a system message that precedes conversations without one. `trims`: without white
+    space around the contents.
+
+    Where the first user's message has the tools, `user_tools` is before their schemas, and `tools` around `preface`.
+    `preface`: before the content of the first system message. `json_responses`: what a tool returns is a JSON string.
     """
 
     name: str
@@ -29,23 +35,47 @@ class ConversationMarks:
     header: tuple[str, ...]
     end: tuple[str, ...]
     tools: tuple[str, str]
+    calls: CallForm
     begin: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
     document_end: str = END_OF_TEXT
     roles: Mapping[str, str] = field(default_factory=dict)
     default_system: str | None = None
     trims: bool = False
+    user_tools: str = ""
+    preface: str = ""
+    json_responses: bool = False
 
 
 PHI4 = ConversationMarks(
-    "Phi-4", REQUIRED, ("<|{role}|>",), (END,), ("<|tool|>", "<|/tool|>"), close=(END_OF_TEXT,)
+    "Phi-4",
+    REQUIRED,
+    ("<|{role}|>",),
+    (END,),
+    ("<|tool|>", "<|/tool|>"),
+    PHI_CALLS,
+    close=(END_OF_TEXT,),
+)
+# The instructions that SmolLM2's authors give with tools.
+_TOOLS = (
+    "\n\nYou are an expert in composing functions. You are given a question and a set of possible functions. \n"
+    "Based on the question, you will need to make one or more function/tool calls to achieve the purpose. \n"
+    "If none of the functions can be used, point it out and refuse to answer. \n"
+    "If the given question lacks the parameters required by the function, also point it out.\n\n"
+    "You have access to the following tools:\n<tools>",
+    "</tools>\n\nThe output MUST strictly adhere to the following format, and NO other text MUST be included.\n"
+    "The example format is as follows. Please make sure the parameter type is correct. If no function call is needed, "
+    "please make the tool calls an empty list '[]'.\n<tool_call>[\n"
+    '{"name": "func_name1", "arguments": {"argument1": "value1", "argument2": "value2"}},\n'
+    "... (more tool calls as required)\n]</tool_call>",
 )
 CHATML = ConversationMarks(
     "ChatML",
     ("<|im_start|>", "<|im_end|>", END_OF_TEXT),
     ("<|im_start|>", "{role}\n"),
     ("<|im_end|>", "\n"),
-    ("\n\n# Tools\n\n<tools>\n", "\n</tools>"),
+    _TOOLS,
+    TAGGED_CALLS,
     roles={"tool_response": "tool"},
 )
 LLAMA3 = ConversationMarks(
@@ -59,13 +89,31 @@ LLAMA3 = ConversationMarks(
     ),
     ("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
     ("<|eot_id|>",),
-    ("\n\n# Tools\n\n<tools>\n", "\n</tools>"),
+    _TOOLS,
+    TAGGED_CALLS,
     begin=("<|begin_of_text|>",),
     document_end="<|end_of_text|>",
     roles={"tool": "ipython", "tool_response": "ipython"},
     trims=True,
 )
 FORMS = (PHI4, CHATML, LLAMA3)
+# Llama 3.1 to 3.3. The date is the one that the template has where nothing gives today's: the same prompt every day.
+LLAMA3_TOOLS = replace(
+    LLAMA3,
+    tools=("Environment: ipython\n", ""),
+    calls=SINGLE_CALL,
+    default_system="",
+    user_tools="Given the following functions, please respond with a JSON for a function call with its proper "
+    "arguments that best answers the given prompt.\n\nRespond in the format "
+    '{"name": function name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n',
+    preface="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+    json_responses=True,
+)
+_LLAMA3_TOOLS = (
+    "d9fbea1f85257bf92ec50a79ebab338ce8cc375bd67e9d509ffb357cde9c8c6f",
+    "fcef76b7057a4f9d5f6b724bf24275db3a9253434c192521a3254a45cf30c573",
+)
+"""SHA-256 of the templates of Llama 3.1 (3.3 has it too) and of Llama 3.2, without white space outside of strings."""
 
 _STRINGS = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CHATML = re.compile(
@@ -106,10 +154,13 @@ def recognized(controls: Collection[str], template: str) -> ConversationMarks:
         )
     if marks is PHI4 or not template:
         return marks
-    if (match := _TEMPLATES[marks.name].fullmatch(_normalized(template))) is None:
+    text = _normalized(template)
+    if marks is LLAMA3 and hashlib.sha256(text.encode()).hexdigest() in _LLAMA3_TOOLS:
+        return LLAMA3_TOOLS
+    if (match := _TEMPLATES[marks.name].fullmatch(text)) is None:
         raise ValueError(
-            f"the chat template is none of those of {marks.name} that are known (messages one after the other, as in "
-            f"SmolLM2's and Llama 3's): {template!r:.200}"
+            f"the chat template is none of those of {marks.name} that are known (SmolLM2's, Llama 3's to 3.3's, and "
+            f"messages one after the other): {template!r:.200}"
         )
     return replace(marks, default_system=match.groupdict().get("system"))
 

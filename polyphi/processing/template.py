@@ -17,6 +17,9 @@ Models with other marks (`conversation.py`) have conversations of the same parts
     <|im_start|>user
     ...
 
+Their calls are text, such as `<tool_call>[...]</tool_call>`. With Llama 3.1's and 3.2's the first user's message has
+the schemas of tools.
+
 With a chat template like that of Phi-4-mini-reasoning all system messages are one turn at the beginning, after a fixed
 text: `<|system|>Your name is Phi, ... Be brief.<|end|>`.
 
@@ -28,13 +31,15 @@ assistant's text; with `trusted=True` these two marks, in assistant messages onl
 does, and without `trusted` not even these, because the answers in a client's conversation may be forged.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from polyphi.processing.conversation import ConversationMarks
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
-from polyphi.types.parts import Calls, Document, Media, Part, Text, Video
-from polyphi.types.tools import CALL, CALL_END
+from polyphi.types.parts import Calls, Document, Media, Text, Video
+from polyphi.types.tools import CALL, CALL_END, functions
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"
@@ -75,8 +80,8 @@ def apply_template(
     """Return the control tokens, placeholders and unencoded texts of a conversation or of one document (with
     `generation_prompt` without `<|endoftext|>`, to be continued). `continue_final`: end within the final message.
 
-    Raises `ValueError` for no messages, unknown roles, tools on another message than a system message, and media
-    without a placeholder in this tokenizer.
+    Raises `ValueError` for no messages, unknown roles, tools on another message than a system message, media without a
+    placeholder in this tokenizer, and tools or calls that the model's chat template has no place for.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message, found none")
@@ -111,9 +116,15 @@ def apply_template(
         messages = [m for m in messages if m.role != "system"]
     writer.marks(marks.begin)
     if marks.default_system is not None and messages[0].role != "system":
-        writer.header("system")
-        writer.text(marks.default_system)
-        writer.marks(marks.end)
+        messages = [Message.system(marks.default_system), *messages]
+    if marks.trims:
+        # Beside a preface what tools return is quoted as it is.
+        messages = [
+            message if marks.preface and message.role.startswith("tool") else _trimmed(message)
+            for message in messages
+        ]
+    if marks.preface:
+        messages = _with_preface(messages, marks)
     for message in messages:
         writer.header(message.role)
         if message.role == "system":
@@ -129,6 +140,45 @@ def apply_template(
     else:
         writer.marks(marks.close)
     return writer.pieces
+
+
+def _trimmed(message: Message) -> Message:
+    """A message without white space at its beginning and end."""
+    parts = list(message.parts)
+    if parts and type(parts[0]) is Text:
+        parts[0] = Text(parts[0].text.lstrip())
+    if parts and type(parts[-1]) is Text:
+        parts[-1] = Text(parts[-1].text.rstrip())
+    return replace(message, parts=tuple(parts))
+
+
+def _with_preface(messages: Sequence[Message], marks: ConversationMarks) -> list[Message]:
+    """A conversation that begins with a system message with the preface of the marks; the first user's message has the
+    tools, and what they return is a JSON string."""
+    system, *others = [
+        replace(m, parts=(Text(json.dumps(m.text, ensure_ascii=False)),))
+        if m.role.startswith("tool")
+        else m
+        for m in messages
+    ]
+    if any(message.tools is not None for message in others):
+        raise ValueError("this model's chat template has tools on the first system message only")
+    preface, tools = marks.preface, functions(system.tools)
+    if tools:
+        if not others or others[0].role != "user":
+            raise ValueError(
+                "this model's chat template has tools in the first user's message; write it right after the system "
+                "message"
+            )
+        schemas = [
+            json.dumps({"type": "function", "function": tool}, ensure_ascii=False, indent=4)
+            for tool in tools
+        ]
+        text = marks.user_tools + "".join(f"{schema}\n\n" for schema in schemas)
+        others[0] = replace(others[0], parts=(Text(text), *others[0].parts))
+        before, after = marks.tools
+        preface = before + preface + after
+    return [Message("system", (Text(preface), *system.parts)), *others]
 
 
 class _Writer:
@@ -161,22 +211,13 @@ class _Writer:
                 self.text(mark)
 
     def parts(self, message: Message, *, answer: bool, calls: bool = False) -> None:
-        for part in self._trimmed(message.parts):
-            if isinstance(part, Calls) and CALL in self._tokenizer.controls:
+        for part in message.parts:
+            if isinstance(part, Calls) or (calls and isinstance(part, Text)):
                 self._calls(part.text)
             elif isinstance(part, Text):
-                self._calls(part.text) if calls else self.text(part.text, answer=answer)
+                self.text(part.text, answer=answer)
             else:
                 self._media(part)
-
-    def _trimmed(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """The parts of a message, for some models without white space at its beginning and end."""
-        if not (parts and self._tokenizer.marks.trims):
-            return parts
-        first, *rest = parts
-        parts = [Text(first.text.lstrip()) if type(first) is Text else first, *rest]
-        *rest, last = parts
-        return [*rest, Text(last.text.rstrip()) if type(last) is Text else last]
 
     def system(self, message: Message) -> None:
         """Append the content and the tools of a system message."""
@@ -207,7 +248,13 @@ class _Writer:
         self._strip_next = False
 
     def _calls(self, text: str) -> None:
-        """Append an assistant's text in which the two tool-call marks are control tokens."""
+        """Append an assistant's text in which the two tool-call marks are control tokens, or calls in the form of the
+        model."""
+        form = self._tokenizer.call_form
+        if form.before != CALL:
+            content, mark, calls = text.partition(CALL)
+            self.text(content + (form.rewritten(mark + calls) if mark else ""), answer=True)
+            return
         while text:
             at, mark = min(
                 (text.find(m) % (len(text) + 1), m) for m in (CALL, CALL_END)

@@ -37,6 +37,7 @@ from polyphi.processing.vocabulary import (
 )
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
+from polyphi.types.tools import PHI_CALLS, CallForm
 
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
@@ -247,6 +248,13 @@ class Tokenizer:
     def controls(self) -> dict[str, int]:
         """All control tokens and their ids."""
         return dict(self._controls)
+
+    @property
+    def call_form(self) -> CallForm:
+        """How the model writes tool calls; in a vocabulary without Phi-4's two marks a bare list."""
+        form = self.marks.calls
+        lacks_marks = form == PHI_CALLS and not {form.before, form.after} <= self._controls.keys()
+        return CallForm() if lacks_marks else form
 
     @property
     def image_id(self) -> int | None:

@@ -25,6 +25,33 @@ from polyphi.runtime.arguments import describe
 CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
 """The marks around the JSON of tool calls in an assistant's text (processing/template.py)."""
 
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a model writes calls: a JSON list of objects with "name" and "arguments" between two marks; `single`: one
+    object with "name" and "parameters"."""
+
+    before: str = ""
+    after: str = ""
+    single: bool = False
+
+    def rewritten(self, text: str) -> str:
+        """The text of `call_text` in this form. Raises ValueError for several calls where the model writes only one."""
+        inner = text.removeprefix(CALL).removesuffix(CALL_END)
+        if not self.single:
+            return f"{self.before}{inner}{self.after}"
+        first, *others = json.loads(inner)
+        if others:
+            raise ValueError(
+                f"this model's chat template has one tool call in a message, found {1 + len(others)}"
+            )
+        name, arguments = (json.dumps(value, ensure_ascii=False) for value in first.values())
+        return f'{{"name": {name}, "parameters": {arguments}}}'
+
+
+PHI_CALLS, TAGGED_CALLS = CallForm(CALL, CALL_END), CallForm("<tool_call>", "</tool_call>")
+SINGLE_CALL = CallForm(single=True)
+
 JSON_TYPES = {
     str: "string",
     int: "integer",

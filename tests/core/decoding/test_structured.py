@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from fixtures.conversations import write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi.decoding.grammars import arguments_schema, compiled
 from polyphi.decoding.structured import Matcher, compile_grammar
-from polyphi.decoding.tool_calls import parse_calls
+from polyphi.decoding.tool_calls import CallDelta, CallList, GrammarToolParser, parse_calls
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler, check
 from polyphi.processing.tokenizer import Tokenizer
@@ -378,6 +379,32 @@ def test_a_tokenizer_without_marks_writes_a_bare_list(tmp_path: Path) -> None:
     text = bare.decode(drawn(Grammar("tools", json.dumps(TOOLS[1:2])), tokenizer=bare))
     assert text.startswith("[")
     assert {c.name for c in parse_calls(text, ["now"])[1]} == {"now"}
+
+
+BEFORE_CALLS = {"ChatML": "<tool_call>[", "Llama 3": "<tool_call>[", "Llama 3.2": "{"}
+
+
+@pytest.mark.parametrize("form", BEFORE_CALLS)
+@pytest.mark.parametrize("has_alternative", [False, True])
+def test_calls_in_the_form_of_other_conversations(
+    form: str, has_alternative: bool, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(write_tokenizer(TOKENIZER, form, tmp_path))
+    alternative = Grammar("json", '{"type": "integer"}') if has_alternative else None
+    grammar = Grammar("tools", json.dumps(TOOLS[1:2]), max_calls=2, alternative=alternative)
+    texts = [tokenizer.decode(drawn(grammar, seed, 400, tokenizer)) for seed in range(24)]
+    before = "functools[" if tokenizer.call_form.single and has_alternative else BEFORE_CALLS[form]
+    called = [text for text in texts if "now" in text]
+    assert called
+    for text in called:
+        assert text.startswith(before)
+        parser = GrammarToolParser(alternative=has_alternative)
+        calls = CallList()
+        for delta in (*parser.add(text), *parser.finish()):
+            assert isinstance(delta, CallDelta)
+            calls.add(delta)
+        assert {call.name for call in calls} == {"now"}
+        assert parse_calls(text, ["now"]) == ("", calls)
 
 
 def test_an_answer_that_is_cut_off_is_the_beginning_of_a_right_one() -> None:

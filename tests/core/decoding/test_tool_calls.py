@@ -75,6 +75,14 @@ RIGHT: dict[str, Parsed] = {
         "",
         [ToolCall("f\n", '{"a":""}')],
     ),
+    # ChatML's and Llama 3.2's forms.
+    'Yes. <tool_call>[\n{"name": "a", "arguments": {}}\n]</tool_call>!': (
+        "Yes. !",
+        [ToolCall("a", "{}")],
+    ),
+    '<tool_call>\n{"name": "b", "arguments": {}}\n</tool_call>': ("", [ToolCall("b", "{}")]),
+    '\n{"name": "a", "parameters": {"x": 1}}': ("\n", [ToolCall("a", '{"x": 1}')]),
+    '{"parameters": {}, "name": "a"}': ("", [ToolCall("a", "{}")]),
     # Cut off, or invalid from some character on: complete calls stay calls, the rest is content.
     '<|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "argu': (
         ', {"name": "b", "argu',
@@ -96,7 +104,14 @@ CONTENT = [
     '[{"name": "Bob", "age": 3}]',
     '[{"name": "Bob"}]',
     'I say: [{"name": "a", "arguments": {}}]',  # a bare list is a call only where an answer begins
-    '{"name": "a", "arguments": {}}',
+    'I say: {"name": "a", "arguments": {}}',
+    '{"name": "a", "age": 3}',
+    '{"name": "a"}',
+    '{"n": [{"name": "a", "arguments": {}}]}',
+    "{",
+    "<tool_call>[]</tool_call>",
+    "</tool_call>",
+    "<tool_",
     "functools[0]",
     "functools.partial(f)",
     "func",

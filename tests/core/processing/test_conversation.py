@@ -5,15 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.conversations import LLAMA, PLAIN_CHATML, SMOLLM, TEMPLATES, write_tokenizer
+from fixtures.conversations import FILES, LLAMA, PLAIN_CHATML, SMOLLM, TEMPLATES, write_tokenizer
 from fixtures.engines import SAYINGS
 
+from polyphi.decoding.tool_calls import ToolCall, parse_calls
 from polyphi.processing.conversation import CHATML, LLAMA3, PHI4, recognized
 from polyphi.processing.template import TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from polyphi.types.messages import with_tools as add_tools
 
 transformers = pytest.importorskip("transformers")
+
+
+DATE = "26 Jul 2024"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "now",
+            "description": "The time in Zürich",
+            "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}},
+        },
+    }
+]
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -48,10 +63,65 @@ def test_ids_are_those_of_transformers(folder: Path) -> None:
     for conversation in conversations(50):
         for prompt in (True, False):
             expected = theirs.apply_chat_template(
-                conversation, add_generation_prompt=prompt, return_dict=False
+                conversation, add_generation_prompt=prompt, return_dict=False, date_string=DATE
             )
             messages = [Message(m["role"], m["content"]) for m in conversation]
             assert ids_of(ours, messages, generation_prompt=prompt) == expected
+
+
+@pytest.fixture(params=FILES)
+def with_tools(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A tokenizer with a template that has tools."""
+    return write_tokenizer(tokenizer, request.param, tmp_path)
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": " Be brief.\n"}]])
+def test_ids_of_tools_are_those_of_transformers(
+    with_tools: Path, system: list[dict[str, Any]]
+) -> None:
+    ours, theirs = (
+        Tokenizer.load(with_tools),
+        transformers.AutoTokenizer.from_pretrained(with_tools),
+    )
+    call = {"type": "function", "function": {"name": "now", "arguments": {"zone": "Zürich"}}}
+    conversation = [
+        *system,
+        {"role": "user", "content": " What time is it? "},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": ' {"time": "12\u00a0h"} \n'},
+        {"role": "assistant", "content": "Noon."},
+        {"role": "user", "content": "Thanks"},
+    ]
+    expected = theirs.apply_chat_template(
+        conversation, tools=TOOLS, add_generation_prompt=True, return_dict=False, date_string=DATE
+    )
+    messages = add_tools([Message.parse(m) for m in conversation], TOOLS)
+    assert ids_of(ours, messages, generation_prompt=True) == expected
+
+
+def test_tools_and_calls_without_a_place_in_the_template_are_refused(with_tools: Path) -> None:
+    tokenizer, user = Tokenizer.load(with_tools), Message("user", "hi")
+    two = Message.parse({"role": "assistant", "tool_calls": [{"name": "a"}, {"name": "b"}]})
+    for messages in (
+        [Message.system("", TOOLS)],
+        [Message.system("", TOOLS), Message("assistant", "hello")],
+        [user, Message.system("", TOOLS)],
+        [user, two],
+    ):
+        with pytest.raises(ValueError, match="chat template has"):
+            apply_template(messages, tokenizer)
+
+
+def test_calls_are_text_where_the_template_has_no_tools(folder: Path) -> None:
+    """An earlier call, and one of training data, in the form in which the model writes them."""
+    tokenizer, user = Tokenizer.load(folder), Message("user", "hi")
+    call = Message.parse({"role": "assistant", "tool_calls": [{"name": "now", "arguments": {}}]})
+    ids = ids_of(tokenizer, [user, call], continue_final=True)
+    before = tokenizer.decode(ids_of(tokenizer, [user], generation_prompt=True))
+    answer = tokenizer.decode(ids).removeprefix(before)
+    assert parse_calls(answer, ["now"]) == ("", [ToolCall("now", "{}")])
+    data = Message("assistant", call.text)
+    assert ids_of(tokenizer, [user, data], continue_final=True, trusted=True) == ids
 
 
 def test_text_of_users_is_no_control_token(folder: Path) -> None:
@@ -92,6 +162,7 @@ def test_a_saved_tokenizer_keeps_its_template(folder: Path, tmp_path: Path) -> N
         (CHATML, PLAIN_CHATML.replace("'\\n'", "'  '", 1)),
         (LLAMA3, LLAMA.replace(" | trim", "")),
         (LLAMA3, PLAIN_CHATML),
+        (LLAMA3, FILES["Llama 3.2"].read_text().replace("Do not use variables.", "")),
     ],
 )
 def test_an_unknown_template_is_refused(form: Any, template: str) -> None:
