@@ -40,7 +40,7 @@ from polyphi_recipe.stages import sizes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from dry_run import Meter, reference_of
+from fixtures.dry_run import Meter, reference_of
 
 
 def small() -> sizes.Size:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from eval.wheels import unpacked
 from fixtures.engines import save
-from fixtures.servers import served
+from fixtures.servers import served, tiny_engine
 
 import polyphi
 from polyphi.data.shards import Sample
-from polyphi.engine.engine import Engine
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
 from polyphi_eval import programs
 from polyphi_eval.benchmark import suite
 from polyphi_eval.benchmarks.text import evalplus, humaneval
@@ -166,13 +167,12 @@ def test_evalplus_gives_the_same_verdicts(tmp_path: Path) -> None:
 @pytest.mark.long
 @isolated
 def test_evalplus_sends_our_server_the_same_prompts(
-    tmp_path: Path,
-    engine: Engine,
+    tmp_path: Path, tiny_config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
     PLUS.write_fixtures(tmp_path)
     (file,) = (tmp_path / "evalplus").glob("HumanEvalPlus*")
     samples = list(PLUS.load(Data(tmp_path)))
-    folder = save(engine, tmp_path / "tiny")
+    folder = save(tiny_engine(tiny_config, tokenizer), tmp_path / "tiny")
     with served(folder) as url:
         answers, verdicts = by_evalplus(url, "tiny", tmp_path / "out", file)
     cache = Cache(polyphi.load(folder), tmp_path, "tiny")
