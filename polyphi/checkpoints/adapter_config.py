@@ -150,8 +150,8 @@ def write_peft(adapter: AdapterConfig) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": whole_number(adapter.alpha),
         "lora_dropout": adapter.dropout,
-        # an anchored pattern, so that the towers' projections don't match
-        "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)",
+        # an anchored pattern, so that the towers' projections don't match; the layout llama has single linears
+        "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|[qkvo])_proj|mlp\.(gate_up|gate|up|down)_proj)",
         "use_rslora": False,
         "use_dora": False,
     }
