@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from fixtures import real
 
 from polyphi.api import Phi, load
@@ -15,3 +17,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phi(folder: Path) -> Phi:
     return load(folder)
+
+
+@pytest.fixture(scope="session")
+def reference(folder: Path) -> Any:
+    """transformers on the checkpoint that polyphi wrote."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

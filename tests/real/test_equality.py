@@ -1,6 +1,5 @@
 """A real language model: its logits, greedy answers and token ids are those of transformers on the same weights."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.long
 
 TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest logit: float32 on both sides, other orders of sums."""
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Any:
-    """transformers on the checkpoint that polyphi wrote."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")

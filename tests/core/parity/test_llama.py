@@ -25,6 +25,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.batch import row
 
+peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 2e-5
@@ -126,6 +127,25 @@ def test_quantized_while_it_is_read_or_before(form: str, quant: str, tmp_path: P
     for model in (while_read, before):
         error = (logits(model, ids) - expected).std() / expected.std()
         assert error < (0.05 if quant == "int8" else 0.3)
+
+
+def test_peft_reads_an_adapter(tmp_path: Path) -> None:
+    """On all linears, which this layout has separately."""
+    reference("SmolLM2", tmp_path / "theirs")
+    decoder = read_config(tmp_path / "theirs").decoder
+    model = random_model(ModelConfig(decoder, None, None, {"mine": AdapterConfig(4, 8.0)}))
+    save_checkpoint(model, tmp_path / "ours", "llama")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32
+    )
+    wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours/mine-lora").eval()
+    ids = list(range(40))
+    with torch.no_grad():
+        expected = wrapped(torch.tensor([ids]), use_cache=False).logits[0]
+        result = model.logits(model(row(ids, adapter="mine")))
+    scale = expected.abs().max()
+    torch.testing.assert_close(result, expected, atol=float(TOLERANCE * scale), rtol=0)
+    assert (logits(model, ids) - expected).abs().max() > 1000 * TOLERANCE * scale
 
 
 def test_adapters_are_split_and_joined(tmp_path: Path) -> None:

@@ -303,7 +303,8 @@ def rich() -> list[tuple[str, dict[str, Any]]]:
     chat, body = "/v1/chat/completions", {"messages": HI, "max_tokens": 2}
     named = {"type": "function", "function": {"name": "f"}}
     some = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
-    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [FUNCTION]}
+    chosen = {"type": "function", "name": "f"}
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [chosen]}
     open_turns = [*HI, {"role": "assistant", "content": "a", "extra": {"b": [1]}}]
     forms: list[dict[str, Any]] = [
         {"structured_outputs": {"choice": ["a", "b"]}},
