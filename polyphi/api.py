@@ -48,6 +48,7 @@ from polyphi.media.media import Caps
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.conversation import unknown_controls
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
@@ -653,12 +654,12 @@ def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> T
             "tokenizer=, or tokenizer=None to work on token ids only"
         )
     loaded = Tokenizer.load(folder)
-    if additional := loaded.additional:
+    if unknown := unknown_controls(loaded.marks, loaded.controls):
         log.warning(
             "%s: tokenizer.json has %d tokens beyond Phi-4's, such as %r; texts of prompts never become such tokens",
             folder,
-            len(additional),
-            additional[0][:80],
+            len(unknown),
+            unknown[0][:80],
         )
     return loaded
 

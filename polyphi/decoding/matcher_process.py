@@ -31,6 +31,7 @@ from polyphi.decoding.grammars import (
     PROCESS_MEMORY,
     TOKEN_SECONDS,
 )
+from polyphi.processing.conversation import call_form
 from polyphi.processing.text_slices import SLICE_CHARACTERS
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import fork_server, syscall_filter
@@ -71,7 +72,7 @@ class GrammarVocabulary:
             library.TokenizerWrapper(_Tokens(tokenizer)), eos_token=list(tokenizer.eos_ids)
         )
         self._controls, self._eos_ids = tokenizer.controls, tokenizer.eos_ids
-        self.call_form = tokenizer.call_form
+        self.call_form = call_form(tokenizer.marks, tokenizer.controls)
         self._bits = (1 << tokenizer.vocab_size) - 1
 
     def text_and(self, controls: Collection[str]) -> int:

@@ -165,6 +165,20 @@ def recognized(controls: Collection[str], template: str) -> ConversationMarks:
     return replace(marks, default_system=match.groupdict().get("system"))
 
 
+def call_form(marks: ConversationMarks, controls: Collection[str]) -> CallForm:
+    """How a model with these control tokens writes calls: without Phi-4's two marks a bare list."""
+    form = marks.calls
+    lacks_marks = form == PHI_CALLS and not {form.before, form.after} <= set(controls)
+    return CallForm() if lacks_marks else form
+
+
+def unknown_controls(marks: ConversationMarks, controls: Collection[str]) -> list[str]:
+    """Control tokens of a Phi-4 vocabulary that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
+    if marks is not PHI4:
+        return []
+    return [token for token in controls if not re.fullmatch(r"</?\|.+\|>", token)]
+
+
 def _normalized(template: str) -> str:
     """A template without white space outside of its strings, with `\\n` for line ends in them."""
     code = _STRINGS.split(template.strip())

@@ -35,7 +35,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from polyphi.processing.conversation import ConversationMarks
+from polyphi.processing.conversation import ConversationMarks, call_form
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Calls, Document, Media, Text, Video
@@ -250,7 +250,7 @@ class _Writer:
     def _calls(self, text: str) -> None:
         """Append an assistant's text in which the two tool-call marks are control tokens, or calls in the form of the
         model."""
-        form = self._tokenizer.call_form
+        form = call_form(self._tokenizer.marks, self._tokenizer.controls)
         if form.before != CALL:
             content, mark, calls = text.partition(CALL)
             self.text(content + (form.rewritten(mark + calls) if mark else ""), answer=True)

@@ -10,7 +10,6 @@ tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not spe
 
 import copy
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from polyphi.processing.vocabulary import (
 )
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
-from polyphi.types.tools import PHI_CALLS, CallForm
 
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
@@ -250,13 +248,6 @@ class Tokenizer:
         return dict(self._controls)
 
     @property
-    def call_form(self) -> CallForm:
-        """How the model writes tool calls; in a vocabulary without Phi-4's two marks a bare list."""
-        form = self.marks.calls
-        lacks_marks = form == PHI_CALLS and not {form.before, form.after} <= self._controls.keys()
-        return CallForm() if lacks_marks else form
-
-    @property
     def image_id(self) -> int | None:
         """The placeholder of images; None for a text-only tokenizer."""
         return next((self._controls[t] for t in IMAGE_NAMES if t in self._controls), None)
@@ -323,13 +314,6 @@ class Tokenizer:
     def _ids(self) -> int:
         """The tokenizer's largest id + 1."""
         return 1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values())
-
-    @property
-    def additional(self) -> list[str]:
-        """Added tokens of a Phi-4 vocabulary that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
-        if self.marks is not PHI4:
-            return []
-        return [token for token in self._controls if not re.fullmatch(r"</?\|.+\|>", token)]
 
     def within(self, rows: int) -> "Tokenizer":
         """The tokenizer for an embedding of fewer rows than a multiple of 64, as `resize_token_embeddings` of

@@ -102,9 +102,9 @@ def test_log_probabilities_and_embeddings_are_those_of_transformers(
         with torch.no_grad():
             output = reference(ids, output_hidden_states=True)
         expected = output.logits[0].log_softmax(-1)
-        given = [*answer.prompt_logprobs, *answer.logprobs[: len(answer.tokens)]]
-        assert len(given) == ids.shape[1] - 1
-        for at, entry in enumerate(given):
+        entries = [*answer.prompt_logprobs, *answer.logprobs[: len(answer.tokens)]]
+        assert len(entries) == ids.shape[1] - 1
+        for at, entry in enumerate(entries):
             assert entry.token == ids[0, at + 1]
             assert abs(entry.logprob - float(expected[at, entry.token])) < 1e-4
         for id, value in answer.logprobs[0].top:

@@ -89,5 +89,5 @@ def test_a_required_call_has_what_was_asked_for(client: openai.OpenAI) -> None:
         chat.choices[0].message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": "It is sunny, 21 degrees."},
     ]
-    told = client.chat.completions.create(model="smollm2", messages=messages, temperature=0)
-    assert "sunny" in (told.choices[0].message.content or "")
+    last = client.chat.completions.create(model="smollm2", messages=messages, temperature=0)
+    assert "sunny" in (last.choices[0].message.content or "")

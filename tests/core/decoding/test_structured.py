@@ -393,7 +393,9 @@ def test_calls_in_the_form_of_other_conversations(
     alternative = Grammar("json", '{"type": "integer"}') if has_alternative else None
     grammar = Grammar("tools", json.dumps(TOOLS[1:2]), max_calls=2, alternative=alternative)
     texts = [tokenizer.decode(drawn(grammar, seed, 400, tokenizer)) for seed in range(24)]
-    before = "functools[" if tokenizer.call_form.single and has_alternative else BEFORE_CALLS[form]
+    before = (
+        "functools[" if tokenizer.marks.calls.single and has_alternative else BEFORE_CALLS[form]
+    )
     called = [text for text in texts if "now" in text]
     assert called
     for text in called:
