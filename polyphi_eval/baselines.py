@@ -114,9 +114,9 @@ def evaluate(
     """Answer and score a task's samples, write `out/TASK.jsonl`, and return its row.
 
     `fingerprint` identifies the model's weights: only answers with the same one are reused. Models with
-    `generate_many(conversations, sampling=, adapter=)` run prompts in batches; `adapter(name)` of a model maps the
-    adapter that content selects to the one to use. If no sample belongs to the task, the row has n = 0 and nothing is
-    written.
+    `generate_many(conversations, sampling=, adapter=)` run prompts in batches. Where a model with a `config` lacks the
+    adapter that content selects, as after stages that train none, it answers without one. If no sample belongs to the
+    task, the row has n = 0 and nothing is written.
     """
     if unknown := set(conditions) - set(CONDITIONS):
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")
@@ -125,9 +125,9 @@ def evaluate(
         return TaskResult(
             task.name, task.title, task.modality, task.metric, 0, 0.0, 0.0, 1.0, corpus=task.corpus
         )
-    adapter = getattr(model, "adapter", None)
+    config = getattr(model, "config", None)
     prompts = [
-        replace(p, adapter=adapter(p.adapter)) if adapter and p.adapter not in ("auto", None) else p
+        replace(p, adapter=None) if config and p.adapter not in ("auto", *config.adapters) else p
         for p in prompts_of(task, chosen, conditions, seed)
     ]
     cache = Cache(model, Path(out), fingerprint, name=task.name, raise_errors=True)

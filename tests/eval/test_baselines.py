@@ -11,6 +11,7 @@ import pytest
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
+from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Image, Text
@@ -263,6 +264,17 @@ def test_models_with_generate_many_receive_batches(tmp_path: Path) -> None:
     assert baselines.evaluate(Many(), TASK, SAMPLES, tmp_path).score == 1.0
     # With "auto", with the adapter that images select, and with none.
     assert sizes == [80, 81, 80]
+
+
+def test_a_model_without_the_adapter_of_an_image_answers_without_one(tmp_path: Path) -> None:
+    """As after a recipe's stages that train no adapter."""
+
+    class Bare(Sighted):
+        config = ModelConfig(decoder=DecoderConfig(), adapters={})
+
+    model = Bare()
+    baselines.evaluate(model, TASK, SAMPLES, tmp_path, conditions=("with", "shuffled"))
+    assert {adapter for _, adapter in model.requests} == {"auto", None}
 
 
 def test_every_row_of_the_table_has_a_scorer_that_works() -> None:
