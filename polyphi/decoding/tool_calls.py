@@ -7,7 +7,8 @@ Models write calls in three ways, each a JSON list of objects with a name and ar
 
 - between `<|tool_call|>` and `<|/tool_call|>`, or `<tool_call>` and `</tool_call>`, as in their template;
 - as `functools[...]`, as the prompt of one public server instructs them;
-- bare at the start of the answer, as in Llama 3.2's template, and since models often leave the marks out.
+- bare at the start of the answer, as in Llama 3.2's template, and since models often leave the marks out; a single
+  object only with its name first, so that other JSON isn't held back.
 
 Only a tool that is offered is called: an object with another name is content. Where an object begins with an offered
 name and then arguments in braces, it is a call from there on, and its arguments are returned as they are written; if
@@ -65,6 +66,8 @@ _RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _ME
 # A call in the form of grammars.py: its name, and the text before its arguments.
 NAME = rf'{{{SPACES}"name"{SPACES}:{SPACES}({STRING})'
 _NAME = re.compile(NAME)
+_NAMED = re.compile(rf'{{[{WHITE}]{{0,{MAX_SPACES}}}+"name"')
+_PARTIAL_NAMED = re.compile(rf'{{[{WHITE}]{{0,{MAX_SPACES}}}+(?:"(?:n(?:a(?:me?+)?+)?+)?+)?+')
 _BEFORE_ARGUMENTS = re.compile(
     rf'{NAME}{SPACES},{SPACES}"(?:arguments|parameters)"{SPACES}:{SPACES}'
 )
@@ -207,8 +210,11 @@ class ToolParser:
         if self._fresh:
             at = _end(_SPACES, text, begin)
             self._fresh = at == len(text)
-            if text.startswith(("[", "{"), at):
+            if text.startswith("[", at) or _NAMED.match(text, at):
                 return text[at], at
+            if not last and _PARTIAL_NAMED.fullmatch(text, at):
+                self._fresh = True
+                return "", at
         if self._steps_left and (match := _START.search(text, begin)):
             return match[0], match.start()
         for start in () if last else STARTS:

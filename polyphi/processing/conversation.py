@@ -26,8 +26,8 @@ class ConversationMarks:
     `default_system`: the content of a system message that precedes conversations without one. `trims`: without white
     space around the contents.
 
-    Where the first user's message has the tools, `user_tools` is before their schemas, and `tools` around `preface`.
-    `preface`: before the content of the first system message. `json_responses`: what a tool returns is a JSON string.
+    `preface`: before the content of the first system message, which every conversation then has. With tools
+    `tools_preface` is before that, their schemas are in the first user's message, what they return is quoted as JSON.
     """
 
     name: str
@@ -42,9 +42,8 @@ class ConversationMarks:
     roles: Mapping[str, str] = field(default_factory=dict)
     default_system: str | None = None
     trims: bool = False
-    user_tools: str = ""
     preface: str = ""
-    json_responses: bool = False
+    tools_preface: str = ""
 
 
 PHI4 = ConversationMarks(
@@ -97,23 +96,25 @@ LLAMA3 = ConversationMarks(
     trims=True,
 )
 FORMS = (PHI4, CHATML, LLAMA3)
-# Llama 3.1 to 3.3. The date is the one that the template has where nothing gives today's: the same prompt every day.
+# Llama 3.1 and 3.2. The date is the one that the template has where nothing gives today's: the same prompt every day.
 LLAMA3_TOOLS = replace(
     LLAMA3,
-    tools=("Environment: ipython\n", ""),
+    tools=(
+        "Given the following functions, please respond with a JSON for a function call with its proper arguments that "
+        "best answers the given prompt.\n\nRespond in the format "
+        '{"name": function name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n',
+        "",
+    ),
     calls=SINGLE_CALL,
     default_system="",
-    user_tools="Given the following functions, please respond with a JSON for a function call with its proper "
-    "arguments that best answers the given prompt.\n\nRespond in the format "
-    '{"name": function name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n',
     preface="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
-    json_responses=True,
+    tools_preface="Environment: ipython\n",
 )
 _LLAMA3_TOOLS = (
     "d9fbea1f85257bf92ec50a79ebab338ce8cc375bd67e9d509ffb357cde9c8c6f",
     "fcef76b7057a4f9d5f6b724bf24275db3a9253434c192521a3254a45cf30c573",
 )
-"""SHA-256 of the templates of Llama 3.1 (3.3 has it too) and of Llama 3.2, without white space outside of strings."""
+"""SHA-256 of the templates of Llama 3.1 and Llama 3.2, without white space outside of strings."""
 
 _STRINGS = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CHATML = re.compile(
@@ -159,7 +160,7 @@ def recognized(controls: Collection[str], template: str) -> ConversationMarks:
         return LLAMA3_TOOLS
     if (match := _TEMPLATES[marks.name].fullmatch(text)) is None:
         raise ValueError(
-            f"the chat template is none of those of {marks.name} that are known (SmolLM2's, Llama 3's to 3.3's, and "
+            f"the chat template is none of those of {marks.name} that are known (SmolLM2's, Llama 3's to 3.2's, and "
             f"messages one after the other): {template!r:.200}"
         )
     return replace(marks, default_system=match.groupdict().get("system"))

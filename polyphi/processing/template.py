@@ -152,15 +152,16 @@ def _trimmed(message: Message) -> Message:
     return replace(message, parts=tuple(parts))
 
 
+def _quoted(message: Message) -> Message:
+    """A message whose text is a JSON string, before its media."""
+    media = [part for part in message.parts if not isinstance(part, Text)]
+    return replace(message, parts=(Text(json.dumps(message.text, ensure_ascii=False)), *media))
+
+
 def _with_preface(messages: Sequence[Message], marks: ConversationMarks) -> list[Message]:
     """A conversation that begins with a system message with the preface of the marks; the first user's message has the
     tools, and what they return is a JSON string."""
-    system, *others = [
-        replace(m, parts=(Text(json.dumps(m.text, ensure_ascii=False)),))
-        if m.role.startswith("tool")
-        else m
-        for m in messages
-    ]
+    system, *others = [_quoted(m) if m.role.startswith("tool") else m for m in messages]
     if any(message.tools is not None for message in others):
         raise ValueError("this model's chat template has tools on the first system message only")
     preface, tools = marks.preface, functions(system.tools)
@@ -174,10 +175,10 @@ def _with_preface(messages: Sequence[Message], marks: ConversationMarks) -> list
             json.dumps({"type": "function", "function": tool}, ensure_ascii=False, indent=4)
             for tool in tools
         ]
-        text = marks.user_tools + "".join(f"{schema}\n\n" for schema in schemas)
-        others[0] = replace(others[0], parts=(Text(text), *others[0].parts))
         before, after = marks.tools
-        preface = before + preface + after
+        text = before + "".join(f"{schema}\n\n" for schema in schemas) + after
+        others[0] = replace(others[0], parts=(Text(text), *others[0].parts))
+        preface = marks.tools_preface + preface
     return [Message("system", (Text(preface), *system.parts)), *others]
 
 
@@ -224,7 +225,7 @@ class _Writer:
         self.parts(message, answer=False)
         if message.tools is not None:
             before, after = self._tokenizer.marks.tools
-            self.marks((before,))
+            self.marks((before if message.parts else before.lstrip(),))
             self.text(message.tools)
             self.marks((after,))
 
@@ -253,7 +254,7 @@ class _Writer:
         form = call_form(self._tokenizer.marks, self._tokenizer.controls)
         if form.before != CALL:
             content, mark, calls = text.partition(CALL)
-            self.text(content + (form.rewritten(mark + calls) if mark else ""), answer=True)
+            self.text(content + (form.write(mark + calls) if mark else ""), answer=True)
             return
         while text:
             at, mark = min(

@@ -29,28 +29,27 @@ CALL, CALL_END = "<|tool_call|>", "<|/tool_call|>"
 @dataclass(frozen=True)
 class CallForm:
     """How a model writes calls: a JSON list of objects with "name" and "arguments" between two marks; `single`: one
-    object with "name" and "parameters"."""
+    object with "name" and "parameters", and several as a list."""
 
     before: str = ""
     after: str = ""
     single: bool = False
 
-    def rewritten(self, text: str) -> str:
-        """The text of `call_text` in this form. Raises ValueError for several calls where the model writes only one."""
+    def write(self, text: str) -> str:
+        """Calls between Phi-4's two marks (`call_text`), in this form. Raises ValueError for other JSON."""
         inner = text.removeprefix(CALL).removesuffix(CALL_END)
         if not self.single:
             return f"{self.before}{inner}{self.after}"
-        first, *others = json.loads(inner)
-        if others:
-            raise ValueError(
-                f"this model's chat template has one tool call in a message, found {1 + len(others)}"
-            )
-        name, arguments = (json.dumps(value, ensure_ascii=False) for value in first.values())
-        return f'{{"name": {name}, "parameters": {arguments}}}'
+        calls = [tool_call(value) for value in json.loads(inner)]
+        objects = [{"name": call["name"], "parameters": call["arguments"]} for call in calls]
+        return json.dumps(objects[0] if len(objects) == 1 else objects, ensure_ascii=False)
 
 
-PHI_CALLS, TAGGED_CALLS = CallForm(CALL, CALL_END), CallForm("<tool_call>", "</tool_call>")
+PHI_CALLS = CallForm(CALL, CALL_END)
+TAGGED_CALLS = CallForm("<tool_call>", "</tool_call>")
+"""SmolLM2's, and many others'."""
 SINGLE_CALL = CallForm(single=True)
+"""Llama 3.1's and 3.2's."""
 
 JSON_TYPES = {
     str: "string",

@@ -24,7 +24,7 @@ TEXT = (
 )
 
 
-def differs_early(phi: Phi, prompt: str, one: Any, other: Any) -> bool:
+def differs_before_a_tie(phi: Phi, prompt: str, one: Any, other: Any) -> bool:
     """Whether two greedy answers differ before a token where the two best logits nearly tie."""
     pairs = zip(one.tokens, other.tokens, strict=False)
     if (at := next((n for n, (a, b) in enumerate(pairs) if a != b), None)) is None:
@@ -42,8 +42,8 @@ def test_an_answer_is_the_same_in_every_batch(phi: Phi) -> None:
         alone = phi.generate(prompt, sampling=GREEDY)
         assert alone.cached == 0
         again = phi.generate(prompt, sampling=GREEDY)
-        assert not differs_early(phi, prompt, alone, answer)
-        assert not differs_early(phi, prompt, alone, again)
+        assert not differs_before_a_tie(phi, prompt, alone, answer)
+        assert not differs_before_a_tie(phi, prompt, alone, again)
 
 
 def test_a_stream_is_the_answer(phi: Phi) -> None:
@@ -132,5 +132,5 @@ def test_drafts_are_accepted_and_change_nothing(
     plain = phi.generate(prompt, max_tokens=80, draft=0)
     monkeypatch.setattr(phi.engine, "accept", lambda *step: (steps.append(step), accept(*step)))
     drafted = phi.generate(prompt, max_tokens=80, draft=8)
-    assert not differs_early(phi, prompt, plain, drafted)
+    assert not differs_before_a_tie(phi, prompt, plain, drafted)
     assert len(steps) < len(drafted.tokens)

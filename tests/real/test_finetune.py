@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.servers import until
 from safetensors.torch import load_file
 
 from polyphi.api import load
@@ -43,8 +44,7 @@ def test_resumed_is_uninterrupted(folder: Path, tuned: Path, tmp_path: Path) -> 
     words = command(folder, tmp_path, "resumed")
     metrics = tmp_path / "resumed" / "metrics.jsonl"
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert process.poll() is None, "it ended before it was interrupted"
+        until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2)
         process.send_signal(signal.SIGINT)
         process.wait()
     assert not (tmp_path / "resumed" / "model").exists()

@@ -82,7 +82,6 @@ RIGHT: dict[str, Parsed] = {
     ),
     '<tool_call>\n{"name": "b", "arguments": {}}\n</tool_call>': ("", [ToolCall("b", "{}")]),
     '\n{"name": "a", "parameters": {"x": 1}}': ("\n", [ToolCall("a", '{"x": 1}')]),
-    '{"parameters": {}, "name": "a"}': ("", [ToolCall("a", "{}")]),
     # Cut off, or invalid from some character on: complete calls stay calls, the rest is content.
     '<|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "argu': (
         ', {"name": "b", "argu',
@@ -107,6 +106,9 @@ CONTENT = [
     'I say: {"name": "a", "arguments": {}}',
     '{"name": "a", "age": 3}',
     '{"name": "a"}',
+    '{"parameters": {}, "name": "a"}',
+    '{ "na',
+    "{" + 70 * " " + '"name": "a", "arguments": {}}',
     '{"n": [{"name": "a", "arguments": {}}]}',
     "{",
     "<tool_call>[]</tool_call>",

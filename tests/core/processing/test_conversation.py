@@ -1,5 +1,6 @@
 """The marks of a conversation: token ids equal those of transformers with each known template; others are refused."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from fixtures.engines import SAYINGS
 
 from polyphi.decoding.tool_calls import ToolCall, parse_calls
 from polyphi.processing.conversation import CHATML, LLAMA3, PHI4, recognized
-from polyphi.processing.template import TextPiece, apply_template
+from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.messages import with_tools as add_tools
+from polyphi.types.parts import Image, Text
 
 transformers = pytest.importorskip("transformers")
 
@@ -99,14 +101,21 @@ def test_ids_of_tools_are_those_of_transformers(
     assert ids_of(ours, messages, generation_prompt=True) == expected
 
 
-def test_tools_and_calls_without_a_place_in_the_template_are_refused(with_tools: Path) -> None:
+def test_what_tools_return_keeps_its_media(with_tools: Path) -> None:
+    tokenizer = Tokenizer.load(with_tools)
+    seen = Message("tool", [Text("seen"), Image(b"picture")])
+    pieces = apply_template([Message("user", "hi"), seen], tokenizer.with_placeholder("image", 7))
+    (image,) = [piece.media for piece in pieces if isinstance(piece, TemplatePiece) and piece.media]
+    assert image == Image(b"picture")
+    assert any(isinstance(piece, TextPiece) and '"seen"' in piece.text for piece in pieces)
+
+
+def test_tools_without_a_place_in_the_template_are_refused(with_tools: Path) -> None:
     tokenizer, user = Tokenizer.load(with_tools), Message("user", "hi")
-    two = Message.parse({"role": "assistant", "tool_calls": [{"name": "a"}, {"name": "b"}]})
     for messages in (
         [Message.system("", TOOLS)],
         [Message.system("", TOOLS), Message("assistant", "hello")],
         [user, Message.system("", TOOLS)],
-        [user, two],
     ):
         with pytest.raises(ValueError, match="chat template has"):
             apply_template(messages, tokenizer)
@@ -122,6 +131,18 @@ def test_calls_are_text_where_the_template_has_no_tools(folder: Path) -> None:
     assert parse_calls(answer, ["now"]) == ("", [ToolCall("now", "{}")])
     data = Message("assistant", call.text)
     assert ids_of(tokenizer, [user, data], continue_final=True, trusted=True) == ids
+    calls = [{"name": name, "arguments": {"a": name}} for name in "xy"]
+    both = Message.parse({"role": "assistant", "tool_calls": calls})
+    ids = ids_of(tokenizer, [user, both], continue_final=True)
+    _, read = parse_calls(tokenizer.decode(ids).removeprefix(before), "xy")
+    assert read == [ToolCall(name, json.dumps({"a": name})) for name in "xy"]
+    swapped = call.text.replace('"name": "now", "arguments": {}', '"arguments": {}, "name": "now"')
+    ids = ids_of(
+        tokenizer, [user, Message("assistant", swapped)], continue_final=True, trusted=True
+    )
+    assert parse_calls(tokenizer.decode(ids).removeprefix(before), ["now"])[1] == [
+        ToolCall("now", "{}")
+    ]
 
 
 def test_text_of_users_is_no_control_token(folder: Path) -> None:
