@@ -14,7 +14,7 @@ Source: the names of tensors and keys of both architectures in llama.cpp's conve
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +32,7 @@ from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.installation import pip_install
 
@@ -66,25 +67,55 @@ ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", "rope_f
 """Tensors by whose values the frequencies of positions are divided: LongRoPE's, and Llama 3's."""
 
 
-def convert(
-    source: str | Path,
-    folder: str | Path,
-    *,
-    quant: str | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-) -> str:
-    """Write a checkpoint of a GGUF's language model, in the layout `mini` or `llama`, which is returned, or quantized.
-    Raises ValueError for a file with another model, without a known vocabulary or a tokenizer in its folder, or without
+@dataclass(frozen=True)
+class LanguageModel:
+    """The language model of a GGUF file, of which only the header is read. `layout` is that of its checkpoint."""
+
+    source: Path
+    config: ModelConfig
+    layout: str
+    _fields: Mapping[str, Any]
+    _stored: Mapping[str, Any]
+    _names: Mapping[str, list[str]]  # our name -> llama.cpp's, in the order in which they are joined
+
+    def tensor(self, ours: str) -> Tensor:
+        """The values of a tensor by our name, dequantized to float32."""
+        parts = []
+        for name in self._names[ours]:
+            part = _dequantized(self._stored[name])
+            if name.endswith(("attn_q.weight", "attn_k.weight")):
+                part = in_halves(part, self.config.decoder.head_dim)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def levels(self, ours: str) -> Pieces | None:
+        """A tensor whose 16 levels are those of our 4 bits, as they are stored; None for any other one."""
+        (first, *others) = self._names[ours]
+        has_our_levels = not others and self._stored[first].tensor_type.name == "Q4_0"
+        return _four_bits(self._stored[first]) if has_our_levels else None
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tensors by our names."""
+        return {name: self.tensor(name).to(dtype) for name in self._names}
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the folder of the file, or else that of its vocabulary."""
+        if (self.source.parent / "tokenizer.json").is_file():
+            return Tokenizer.load(self.source.parent)
+        return tokenizer_of(self.source, self._fields)
+
+
+def open_model(source: Path) -> LanguageModel:
+    """The language model of a GGUF file. Raises ValueError for a file with another model or other tensors, and without
     the `gguf` package."""
-    source = Path(source)
     fields, tensors = _open(source)
     config = _config(source, fields, tensors)
     layout = ARCHITECTURES[_architecture(source, fields)]
     shapes: dict[str, tuple[int, ...]] = {}
-    names_of: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for public, entry in tensor_names(config, layout).items():
         shapes[name := gguf_name(public)] = entry.shape
-        names_of.setdefault(entry.ours, []).append(name)
+        names.setdefault(entry.ours, []).append(name)
     if missing := sorted(name for name in shapes if name not in tensors):
         raise ValueError(
             f"{source} has no {missing[0]} (and {len(missing) - 1} more of {len(shapes)} tensors are missing)"
@@ -96,28 +127,34 @@ def convert(
     for name, shape in shapes.items():
         if (stored := tuple(map(int, reversed(tensors[name].shape)))) != shape:
             raise ValueError(f"{source}: expected {name} with the shape {shape}, found {stored}")
+    return LanguageModel(source, config, layout, fields, tensors, names)
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    quant: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:
+    """Write a checkpoint of a GGUF's language model, in the layout `mini` or `llama`, which is returned, or quantized.
+    Raises ValueError as `open_model`, and for a file without a known vocabulary or a tokenizer in its folder."""
+    model = open_model(Path(source))
 
     def tensor(ours: str) -> Tensor | Pieces:
-        names = names_of[ours]
-        stored = tensors[names[0]]
-        has_our_levels = len(names) == 1 and stored.tensor_type.name == "Q4_0"
-        if quant and quant.startswith("int4") and has_our_levels:
-            return _four_bits(stored)
-        parts = []
-        for name in names:
-            part = _dequantized(tensors[name])
-            if name.endswith(("attn_q.weight", "attn_k.weight")):
-                part = in_halves(part, config.decoder.head_dim)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        levels = model.levels(ours) if quant and quant.startswith("int4") else None
+        return model.tensor(ours) if levels is None else levels
 
     with tempfile.TemporaryDirectory() as work:
-        files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
-        if not (source.parent / "tokenizer.json").is_file():
-            tokenizer_of(source, fields).save(work)
+        beside = model.source.parent
+        files = inside(beside, (beside / name for name in TOKENIZER_FILES))
+        if not (beside / "tokenizer.json").is_file():
+            model.tokenizer().save(work)
             files = list(Path(work).iterdir())
-        write_checkpoint(config, tensor, folder, layout, dtype=dtype, quant=quant, files=files)
-    return layout
+        write_checkpoint(
+            model.config, tensor, folder, model.layout, dtype=dtype, quant=quant, files=files
+        )
+    return model.layout
 
 
 class _Header:

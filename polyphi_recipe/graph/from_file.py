@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def _part_of_run(name: str, source: str, folder: Path) -> ModelPart | None:
         getattr(config, name),
         tensors,
         tuple(run / "stages" / s / TRAINED for s in lineage.stages_of(stage_folder.name)),
-        run / "tokenizer" if name == "decoder" else None,
+        partial(Tokenizer.load, run / "tokenizer") if name == "decoder" else None,
     )
 
 

@@ -6,7 +6,8 @@ result of the stages that would train it (`stages.lineage.REPLACED`).
 1152
 
     decoder   Phi-4-mini, another model of its architecture, in the layout of Microsoft or transformers, or one of the
-              Llama family; where its vocabulary uses all rows of the embedding, it gets further ones for placeholders
+              Llama family, also as a GGUF file; where its vocabulary uses all rows of the embedding, it gets further
+              ones for placeholders
     vision    SigLIP, or SigLIP 2 of a fixed resolution, as transformers stores them; or the tower of a Phi-4-multimodal
     audio     the encoder of a Phi-4-multimodal
 
@@ -26,6 +27,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from polyphi.checkpoints import gguf
 from polyphi.checkpoints.files import SIGLIP_TYPES, check_headers, read_json, weight_files
 from polyphi.checkpoints.headers import read_config, read_quantization
 from polyphi.checkpoints.read import load_checkpoint
@@ -50,15 +52,15 @@ NEW_ROWS = 8
 @dataclass(frozen=True)
 class ModelPart(Mapping[str, Tensor]):
     """A part of a recipe file: tensors by our names ("decoder.norm.weight"), each with its stored dtype, as `read`
-    returns them. `source` is as the recipe file names it, `files` have the weights, `tokenizer` is the folder of the
-    language model's tokenizer, `hub_name` the repository and revision of a checkpoint of the Hub."""
+    returns them. `source` is as the recipe file names it, `files` have the weights, `tokenizer` reads the language
+    model's, `hub_name` is the repository and revision of a checkpoint of the Hub."""
 
     name: str
     source: str
     config: DecoderConfig | VisionConfig | AudioConfig
     read: Callable[[], Mapping[str, Tensor]]
     files: tuple[Path, ...] = ()
-    tokenizer: Path | None = None
+    tokenizer: Callable[[], Tokenizer] | None = None
     hub_name: tuple[str, str] | None = None
 
     @cached_property
@@ -93,7 +95,7 @@ class ModelPart(Mapping[str, Tensor]):
     def new_tokenizer(self) -> Tokenizer:
         """The tokenizer of the language model, with placeholders of images and audio."""
         assert self.tokenizer is not None and isinstance(self.config, DecoderConfig)
-        return with_placeholders(Tokenizer.load(self.tokenizer), self.config.vocab_size)
+        return with_placeholders(self.tokenizer(), self.config.vocab_size)
 
     def record(self) -> dict[str, Any]:
         """Repository, revision, configuration, and the SHA-256 of each file with weights, ready for JSON."""
@@ -111,6 +113,8 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelP
     """The part `name` from a checkpoint: a folder, which may be relative to `folder`, or a hub id. `full` has the crop
     size of images. Raises ValueError for a checkpoint of another architecture, or with shapes that don't fit."""
     is_local = (folder / source).exists()
+    if name == "decoder" and is_local and source.endswith(".gguf"):
+        return _gguf_part(source, folder / source)
     path = locate(folder / source if is_local else source)
     hub_name = None if is_local else cache.hub_name(source)
     if scheme := read_quantization(path):
@@ -140,9 +144,19 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelP
         config,
         lambda: load_checkpoint(path, adapters=False).state_dict(),
         tuple(weight_files(path)),
-        path if name == "decoder" else None,
+        partial(Tokenizer.load, path) if name == "decoder" else None,
         hub_name,
     )
+
+
+def _gguf_part(source: str, file: Path) -> ModelPart:
+    """The language model of a GGUF file, dequantized to bfloat16 when it is read. Raises ValueError as
+    `gguf.open_model`, and for a file without a known vocabulary or a tokenizer in its folder."""
+    model = gguf.open_model(file)
+    tokenizer, config = model.tokenizer(), model.config.decoder
+    config = replace(config, vocab_size=_rows(tokenizer, config.vocab_size))
+    read = partial(model.tensors, torch.bfloat16)
+    return ModelPart("decoder", source, config, read, (file,), lambda: tokenizer)
 
 
 def _rows(tokenizer: Tokenizer, rows: int) -> int:

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from polyphi import cli, load
+from polyphi.checkpoints.gguf_export import write_gguf
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -167,6 +168,23 @@ def test_a_full_embedding_gets_rows_for_placeholders(decoder: Path, tmp_path: Pa
     torch.testing.assert_close(rows[used].float(), table.float().mean(0), atol=1e-3, rtol=0)
     extended = part.new_tokenizer()
     assert used <= min(extended.image_id or 0, extended.audio_id or 0)
+
+
+def test_a_gguf_is_the_same_part_as_the_model_it_was_written_from(
+    decoder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    file = tmp_path / "phi.gguf"
+    write_gguf(load_checkpoint(decoder), file, decoder, name="phi", dtype=torch.bfloat16)
+    source, part = (open_part("decoder", str(path), tmp_path, MICRO) for path in (decoder, file))
+    assert part.record()["files"] == {f"{tmp_path.name}/phi.gguf": sha256(file)}
+    assert part.keys() == source.keys()
+    assert all(torch.equal(part[name], tensor) for name, tensor in source.items())
+    assert isinstance(part.config, DecoderConfig) and isinstance(source.config, DecoderConfig)
+    assert part.config.eos_token_ids == source.config.eos_token_ids
+    assert part.config.vocab_size == source.config.vocab_size
+    ids = [p.new_tokenizer().encode("one two three") for p in (source, part)]
+    assert ids[0] == ids[1]
 
 
 def test_tensors_of_a_part_keep_their_bits_and_dtype(decoder: Path, tmp_path: Path) -> None:
