@@ -86,9 +86,9 @@ def distributions(phi: Phi, ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
     return phi.generate(TokensPrompt(ids), sampling=sampling).prompt_logprobs
 
 
-def divergence(expected: TokenLogprob, found: TokenLogprob) -> float:
+def divergence(expected: TokenLogprob, actual: TokenLogprob) -> float:
     """The KL divergence over the tokens that are among the likeliest of both, and all others as one: a lower bound."""
-    other = dict(found.top)
+    other = dict(actual.top)
     pairs = [(p, other[token]) for token, p in expected.top if token in other]
     rest = [math.log(max(1e-12, 1 - sum(map(math.exp, side)))) for side in zip(*pairs, strict=True)]
     return sum(math.exp(p) * (p - q) for p, q in [*pairs, (rest[0], rest[1])])

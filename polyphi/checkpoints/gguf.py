@@ -76,7 +76,9 @@ class LanguageModel:
     layout: str
     _fields: Mapping[str, Any]
     _stored: Mapping[str, Any]
-    _names: Mapping[str, list[str]]  # our name -> llama.cpp's, in the order in which they are joined
+    _names: Mapping[
+        str, list[str]
+    ]  # our name -> llama.cpp's, in the order in which they are joined
 
     def tensor(self, ours: str) -> Tensor:
         """The values of a tensor by our name, dequantized to float32."""
@@ -97,6 +99,12 @@ class LanguageModel:
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """All tensors by our names."""
         return {name: self.tensor(name).to(dtype) for name in self._names}
+
+    @property
+    def licence(self) -> str:
+        """What the file names as the licence of its model, such as "apache-2.0"; "" where it names none."""
+        field = self._fields.get("general.license")
+        return str(field.contents()) if field is not None else ""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder of the file, or else that of its vocabulary."""

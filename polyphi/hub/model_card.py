@@ -27,6 +27,9 @@ LICENCES = {
 }
 """Licences of base models."""
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
+HEADER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+LICENCE = re.compile(r"^license: *[\"']?([\w.+-]+)", re.MULTILINE)
+"""The values of a model card, and its licence among them."""
 EXPORTS = "exports.json"
 """File of a run of the recipe: the stages that an exported model comes from, by its folder."""
 QUANTIZED = {
@@ -203,13 +206,26 @@ def _run(folder: Path) -> dict[str, Any] | None:
 
 
 def part_origins(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The repository and revision, or the folder's name, of each part of a run, from its parts.json."""
+    """The repository and revision, or the folder's name, of each part of a run, and the licence that it states, from
+    its parts.json."""
     return {
-        name: f"{part['repository']} at revision {part['revision']}"
-        if part["repository"]
-        else f"a checkpoint named {Path(part['source']).name}"
+        name: (
+            f"{part['repository']} at revision {part['revision']}"
+            if part["repository"]
+            else f"a checkpoint named {Path(part['source']).name}"
+        )
+        + (f", licence {part['licence']}" if part.get("licence") else "")
         for name, part in records.items()
     }
+
+
+def licence(folder: Path) -> str:
+    """The licence that the model card in a folder states, such as "apache-2.0"; "" where it states none."""
+    if not (path := folder / "README.md").is_file():
+        return ""
+    header = HEADER.match(path.read_text(encoding="utf-8", errors="replace"))
+    statement = header and LICENCE.search(header[0])
+    return statement[1] if statement else ""
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

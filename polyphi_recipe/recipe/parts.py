@@ -31,7 +31,7 @@ from polyphi.checkpoints import gguf
 from polyphi.checkpoints.files import SIGLIP_TYPES, check_headers, read_json, weight_files
 from polyphi.checkpoints.headers import read_config, read_quantization
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.hub import cache
+from polyphi.hub import cache, model_card
 from polyphi.hub.location import locate
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.siglip import SiglipEncoder
@@ -53,7 +53,8 @@ NEW_ROWS = 8
 class ModelPart(Mapping[str, Tensor]):
     """A part of a recipe file: tensors by our names ("decoder.norm.weight"), each with its stored dtype, as `read`
     returns them. `source` is as the recipe file names it, `files` have the weights, `tokenizer` reads the language
-    model's, `hub_name` is the repository and revision of a checkpoint of the Hub."""
+    model's, `hub_name` is the repository and revision of a checkpoint of the Hub, `licence` what the checkpoint states,
+    such as "apache-2.0"."""
 
     name: str
     source: str
@@ -62,6 +63,7 @@ class ModelPart(Mapping[str, Tensor]):
     files: tuple[Path, ...] = ()
     tokenizer: Callable[[], Tokenizer] | None = None
     hub_name: tuple[str, str] | None = None
+    licence: str = ""
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -104,6 +106,7 @@ class ModelPart(Mapping[str, Tensor]):
             "source": self.source,
             "repository": repository,
             "revision": cache.commit_of(repository, revision) if repository else "",
+            "licence": self.licence,
             "files": {f"{file.parent.name}/{file.name}": sha256(file) for file in self.files},
             "config": json.loads(json.dumps(asdict(self.config))),
         }
@@ -119,11 +122,14 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelP
     hub_name = None if is_local else cache.hub_name(source)
     if scheme := read_quantization(path):
         raise ValueError(f"{source} is quantized to {scheme}; expected unquantized weights")
+    licence = model_card.licence(path)
     if name == "vision" and _siglip(path):
         assert full.vision is not None
         config = siglip_config(path, full.vision)
         read = partial(siglip_tensors, path, config)
-        return ModelPart(name, source, config, read, tuple(weight_files(path)), None, hub_name)
+        return ModelPart(
+            name, source, config, read, tuple(weight_files(path)), None, hub_name, licence
+        )
     try:
         model = read_config(path)
     except ValueError as error:
@@ -146,6 +152,7 @@ def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelP
         tuple(weight_files(path)),
         partial(Tokenizer.load, path) if name == "decoder" else None,
         hub_name,
+        licence,
     )
 
 
@@ -156,7 +163,9 @@ def _gguf_part(source: str, file: Path) -> ModelPart:
     tokenizer, config = model.tokenizer(), model.config.decoder
     config = replace(config, vocab_size=_rows(tokenizer, config.vocab_size))
     read = partial(model.tensors, torch.bfloat16)
-    return ModelPart("decoder", source, config, read, (file,), lambda: tokenizer)
+    return ModelPart(
+        "decoder", source, config, read, (file,), lambda: tokenizer, licence=model.licence
+    )
 
 
 def _rows(tokenizer: Tokenizer, rows: int) -> int:

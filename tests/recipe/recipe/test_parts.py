@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from polyphi import cli, load
 from polyphi.checkpoints.gguf_export import write_gguf
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.hub.model_card import part_origins
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
@@ -256,8 +258,19 @@ def test_a_model_is_exported_in_the_dtype_of_its_decoder(decoder: Path, tmp_path
 def test_the_record_of_a_part_has_the_hash_of_its_files(decoder: Path, tmp_path: Path) -> None:
     part = open_part("decoder", str(decoder), tmp_path, MICRO)
     record = part.record()
-    assert record["repository"] == "" and set(record["files"]) == {"phi/model.safetensors"}
+    assert record["repository"] == record["licence"] == "" and set(record["files"]) == {
+        "phi/model.safetensors"
+    }
     assert record["config"]["num_hidden_layers"] == 3
+
+
+def test_card_and_page_name_the_licence_of_a_part(decoder: Path, tmp_path: Path) -> None:
+    folder = copytree(decoder, tmp_path / "phi")
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: x\n")
+    record = open_part("decoder", "phi", tmp_path, MICRO).record()
+    assert part_origins({"decoder": record}) == {
+        "decoder": "a checkpoint named phi, licence apache-2.0"
+    }
 
 
 def test_parts_of_the_hub_name_their_revision(
