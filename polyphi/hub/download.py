@@ -28,7 +28,8 @@ from polyphi.hub.listing import HubFile, Listing
 from polyphi.runtime.files import size_text
 
 log = logging.getLogger(__name__)
-TEXTS = (".json", ".txt", ".jinja")
+TEXTS = (".json", ".txt", ".jinja", "README.md")
+"""Ends of the names of files that are fetched first; a README states the licence."""
 INNER = re.compile(r"-(?:lora|modality)/")
 """Ends of the names of folders in a model's folder."""
 MODALITY_WEIGHTS = re.compile(r"[^/]+-modality/(?:adapter_)?model\.safetensors")

@@ -89,11 +89,11 @@ def test_a_hub_id_loads_as_its_folder_does(
 def test_only_files_of_the_model_are_fetched(
     models: Hub, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    others = ["README.md", "pytorch_model.bin", "onnx/model.onnx", "figures/a.json", "sample.py"]
+    others = ["pytorch_model.bin", "onnx/model.onnx", "figures/a.json", "sample.py", "docs/README.md"]
     copies = ["vision-lora/adapter_model.safetensors", "vision-lora/adapter_config.json"]
     for name in (LAYOUTS["original"], LAYOUTS["native"]):
         shutil.copytree(folders[name], tmp_path / name)
-        for path in (*others, *copies):
+        for path in ("README.md", *others, *copies):
             (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
             if not (tmp_path / name / path).exists():
                 (tmp_path / name / path).write_bytes(b"0")
@@ -102,6 +102,7 @@ def test_only_files_of_the_model_are_fetched(
         locate(name)
         adapters = {path for path in models.sent if path.endswith("adapter_model.safetensors")}
         assert set(models.sent) & {*others} == set()
+        assert "README.md" in models.sent  # which states the licence
         assert len(adapters) == (2 if name == LAYOUTS["native"] else 0)
 
 
