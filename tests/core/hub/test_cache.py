@@ -89,7 +89,13 @@ def test_a_hub_id_loads_as_its_folder_does(
 def test_only_files_of_the_model_are_fetched(
     models: Hub, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    others = ["pytorch_model.bin", "onnx/model.onnx", "figures/a.json", "sample.py", "docs/README.md"]
+    others = [
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+        "figures/a.json",
+        "sample.py",
+        "docs/README.md",
+    ]
     copies = ["vision-lora/adapter_model.safetensors", "vision-lora/adapter_config.json"]
     for name in (LAYOUTS["original"], LAYOUTS["native"]):
         shutil.copytree(folders[name], tmp_path / name)
