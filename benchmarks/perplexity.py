@@ -5,10 +5,10 @@
 
 Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
 compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
-calibrated (model/rounding.py). The second is of the quantized model as it runs: each value of `--quant`, activations
-rounded as the kernels do, bfloat16. Both are compared with the checkpoint in float32: the mean Kullback-Leibler
-divergence of the next token's distribution from its own, in nats, and the share of positions where another token comes
-first (flips). In conversations the answers are measured, in documents every token.
+calibrated (model/rounding.py). The second is of the model as it runs: each value of `--quant`, activations rounded as
+the kernels do, bfloat16, and with its KV cache in 8 bits. Both are compared with the checkpoint in float32: the mean
+Kullback-Leibler divergence of the next token's distribution from its own, in nats, and the share of positions where
+another token comes first (flips). In conversations the answers are measured, in documents every token.
 
 `benchmarks/small_language_model.py` trains a checkpoint for it; of the nano run, runs/nano/data/instructions/test is
 such a text.
@@ -28,6 +28,7 @@ import polyphi
 from polyphi.api import Phi
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
+from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -62,20 +63,32 @@ class Reader:
         self.whole = list(self.log_probabilities(phi.model))
 
     @torch.inference_mode()
-    def log_probabilities(self, model: PhiModel) -> Iterator[Tensor]:
-        """Log-probabilities of all tokens at the supervised positions of each row."""
+    def log_probabilities(self, model: PhiModel, kv: str | None = None) -> Iterator[Tensor]:
+        """Log-probabilities of all tokens at the supervised positions of each row. `kv`: the format of a KV cache."""
         for row in self.rows:
-            yield model.logits(model(row)[row.supervised]).float().log_softmax(-1)
+            hidden = model(row, stored(model, row, kv) if kv else None)
+            yield model.logits(hidden[row.supervised]).float().log_softmax(-1)
 
-    def line(self, model: PhiModel, *names: str) -> str:
+    def line(self, model: PhiModel, *names: str, kv: str | None = None) -> str:
         loss, divergence, flips, positions = 0.0, 0.0, 0, 0
-        for row, p, q in zip(self.rows, self.whole, self.log_probabilities(model), strict=True):
+        answers = self.log_probabilities(model, kv)
+        for row, p, q in zip(self.rows, self.whole, answers, strict=True):
             loss -= float(q.gather(1, row.labels[row.supervised][:, None]).sum())
             divergence += float((p.exp() * (p - q)).sum())
             flips += int((p.argmax(-1) != q.argmax(-1)).sum())
             positions += len(p)
         cells = (*names, f"{math.exp(loss / positions):.4f}", f"{divergence / positions:.6f}")
         return f"| {' | '.join(cells)} | {flips / positions:.2%} |"
+
+
+def stored(model: PhiModel, row: Batch, kv: str) -> StepCache:
+    """An empty KV cache for a row."""
+    (tokens,) = row.seq_lens
+    blocks = -(-tokens // BLOCK)
+    table = BlockTable(BlockPool(blocks))
+    table.grow(tokens)
+    memory = Memory(model.config.decoder, blocks, torch.float32, model.decoder.device, kv)
+    return StepCache(memory, [table], [tokens])
 
 
 @torch.no_grad()
@@ -105,12 +118,14 @@ def tables(
     for bits in list(ROUNDED)[1:]:
         yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
     yield "\n| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
+    yield reader.line(phi.model, "float32, cache in 8 bits", kv="int8")
     for scheme in SCHEMES:
         if scheme in ("bf16", "int8", "int4"):
             model = load(quant=scheme).model
         else:
             model = quantize(load(dtype="bfloat16").model, "int4", rows)
         yield reader.line(model, scheme)
+        yield reader.line(model, f"{scheme}, cache in 8 bits", kv="int8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,12 +3,15 @@ tokens, and the speed of answers.
 
     python benchmarks/speculation.py cost [--kinds int4 int8 bf16] [--layers 8]
     python benchmarks/speculation.py tasks runs/nano [--rows 12] [--kind bf16]
+    python benchmarks/speculation.py requests FOLDER [--kind int8]
     python benchmarks/speculation.py texts runs/nano --ranks o200k_base.tiktoken [--rows 6] [--kind int4] [--layers 6]
 
 - cost: the time of a decode step of one sequence by its tokens, at the published width with random weights. Two depths
   are measured, and 32 layers extrapolated from the layers between them.
 - tasks: a finished run's model answers its own held-out samples one by one, with and without draft tokens. The prompts
   are cached from a turn before, so that times are of decoding.
+- requests: a language model answers eight requests that repeat their prompt more or less; likewise, and how often the
+  token after a match is the next one, by the length of the match, beside the rate from which the engine starts.
 - texts: a model of the published width, random weights and few layers is forced to give the right answers of real
   tasks (each step's forward, head and sampling are run, then replaced by the right token): pages transcribed, text and
   code rewritten, from this checkout and Python's library, and samples of a run's tasks. Tokens are the published ones.
@@ -25,6 +28,7 @@ import re
 import statistics
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,10 +39,12 @@ from engine import random_model
 from sidebyside import console
 
 import polyphi
+from polyphi.api import Phi
 from polyphi.checkpoints.processor import make_processor
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import DRAFT_TOKENS, Engine
+from polyphi.engine.prompt_lookup import ACCEPTANCE, PromptLookup, _length_class
 from polyphi.engine.results import accept
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
@@ -71,6 +77,25 @@ WORKS = {
     "requests and refusals": ("pictured_requests", "spoken_requests", "refusal", "overrefusal"),
 }
 """Tasks of a run that are reported as one row."""
+STORY = (
+    "The old lighthouse stood on a small island off the northern coast. Every evening the keeper climbed its ninety "
+    "steps, cleaned the lamp and lit it before the sun went down. In winter the boats could not reach the island for "
+    "weeks, and he lived on bread, dried fish and the letters that he had already read."
+)
+SUM = "def add(numbers):\n    x = 0\n    for n in numbers:\n        x += n\n    return x"
+REQUESTS = {
+    "text repeated": f"Repeat this text word for word: {STORY}",
+    "text corrected": f"Correct the spelling and return the text: {STORY.replace('keeper', 'keper')}",
+    "code rewritten": f"Rename x to total and return only the code:\n{SUM}",
+    "code documented": f"Add a docstring to this function:\n{SUM}",
+    "text summarized": f"Summarize in one sentence: {STORY}",
+    "question": f"{STORY}\n\nHow did the keeper live in winter?",
+    "story": "Write a short story about a fox and a river.",
+    "list": "List ten capitals of Europe with their countries.",
+}
+REQUEST_TOKENS = 96
+LENGTHS = ("1", "2 to 3", "4 to 7", "8")
+"""Lengths of matches, as `ACCEPTANCE` has them."""
 REPLAYED = ("speech translated by chain of thought", "summaries", "reasoning", "tool calls")
 
 
@@ -230,18 +255,62 @@ def samples(run: Path, rows: int) -> Iterator[tuple[str, str, list]]:
             yield work, folder, results
 
 
+def loaded(folder: Path, precision: str) -> Phi:
+    if precision == "float32":
+        return polyphi.load(folder, dtype=precision)
+    return polyphi.load(folder, quant=precision)
+
+
 def tasks(run: Path, rows: int, precision: str, turns: int) -> str:
     engines: dict[str, Counting] = {}
     results = {}
     for work, folder, pairs in samples(run, rows):
         if folder not in engines:
-            options = {"dtype": precision} if precision == "float32" else {"quant": precision}
-            phi = polyphi.load(run / folder, **options)
+            phi = loaded(run / folder, precision)
             engines[folder] = Counting(phi.model, phi.processor)
         prompts = [(sample.prompt, most, None) for sample, most in pairs]
         results[work] = compare(engines[folder], prompts, turns)
         console.print(f"{work}: {results[work].speed:.2f}", highlight=False)
     return table(results)
+
+
+# ------------------------------------------------------------------------------ requests
+
+
+def requests(folder: Path, precision: str, turns: int) -> str:
+    phi = loaded(folder, precision)
+    engine, results = Counting(phi.model, phi.processor), {}
+    right, every = Counter[str](), Counter[str]()
+    for work, text in REQUESTS.items():
+        messages = [Message.user(text)]
+        results[work] = compare(engine, [(messages, REQUEST_TOKENS, None)], turns)
+        sampling = SamplingParams(max_tokens=REQUEST_TOKENS, draft=0)
+        answer = engine.generate(messages, sampling=sampling).tokens
+        for length, is_right in matches(phi.tokenize(text), answer):
+            every[length] += 1
+            right[length] += is_right
+    rows = [
+        (
+            length,
+            f"{right[length]} of {every[length]}",
+            f"{right[length] / every[length]:.2f}",
+            rate,
+        )
+        for length, rate in zip(LENGTHS, ACCEPTANCE, strict=True)
+        if every[length]
+    ]
+    titles = ("tokens of a match", "right", "share", "rate at the start")
+    return f"{table(results)}\n\n{markdown_table(titles, rows)}"
+
+
+def matches(prompt: Sequence[int], answer: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """For each token of an answer that had a match: its length, and whether the token after it was right."""
+    lookup = PromptLookup(prompt)
+    for token in answer:
+        if lookup._match is not None:
+            length, at = lookup._match
+            yield LENGTHS[_length_class(length)], lookup._tokens[at + 1] == token
+        lookup.add(token)
 
 
 # ------------------------------------------------------------------------------ texts
@@ -316,8 +385,10 @@ def without_media(messages: Sequence[Message]) -> list[Message]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("part", choices=("cost", "tasks", "texts"))
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a finished run")
+    parser.add_argument("part", choices=("cost", "tasks", "requests", "texts"))
+    parser.add_argument(
+        "run", type=Path, nargs="?", help="folder of a finished run, or of a checkpoint"
+    )
     parser.add_argument("--rows", type=int, default=12, help="of each task")
     parser.add_argument("--kind", default="bf16", choices=("float32", *SCHEMES))
     parser.add_argument("--kinds", nargs="+", default=["int4", "int8"], choices=SCHEMES)
@@ -326,7 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=Path, help="file of o200k_base ranks")
     args = parser.parse_args(arguments)
     if args.part != "cost" and args.run is None:
-        parser.error(f"{args.part} needs a finished run's tasks: give its folder")
+        parser.error(
+            f"{args.part} needs the folder of a finished run, or for requests of a checkpoint"
+        )
     if args.part == "texts" and args.ranks is None:
         parser.error("texts are counted in the published tokens: give --ranks o200k_base.tiktoken")
     with torch.inference_mode():
@@ -334,6 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(cost(args.kinds, args.layers, args.turns))
         elif args.part == "tasks":
             print(tasks(args.run, args.rows, args.kind, args.turns))
+        elif args.part == "requests":
+            print(requests(args.run, args.kind, args.turns))
         else:
             options = (args.rows, args.kind, args.layers, args.turns)
             print(texts(args.run, args.ranks, *options))

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from polyphi_recipe.graph.graph import Run
 
 app = application("python -m experiments", __doc__)
-README = Path(__file__).parents[1] / "README.md"
 
 
 @Parameter(name="*")
@@ -152,30 +151,6 @@ def scaling(
     from experiments.scaling import measure
 
     measure(options.run(), seeds)
-
-
-@app.command
-def decoder(
-    folder: Annotated[Path, Parameter(help="A checkpoint of a language model, in float32.")],
-    /,
-    *,
-    text: Annotated[Path, Parameter(help="A text, of which the first tokens are taken.")] = README,
-    tokens: Annotated[PositiveInt, Parameter(help="Their number.")] = 3000,
-) -> None:
-    """Measure on a language model what was decided on small ones: acceptance of draft tokens by prompt lookup and the
-    time they save, and how far fewer bits of weights and KV cache are from float32.
-
-    For example:
-
-        python -m experiments decoder smollm2 --text docs/faq.md
-    """
-    from experiments import decoder
-    from polyphi.api import load
-
-    console.print(decoder.accepted(load(folder)), highlight=False, soft_wrap=True)
-    console.print(decoder.drafted(folder), highlight=False, soft_wrap=True)
-    text_ = text.read_text(encoding="utf-8")
-    console.print(decoder.rounded(folder, text_, tokens), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

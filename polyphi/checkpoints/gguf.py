@@ -11,6 +11,7 @@ the folder of the GGUF, or else comes from its vocabulary (gguf_tokenizer.py).
 Source: the names of tensors and keys of both architectures in llama.cpp's converter.
 """
 
+import re
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ TEXT, ARRAY = 8, 9
 MAX_DIMENSIONS = 4
 MAX_ITEMS = 1 << 22
 """Keys, tensors and items of lists in a file together; four lists of a vocabulary of 200,064 have a fifth of them."""
+LICENCE = re.compile(r"[\w.+-]{1,64}")
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -102,9 +104,10 @@ class LanguageModel:
 
     @property
     def licence(self) -> str:
-        """What the file names as the licence of its model, such as "apache-2.0"; "" where it names none."""
+        """The licence that the file states for its model, such as "apache-2.0"; "" for none or another text."""
         field = self._fields.get("general.license")
-        return str(field.contents()) if field is not None else ""
+        text = str(field.contents()) if field is not None else ""
+        return text if LICENCE.fullmatch(text) else ""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder of the file, or else that of its vocabulary."""

@@ -27,9 +27,10 @@ LICENCES = {
 }
 """Licences of base models."""
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
-HEADER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
-LICENCE = re.compile(r"^license: *[\"']?([\w.+-]+)", re.MULTILINE)
-"""The values of a model card, and its licence among them."""
+HEADER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
+"""The part of a model card that the Hub reads."""
+LICENCE = re.compile(r"^license: *[\"']?([\w.+-]{1,64})[\"']? *$", re.MULTILINE)
+"""The licence in the header of a model card."""
 EXPORTS = "exports.json"
 """File of a run of the recipe: the stages that an exported model comes from, by its folder."""
 QUANTIZED = {

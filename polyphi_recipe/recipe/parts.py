@@ -113,11 +113,12 @@ class ModelPart(Mapping[str, Tensor]):
 
 
 def open_part(name: str, source: str, folder: Path, full: ModelConfig) -> ModelPart:
-    """The part `name` from a checkpoint: a folder, which may be relative to `folder`, or a hub id. `full` has the crop
-    size of images. Raises ValueError for a checkpoint of another architecture, or with shapes that don't fit."""
+    """The part `name` from a checkpoint: a folder or, of a decoder, a GGUF file (paths may be relative to `folder`), or
+    a hub id. `full` has the crop size of images. Raises ValueError for a checkpoint of another architecture, or with
+    shapes that don't fit."""
+    if name == "decoder" and source.endswith(".gguf"):
+        return _gguf_part(source, folder / Path(source).expanduser())
     is_local = (folder / source).exists()
-    if name == "decoder" and is_local and source.endswith(".gguf"):
-        return _gguf_part(source, folder / source)
     path = locate(folder / source if is_local else source)
     hub_name = None if is_local else cache.hub_name(source)
     if scheme := read_quantization(path):

@@ -44,3 +44,9 @@ def test_real_texts_are_there_with_their_right_answers(script) -> None:
 
     for messages, right in script.code(2, [textwrap]):
         assert "the_" in right and "the_" in messages[0].text
+
+
+def test_matches_have_their_length_and_whether_they_were_right(script) -> None:
+    pairs = list(script.matches([1, 2, 3, 9, 1], [2, 3, 4, 3]))
+    # after 1: 2, as it was; after 1, 2: 3; after 1, 2, 3 came 9, and now 4; after 4 nothing is known
+    assert pairs == [("1", True), ("2 to 3", True), ("2 to 3", False)]

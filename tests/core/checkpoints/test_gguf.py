@@ -41,6 +41,8 @@ def written(
     writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_sliding_window(int(options.get("window", 262144)))
     writer.add_eos_token_id(1)
+    if "licence" in options:
+        writer.add_license(str(options["licence"]))
     model = PhiModel(ModelConfig(config, None, None, {}))
     model.initialise(0)
     values = {}
@@ -119,6 +121,15 @@ def test_negative_scales_keep_their_steps() -> None:
     pieces = gguf._four_bits(Stored)
     actual = gguf.native.rows4(pieces["q4"], torch.arange(32), 64) * pieces["row"][:, None]
     assert relative_error(actual, expected) < 0.004
+
+
+def test_the_licence_is_what_the_file_states(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    texts = {"apache-2.0": "apache-2.0", "<b>all</b>": "", "x" * 65: ""}
+    for number, (text, licence) in enumerate(texts.items()):
+        written(tiny_config.decoder, path := tmp_path / f"{number}.gguf", "F16", licence=text)
+        assert gguf.open_model(path).licence == licence
+    written(tiny_config.decoder, path := tmp_path / "none.gguf", "F16")
+    assert gguf.open_model(path).licence == ""
 
 
 def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ def test_a_gguf_is_the_same_part_as_the_model_it_was_written_from(
     assert part.config.vocab_size == source.config.vocab_size
     ids = [p.new_tokenizer().encode("one two three") for p in (source, part)]
     assert ids[0] == ids[1]
+    with pytest.raises(ValueError, match="No such file"):
+        open_part("decoder", "another.gguf", tmp_path, MICRO)
 
 
 def test_tensors_of_a_part_keep_their_bits_and_dtype(decoder: Path, tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_the_record_of_a_part_has_the_hash_of_its_files(decoder: Path, tmp_path:
     assert record["config"]["num_hidden_layers"] == 3
 
 
-def test_card_and_page_name_the_licence_of_a_part(decoder: Path, tmp_path: Path) -> None:
+def test_the_licence_of_a_part_stands_beside_its_origin(decoder: Path, tmp_path: Path) -> None:
     folder = copytree(decoder, tmp_path / "phi")
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: x\n")
     record = open_part("decoder", "phi", tmp_path, MICRO).record()
