@@ -3,10 +3,10 @@
     python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
         --calibrate runs/larger/data/text/train [--rows 100]
 
-Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
-compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
-calibrated (model/rounding.py). The second is of the model as it runs: each value of `--quant`, activations rounded as
-the kernels do, bfloat16, and with its KV cache in 8 bits. Both are compared with the checkpoint in float32: the mean
+Prints two tables in Markdown. The first is of the model as it runs: each value of `--quant`, activations rounded as the
+kernels do, bfloat16, and with its KV cache in 8 bits. The second rounds weights alone and computes in float32, so that
+ways of rounding can be compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the
+nearest levels, searched, and calibrated (model/rounding.py). Both are compared with the checkpoint in float32: the mean
 Kullback-Leibler divergence of the next token's distribution from its own, in nats, and the share of positions where
 another token comes first (flips). In conversations the answers are measured, in documents every token.
 
@@ -112,12 +112,7 @@ def tables(
     reader, rows = Reader(phi, text, most), calibration.rows(phi.processor, sources)
     tokens = sum(map(len, reader.whole)), sum(map(len, rows))
     yield "{:,} tokens measured, {:,} to calibrate with\n".format(*tokens)
-    yield "| linears | head | perplexity | KL, nats | flips |\n|---|---|---|---|---|"
-    for bits in ROUNDED:
-        yield reader.line(rounded(load(dtype="float32").model, rows, bits, "as stored"), bits, "")
-    for bits in list(ROUNDED)[1:]:
-        yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
-    yield "\n| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
+    yield "| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
     yield reader.line(phi.model, "float32, cache in 8 bits", kv="int8")
     for scheme in SCHEMES:
         if scheme in ("bf16", "int8", "int4"):
@@ -126,6 +121,11 @@ def tables(
             model = quantize(load(dtype="bfloat16").model, "int4", rows)
         yield reader.line(model, scheme)
         yield reader.line(model, f"{scheme}, cache in 8 bits", kv="int8")
+    yield "\n| linears | head | perplexity | KL, nats | flips |\n|---|---|---|---|---|"
+    for bits in ROUNDED:
+        yield reader.line(rounded(load(dtype="float32").model, rows, bits, "as stored"), bits, "")
+    for bits in list(ROUNDED)[1:]:
+        yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
