@@ -246,7 +246,8 @@ def _measure(
     from polyphi.cli import accuracy
 
     model = load_checkpoint(out)
-    subject = accuracy.with_processor(out.resolve().name, out, model, modality)
+    files = [file.partition("=")[0] for file in modality]  # their weights are in `out` now
+    subject = accuracy.with_processor(out.resolve().name, out, model, files)
     measurement = accuracy.measure(reference, subject, shards)
     console.print(f"accuracy: {measurement}", highlight=False, soft_wrap=True)
     return measurement

@@ -44,6 +44,7 @@ def inspect(
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.parts import parts
     from polyphi.hub.location import locate
+    from polyphi.runtime.rendering import cell
 
     if (logits is None) != (out is None):
         raise ValueError(
@@ -67,7 +68,7 @@ def inspect(
         )
     console.print(table)
     if measurement := accuracy_file.read(folder):
-        text = f"accuracy next to {measurement.reference}: {measurement}"
+        text = f"accuracy next to {cell(measurement.reference)}: {measurement}"
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 

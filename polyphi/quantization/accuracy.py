@@ -50,8 +50,9 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"KL {digits(self.kl)} nats (99.9 %: {digits(self.kl_tail)}), same most likely token "
-            f"{self.same_token:.1%}, perplexity {self.perplexity_ratio:.3f} times, {self.positions:,} held-out tokens"
-        ).replace("%,", " %,")
+            f"{100 * self.same_token:.1f} %, perplexity {self.perplexity_ratio:.3f} times, "
+            f"{self.positions:,} held-out tokens"
+        )
 
     @property
     def cells(self) -> list[str]:
@@ -128,7 +129,11 @@ def _difference(value: Any) -> Difference:
         raise ValueError(f"expected an object with {', '.join(names)}, found {value!r:.80}")
     if not all(type(number) in (int, float) for number in value.values()):
         raise ValueError(f"expected numbers, found {value!r:.80}")
-    return Difference(**value)
+    try:
+        numbers = {name: float(number) for name, number in value.items()}
+        return Difference(**{**numbers, "positions": int(value["positions"])})  # type: ignore[arg-type]
+    except OverflowError as error:
+        raise ValueError(f"expected numbers, found {value!r:.80}") from error
 
 
 @torch.inference_mode()

@@ -162,7 +162,7 @@ def test_shards_are_refused_where_nothing_is_measured(
 
 
 @pytest.mark.parametrize(
-    "value", ["[]", "{", '{"format": 1}', '{"format": 2}', '{"accuracy": "67 %"}']
+    "value", ["[]", "{", '{"format": 1}', '{"format": 2}', '{"accuracy": "67 %"}', "9" * 5000]
 )
 def test_a_file_of_others_is_not_shown(value: str, tmp_path: Path) -> None:
     (tmp_path / accuracy_file.NAME).write_text(value)

@@ -183,6 +183,7 @@ def test_the_json_form_is_read_again(model: PhiModel, rows: list[Batch]) -> None
         {**value, "whole": 3},
         {**value, "parts": []},
         {**value, "whole": {**value["whole"], "kl": "0"}},
+        {**value, "whole": {**value["whole"], "kl": 10**400}},
     ):
         with pytest.raises(ValueError, match="expected"):
             Accuracy.from_json(other)
