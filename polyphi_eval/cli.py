@@ -104,11 +104,6 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate MODEL on benchmarks; a run without `suites` on its held-out tasks, as `polyphi eval heldout`."""
-    from polyphi_eval import evaluation
-    from polyphi_eval.benchmark import suite
-    from polyphi_eval.report.tables import markdown
-    from polyphi_eval.sources import Data
-
     if against is not None:
         others: dict[str, object] = {
             "a second argument": tasks,
@@ -128,6 +123,11 @@ def evaluate(
         raise ValueError(
             f"{'--rows' if rows else '--layers'} needs a model to compare with: --against REFERENCE"
         )
+    from polyphi_eval import evaluation
+    from polyphi_eval.benchmark import suite
+    from polyphi_eval.report.tables import markdown
+    from polyphi_eval.sources import Data
+
     if not suites and is_run(model) and "heldout" in app:
         if data or mini or out or key_from or device != "auto" or options != EvalOptions():
             raise ValueError(

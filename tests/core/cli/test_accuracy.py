@@ -12,6 +12,7 @@ from polyphi import kernels
 from polyphi.checkpoints import accuracy_file
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli import accuracy
+from polyphi.cli.printable import PrintableConsole
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.hub.fingerprint import fingerprint
@@ -159,6 +160,19 @@ def test_shards_are_refused_where_nothing_is_measured(
     words = [word.format(checkpoint.parent) for word in options]
     assert "--measure" in refused("export", str(checkpoint), *words)
     assert not (checkpoint.parent / "x").exists()
+
+
+def test_a_terminal_gets_a_table_and_a_pipe_markdown(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measurement = accuracy_file.read(exported)
+    assert measurement is not None
+    accuracy.show(measurement.accuracy)
+    assert capsys.readouterr().out.startswith("|  | tokens | KL, nats |")
+    monkeypatch.setattr(accuracy, "console", PrintableConsole(force_terminal=True, width=120))
+    accuracy.show(measurement.accuracy)
+    text = capsys.readouterr().out
+    assert "|" not in text and f"{measurement.accuracy.whole.positions:,}" in text
 
 
 @pytest.mark.parametrize(
