@@ -15,10 +15,10 @@ such a text.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
+from polyphi.quantization.accuracy import compare
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.quantize import quantize
 from polyphi.quantization.rounding import four_bits, nearest
@@ -54,31 +55,30 @@ SCHEMES = ("bf16", "int8", "int4", "int4, calibrated")
 
 
 class Reader:
-    """The text, and the whole model's log-probabilities of it."""
+    """The text, and the whole model, which others are compared with."""
 
     def __init__(self, phi: Phi, text: Sequence[Shards], most: int) -> None:
         make = partial(phi.processor.row, supervise="answers", context=1024, truncate=True)
         samples = [shards[i] for shards in text for i in range(min(most, len(shards)))]
         self.rows = [make(sample.messages) for sample in samples]
-        self.whole = list(self.log_probabilities(phi.model))
-
-    @torch.inference_mode()
-    def log_probabilities(self, model: PhiModel, kv: str | None = None) -> Iterator[Tensor]:
-        """Log-probabilities of all tokens at the supervised positions of each row. `kv`: the format of a KV cache."""
-        for row in self.rows:
-            hidden = model(row, stored(model, row, kv) if kv else None)
-            yield model.logits(hidden[row.supervised]).float().log_softmax(-1)
+        self.whole = phi.model
 
     def line(self, model: PhiModel, *names: str, kv: str | None = None) -> str:
-        loss, divergence, flips, positions = 0.0, 0.0, 0, 0
-        answers = self.log_probabilities(model, kv)
-        for row, p, q in zip(self.rows, self.whole, answers, strict=True):
-            loss -= float(q.gather(1, row.labels[row.supervised][:, None]).sum())
-            divergence += float((p.exp() * (p - q)).sum())
-            flips += int((p.argmax(-1) != q.argmax(-1)).sum())
-            positions += len(p)
-        cells = (*names, f"{math.exp(loss / positions):.4f}", f"{divergence / positions:.6f}")
-        return f"| {' | '.join(cells)} | {flips / positions:.2%} |"
+        other = cast(PhiModel, Cached(model, kv)) if kv else model
+        result = compare(self.whole, other, self.rows).whole
+        cells = (*names, f"{result.perplexity:.4f}", f"{result.kl:.6f}")
+        return f"| {' | '.join(cells)} | {1 - result.same_token:.2%} |"
+
+
+class Cached:
+    """A model whose keys and values are read from a cache in the format `kv`."""
+
+    def __init__(self, model: PhiModel, kv: str) -> None:
+        self.decoder, self.config, self.logits = model.decoder, model.config, model.logits
+        self._model, self._kv = model, kv
+
+    def __call__(self, row: Batch) -> Tensor:
+        return self._model(row, stored(self._model, row, self._kv))
 
 
 def stored(model: PhiModel, row: Batch, kv: str) -> StepCache:
@@ -110,7 +110,7 @@ def tables(
     load = partial(polyphi.load, folder)
     phi = load(dtype="float32")
     reader, rows = Reader(phi, text, most), calibration.rows(phi.processor, sources)
-    tokens = sum(map(len, reader.whole)), sum(map(len, rows))
+    tokens = sum(len(row.supervised) for row in reader.rows), sum(map(len, rows))
     yield "{:,} tokens measured, {:,} to calibrate with\n".format(*tokens)
     yield "| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
     yield reader.line(phi.model, "float32, cache in 8 bits", kv="int8")

@@ -14,20 +14,20 @@ Reasoning tasks are left out: they are measured on another model of the run.
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 import polyphi
 from polyphi.api import Phi
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
+from polyphi.quantization.accuracy import Difference, compare
 from polyphi.quantization.quantize import quantize
 from polyphi.runtime.rendering import table as markdown_table
 from polyphi.types.batch import Batch
+from polyphi.types.batch import row as batch_row
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
 from polyphi_eval.baselines import TaskResult, evaluate, select
@@ -81,41 +81,18 @@ def prompts(
 
 
 def answered(phi: Phi, conversations: Sequence[tuple[tuple[Message, ...], int]]) -> list[Batch]:
-    """Prompts with the model's own greedy answers behind them."""
+    """Prompts with the model's own greedy answers behind them, which are their labels."""
     out = []
     for messages, most in conversations:
-        answer = phi.generate(messages, sampling=SamplingParams(max_tokens=most))
+        answer = phi.generate(messages, sampling=SamplingParams(max_tokens=most)).tokens
         prompt = phi.engine.rows.row(messages)
-        ids = torch.cat([prompt.ids, torch.tensor(answer.tokens, dtype=prompt.ids.dtype)])
-        positions = torch.arange(len(ids))
-        cu_seqlens = (0, len(ids))
-        row = replace(
-            prompt, ids=ids, positions=positions, cu_seqlens=cu_seqlens, seq_lens=(len(ids),)
-        )
-        out.append(replace(row, labels=None, keys=(str(len(prompt)),)))
+        supervise = [False] * len(prompt) + [True] * len(answer)
+        ids, inputs = [*prompt.ids.tolist(), *answer], prompt.inputs.values()
+        out.append(batch_row(ids, *inputs, supervise=supervise, adapter=prompt.adapters[0]))
     return out
 
 
-@torch.inference_mode()
-def log_probabilities(phi: Phi, row: Batch) -> torch.Tensor:
-    """Log-probabilities of all tokens at every position of the answer, in float32."""
-    start = int(row.keys[0])
-    hidden = phi.model(row)[start - 1 :]
-    return phi.model.logits(hidden).float().log_softmax(-1)
-
-
-def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float]:
-    """(mean KL from `whole` in nats, share of positions where another token comes first)."""
-    divergence, flips, positions = 0.0, 0, 0
-    for row in rows:
-        p, q = log_probabilities(whole, row), log_probabilities(other, row)
-        divergence += float((p.exp() * (p - q)).sum())
-        flips += int((p.argmax(-1) != q.argmax(-1)).sum())
-        positions += len(p)
-    return divergence / positions, flips / positions
-
-
-def table(results: dict[str, dict[str, TaskResult]], apart: dict[str, tuple[float, float]]) -> str:
+def table(results: dict[str, dict[str, TaskResult]], apart: dict[str, Difference]) -> str:
     variants = list(apart)
     rows: list[list[Any]] = []
     for name, whole in results["bf16"].items():
@@ -131,11 +108,10 @@ def table(results: dict[str, dict[str, TaskResult]], apart: dict[str, tuple[floa
         )
         first = f"{cells[0]} ({low} to {high})"
         rows.append([name, whole.metric, whole.n, first, *cells[1:]])
-    for label, index, form in (
-        ("KL from bf16, nats", 0, "{:.5f}"),
-        ("greedy tokens that flip", 1, "{:.2%}"),
-    ):
-        rows.append([label, "", "", "", *(form.format(apart[v][index]) for v in variants)])
+    kl = [f"{apart[variant].kl:.5f}" for variant in variants]
+    flips = [f"{1 - apart[variant].same_token:.2%}" for variant in variants]
+    rows.append(["KL from bf16, nats", "", "", "", *kl])
+    rows.append(["greedy tokens that flip", "", "", "", *flips])
     return markdown_table(["task", "metric", "n", "bf16 (95 %)", *variants], rows)
 
 
@@ -162,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[variant] = scores(phi, tasks, args.run, args.rows)
         console.print(f"{variant}: {len(tasks)} tasks measured", highlight=False)
     rows = answered(models["bf16"], prompts(tasks, args.run))
-    apart = {variant: compare(models["bf16"], models[variant], rows) for variant in args.kinds}
+    whole = models["bf16"].model
+    apart = {variant: compare(whole, models[variant].model, rows).whole for variant in args.kinds}
     print(table(results, apart))
 
 

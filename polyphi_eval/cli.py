@@ -1,4 +1,5 @@
-"""`polyphi eval`: evaluate a model, check data, synthesize spoken questions, score recorded answers again."""
+"""`polyphi eval`: evaluate a model, compare it with a reference, check data, synthesize spoken questions, score
+recorded answers again."""
 
 import json
 import sys
@@ -11,7 +12,7 @@ from cyclopts.types import NonNegativeFloat
 
 from polyphi.cli.application import application
 from polyphi.cli.options import ModalityOption, QuantOption, console
-from polyphi_eval.eval_options import MACHINE, OTHER_MODELS, EvalOptions
+from polyphi_eval.eval_options import ACCURACY, MACHINE, OTHER_MODELS, EvalOptions
 
 
 def is_run(model: str) -> bool:
@@ -21,8 +22,9 @@ def is_run(model: str) -> bool:
 
 app = application(
     "eval",
-    """Evaluate a model on the report's benchmarks (--suite), or a run on its held-out tasks; or check data,
-synthesize spoken questions, score recorded answers again.
+    """Evaluate a model on the report's benchmarks (--suite), or a run on its held-out tasks; or compare a model's next
+tokens with those of its unquantized checkpoint (--against), check data, synthesize spoken questions, score recorded
+answers again.
 
 For example:
 
@@ -30,6 +32,7 @@ For example:
     polyphi eval runs/nano/model --suite mini
     polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
     polyphi eval http://localhost:8000/v1#model --suite table1 --data public
+    polyphi eval runs/nano/model --quant int4 --against runs/nano/model
 """,
 )
 SuiteOption = Annotated[
@@ -59,7 +62,10 @@ def evaluate(
         bool, Parameter(help="Use a few synthetic samples instead of the public data.")
     ] = False,
     out: Annotated[
-        Path | None, Parameter(help="Folder for the results; the same command resumes.")
+        Path | None,
+        Parameter(
+            help="Folder for the results; the same command resumes. With --against a JSON file."
+        ),
     ] = None,
     quant: QuantOption = None,
     modality: ModalityOption = (),
@@ -72,8 +78,51 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=MACHINE)] = "auto",
+    against: Annotated[
+        str | None,
+        Parameter(
+            metavar="REFERENCE",
+            help="Compare MODEL's next tokens with those of this unquantized checkpoint; both may be a folder, a hub "
+            "id, nano, or a .gguf file, whose weights are dequantized and run by polyphi.",
+            group=ACCURACY,
+        ),
+    ] = None,
+    rows: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            help="Shards to compare on; repeatable. Default: the held-out rows of the run that one of the models is "
+            "of, or else 2,000 tokens of polyphi's own texts.",
+            group=ACCURACY,
+        ),
+    ] = (),
+    layers: Annotated[
+        bool,
+        Parameter(
+            help="Also measure the reference with one layer of MODEL alone, and with its head alone.",
+            group=ACCURACY,
+        ),
+    ] = False,
 ) -> None:
     """Evaluate MODEL on benchmarks; a run without `suites` on its held-out tasks, as `polyphi eval heldout`."""
+    if against is not None:
+        others: dict[str, object] = {
+            "a second argument": tasks,
+            "--suite": suites,
+            "--data": data,
+            "--mini": mini,
+            "--key-from": key_from,
+            "an option of benchmarks": options != EvalOptions(),
+        }
+        if unused := [name for name, value in others.items() if value]:
+            raise ValueError(
+                f"--against compares two models without benchmarks; omit {unused[0]}, or omit --against"
+            )
+        _compare(model, against, rows, out, quant, modality, device, layers)
+        return
+    if rows or layers:
+        raise ValueError(
+            f"{'--rows' if rows else '--layers'} needs a model to compare with: --against REFERENCE"
+        )
     from polyphi_eval import evaluation
     from polyphi_eval.benchmark import suite
     from polyphi_eval.report.tables import markdown
@@ -112,7 +161,7 @@ def evaluate(
     own = evaluation.evaluated_model(
         model, quant=quant, device=device, key_from=key_from, modalities=modality
     )
-    rows = evaluation.measure(
+    results = evaluation.measure(
         own,
         suites,
         out or evaluation.results_folder(model, own, suites),
@@ -120,7 +169,45 @@ def evaluate(
         options=options,
         console=console,
     )
-    console.print(markdown([row.as_dict() for row in rows]), highlight=False, soft_wrap=True)
+    console.print(markdown([row.as_dict() for row in results]), highlight=False, soft_wrap=True)
+
+
+def _compare(
+    model: str,
+    against: str,
+    rows: tuple[Path, ...],
+    out: Path | None,
+    quant: str | None,
+    modality: tuple[str, ...],
+    device: str,
+    layers: bool,
+) -> None:
+    """Print the difference of a model from a reference, and write it to the JSON file `out`."""
+    if model.startswith(("http://", "https://")) or list(Path(model).glob("answers*.jsonl")):
+        raise ValueError(
+            f"--against compares the next tokens of two checkpoints; expected a checkpoint, found {model}"
+        )
+    if out is not None and (out.suffix != ".json" or out.is_dir()):
+        raise ValueError(
+            f"with --against the result is one file; expected --out FILE.json, found --out {out}"
+        )
+    from polyphi.cli import accuracy
+    from polyphi.data.shards import Shards
+    from polyphi.runtime.files import write_json
+
+    shards = [Shards(folder) for folder in rows]
+    reference = accuracy.load_reference(against, device=device, modality=modality)
+    subject = accuracy.load(model, quant, device=device, modality=modality)
+    measurement = accuracy.measure(reference, subject, shards, parts=layers)
+    accuracy.show(measurement.accuracy)
+    console.print(
+        f"{subject.name} against {reference.name} on {measurement.rows}: {measurement}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, measurement.as_json())
 
 
 def _heldout() -> Callable[..., None]:

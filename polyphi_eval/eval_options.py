@@ -7,8 +7,9 @@ from typing import Annotated
 from cyclopts import Group, Parameter, Token
 from cyclopts.types import PositiveInt
 
-OTHER_MODELS = Group("Judges, the simulator, and keys", sort_key=1)
-MACHINE = Group("Machine (no effect on the result)", sort_key=2)
+ACCURACY = Group("Comparison with a reference", sort_key=1)
+OTHER_MODELS = Group("Judges, the simulator, and keys", sort_key=2)
+MACHINE = Group("Machine (no effect on the result)", sort_key=3)
 
 
 def part_of(_: type, tokens: Sequence[Token]) -> tuple[int, int]:

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from polyphi.checkpoints import accuracy_file, variants
 from polyphi.checkpoints import adapter_config as peft
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapter_config import describe, object_at
 from polyphi.checkpoints.files import (
     MODEL_TYPES,
@@ -38,6 +38,7 @@ from polyphi.checkpoints.names import (
     PEFT_PREFIX,
     QUANTIZED,
     TYPES,
+    own_layout,
     public_names,
 )
 from polyphi.model.config import ModelConfig
@@ -139,14 +140,17 @@ def stored_types(folder: Path) -> Counter[torch.dtype]:
 
 def files_beside(folder: Path, layout: str) -> list[Path]:
     """What to copy when a checkpoint is written again in a `layout`: its tokenizer, the folders of users' modalities,
-    and for an equal layout also the settings of its processor and templates. Raises ValueError for a link out of the
-    folder."""
+    for an equal layout also the settings of its processor and templates, and of a quantized one its accuracy. Raises
+    ValueError for a link out of the folder."""
     stored_layout = read_layout(folder)
     further = [path.parent for path in sorted(folder.glob(MODALITY))]
     inside(folder, (path for one in further for path in one.iterdir()))
+    if stored_layout == QUANTIZED and layout == own_layout(read_config(folder)):
+        further += inside(folder, [folder / accuracy_file.NAME])  # the weights are the same
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
         return [*inside(folder, (folder / name for name in TOKENIZER_FILES)), *further]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
+    ours.add(accuracy_file.NAME)
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
     return [*inside(folder, (p for p in texts if p.name not in ours)), *further]
 

@@ -16,6 +16,9 @@ from polyphi.cli.options import (
 if TYPE_CHECKING:
     import torch
 
+    from polyphi.checkpoints.accuracy_file import Measurement
+    from polyphi.cli.accuracy import LoadedModel
+    from polyphi.data.shards import Shards
     from polyphi.model.multimodal import PhiModel
 
 
@@ -40,6 +43,19 @@ def export(
         tuple[Path, ...],
         Parameter(help="Shards with typical requests, which calibrate int4 (GPTQ); repeatable."),
     ] = (),
+    measure: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            help="With --quant: shards to measure the accuracy on; repeatable. Default: held-out rows of the model's "
+            "run, or else 2,000 tokens of polyphi's own texts."
+        ),
+    ] = (),
+    no_accuracy: Annotated[
+        bool,
+        Parameter(
+            help="With --quant: don't measure the accuracy, which runs the quantized and the unquantized model."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None, Parameter(help="float32, bfloat16 or float16; default: as stored.")
     ] = None,
@@ -56,7 +72,8 @@ def export(
     public: PublicOption = False,
 ) -> None:
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card; or its
-    language model as a GGUF file for llama.cpp. MODEL may also be a .gguf file of Phi-4-mini, or of a model of the
+    language model as a GGUF file for llama.cpp. A quantized checkpoint is compared with the unquantized one; the
+    result is in its accuracy.json and on the card. MODEL may also be a .gguf file of Phi-4-mini, or of a model of the
     Llama family.
 
     For example:
@@ -66,12 +83,13 @@ def export(
         polyphi export runs/nano/model --out nano.gguf --merge vision --quant q8_0
     """
     import tempfile
+    from functools import partial
 
     import torch
 
     from polyphi.api import as_dtype
-    from polyphi.checkpoints import gguf, modalities
-    from polyphi.checkpoints.headers import files_beside, read_config
+    from polyphi.checkpoints import accuracy_file, gguf, modalities
+    from polyphi.checkpoints.headers import files_beside, read_config, read_quantization
     from polyphi.checkpoints.names import LAYOUTS, own_layout
     from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import load_checkpoint
@@ -81,12 +99,14 @@ def export(
     from polyphi.hub import model_card, push
     from polyphi.hub.location import locate
     from polyphi.model.merge import check_mergeable, merge_adapter
+    from polyphi.prepared.prepare import prepare
     from polyphi.processing.tokenizer import Tokenizer
+    from polyphi.runtime.files import record_file, write_json, write_whole
 
     target = push.target(push_to_hub, public)
     to_gguf = layout == "gguf" or (layout is None and out.suffix == ".gguf")
     if model.endswith(".gguf"):
-        if merge or results or calibrate or target or layout not in (None, *LAYOUTS):
+        if merge or results or calibrate or measure or target or layout not in (None, *LAYOUTS):
             raise ValueError(
                 "a GGUF file supports only --quant and --dtype; for other options export the written checkpoint again"
             )
@@ -98,6 +118,7 @@ def export(
         others: dict[str, object] = {
             "--results": results,
             "--calibrate": calibrate,
+            "--measure": measure,
             "--push-to-hub": target,
         }
         if dtype and quant:
@@ -114,18 +135,24 @@ def export(
         check_mergeable(modalities.with_modalities(read_config(folder), modality, folder), merge)
     layout = layout or own_layout(read_config(folder))
     sources = [Shards(source) for source in calibrate]
+    held_out = [Shards(source) for source in measure]
+    is_quantized = read_quantization(folder) is not None
+    measured = quant is not None and not (to_gguf or no_accuracy or is_quantized)
+    _check_measured(folder, measured, measure)
+    card_text = partial(
+        model_card.card,
+        folder,
+        layout,
+        source=model,
+        merged=merge,
+        results=results,
+        quant=quant,
+        repository=push_to_hub,
+    )
     cards, beside = {}, []
     if not to_gguf:
-        text = model_card.card(
-            folder,
-            layout,
-            source=model,
-            merged=merge,
-            results=results,
-            quant=quant,
-            repository=push_to_hub,
-        )
-        cards = model_card.placed(text, out)
+        measurement = accuracy_file.read(folder) if is_quantized else None
+        cards = model_card.placed(card_text(accuracy=measurement), out)
         beside = files_beside(folder, layout)
     stored_dtype = as_dtype(dtype) if dtype else None
     # merged in the dtype that is written, or quantized from; float32 rounds nothing
@@ -158,6 +185,22 @@ def export(
     console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} was edited and is unchanged")
+    if measured and (folder / "tokenizer.json").is_file():
+        from polyphi.cli import accuracy
+
+        name = accuracy.display_name(model, folder) + (f" with {merge} merged" if merge else "")
+        if not (modality or calibrate):
+            processor = make_processor(loaded.config, Tokenizer.load(folder))
+        reference = accuracy.LoadedModel(name, folder, prepare(loaded), processor)
+        measurement = _measure(reference, out, held_out, modality)
+        cards = model_card.placed(card_text(accuracy=measurement), out)
+        write_json(out / accuracy_file.NAME, measurement.as_json())
+        write_whole(out / list(cards)[-1], list(cards.values())[-1])
+        for file_name in (accuracy_file.NAME, list(cards)[-1]):
+            record_file(out, file_name)
+    elif measured:
+        text = f"the accuracy isn't measured: {folder} has no tokenizer.json"
+        console.print(text, soft_wrap=True)
     if target:
         console.print(f"pushed to {push.push(out, target)}")
 
@@ -183,6 +226,31 @@ def _check_file(out: Path, quant: str | None, others: list[str]) -> None:
     if others:
         option = f"{others[0]} beside --quant" if others[0] == "--dtype" else others[0]
         raise ValueError(f"{option} isn't used for a GGUF file; omit it")
+
+
+def _check_measured(folder: Path, measured: bool, shards: tuple[Path, ...]) -> None:
+    """Raise ValueError for shards of --measure where the accuracy isn't measured."""
+    if shards and not measured:
+        raise ValueError(
+            f"--measure {shards[0]} needs an unquantized model, --quant, and no --no-accuracy; omit it"
+        )
+    if shards and not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"--measure {shards[0]} needs a tokenizer; {folder} has no tokenizer.json")
+
+
+def _measure(
+    reference: "LoadedModel", out: Path, shards: "list[Shards]", modality: tuple[str, ...]
+) -> "Measurement":
+    """The accuracy of the quantized checkpoint in `out` next to the unquantized one; prints it."""
+    from polyphi.checkpoints.read import load_checkpoint
+    from polyphi.cli import accuracy
+
+    model = load_checkpoint(out)
+    files = [file.partition("=")[0] for file in modality]  # their weights are in `out` now
+    subject = accuracy.with_processor(out.resolve().name, out, model, files)
+    measurement = accuracy.measure(reference, subject, shards)
+    console.print(f"accuracy: {measurement}", highlight=False, soft_wrap=True)
+    return measurement
 
 
 def _write_gguf(

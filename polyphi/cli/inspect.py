@@ -30,7 +30,8 @@ def inspect(
     quant: QuantOption = None,
     modality: ModalityOption = (),
 ) -> None:
-    """Show parts and parameters next to the report's; with --logits, write exact logits for comparison.
+    """Show parts and parameters next to the report's, and the accuracy of a quantized model; with --logits, write
+    exact logits for comparison.
 
     For example:
 
@@ -38,10 +39,12 @@ def inspect(
         polyphi inspect nano --logits request.json --out logits.safetensors
     """
     import polyphi
+    from polyphi.checkpoints import accuracy_file
     from polyphi.checkpoints.headers import read_config
     from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.parts import parts
     from polyphi.hub.location import locate
+    from polyphi.runtime.rendering import cell
 
     if (logits is None) != (out is None):
         raise ValueError(
@@ -64,6 +67,9 @@ def inspect(
             part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""
         )
     console.print(table)
+    if measurement := accuracy_file.read(folder):
+        text = f"accuracy next to {cell(measurement.reference)}: {measurement}"
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def write_logits(phi: "Phi", request: str | Path, out: str | Path) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyphi.checkpoints.accuracy_file import Measurement
 from polyphi.checkpoints.headers import read_config
 from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS, TEXT_LAYOUTS
 from polyphi.checkpoints.parts import part_of, parts
@@ -53,10 +54,12 @@ def card(
     results: Path | None = None,
     quant: str | None = None,
     repository: str | None = None,
+    accuracy: Measurement | None = None,
 ) -> str:
     """The model card of an exported checkpoint. `source` is the user's name of the checkpoint, `merged` the adapter
-    that was merged, `quant` the quantization scheme, `repository` the one on the Hub that it is for. It has no paths of
-    this machine. Raises ValueError where `results` is no results folder, or that of another model."""
+    that was merged, `quant` the quantization scheme, `repository` the one on the Hub that it is for, and `accuracy`
+    the measured one of a quantized checkpoint. It has no paths of this machine. Raises ValueError where `results` is no
+    results folder, or that of another model."""
     if layout not in LAYOUTS:
         raise ValueError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
     evaluated = _results(results, folder) if results else None
@@ -94,6 +97,7 @@ def card(
         layout=layout,
         quant=quant,
         quantized=quant and QUANTIZED[quant],
+        accuracy=accuracy,
         base=base,
         base_licence=LICENCES.get(base or ""),
         merged=merged,

@@ -196,6 +196,12 @@ def record_files(folder: Path, except_for: Collection[str] = ()) -> None:
     (folder / RECORD).write_text(json.dumps(states, indent=1, ensure_ascii=False))
 
 
+def record_file(folder: Path, name: str) -> None:
+    """Record one more file, or the new content of one, in a folder whose other files are recorded."""
+    states = {**read_object(folder / RECORD), name: _state(folder / name)}
+    write_json(folder / RECORD, states)
+
+
 def foreign_files(folder: Path) -> list[str]:
     """The files, links and empty folders in a folder that aren't recorded as ours, or were changed since."""
     recorded: Any = {}

@@ -61,7 +61,7 @@ ONLY = {
     | {"train", "planning"},
     "polyphi.serve": LEVEL_0 | {"engine", "decoding", "transcription", "media", "processing"},
     "polyphi_eval": LEVEL_0 | {"data.sample", "data.shards"},
-    "polyphi_eval.cli": LEVEL_0 | {"cli.application", "cli.options"},
+    "polyphi_eval.cli": LEVEL_0 | {"cli.accuracy", "cli.application", "cli.options", "data.shards"},
     "polyphi_eval.evaluation": LEVEL_0 | {""},  # `polyphi.load` reads a command's model
     **{
         f"polyphi_recipe.{name}": CURATION

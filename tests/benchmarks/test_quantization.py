@@ -60,16 +60,17 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
     whole = polyphi.load(run / "model", quant="bf16")
     conversations = [((Message.user(f"what is {n} ?"),), 6) for n in range(3)]
     rows = script.answered(whole, conversations)
-    # its own answers are what comes first, so not one token flips
-    assert script.compare(whole, whole, rows) == (0.0, 0.0)
-    start = int(rows[0].keys[0])
-    first = script.log_probabilities(whole, rows[0]).argmax(-1)
-    assert torch.equal(first[: len(rows[0]) - start], rows[0].ids[start:])
+    same = script.compare(whole.model, whole.model, rows).whole
+    assert (same.kl, same.same_token) == (0.0, 1.0)
+    first = int(rows[0].supervised[0])
+    with torch.inference_mode():  # its own answers are what comes first
+        logits = whole.model.logits(whole.model(rows[0])[rows[0].supervised])
+    assert torch.equal(logits.argmax(-1), rows[0].ids[first + 1 :])
     corpora = [run / "data" / "instructions" / "train"]
     models = {
         variant: script.loaded(run / "model", variant, corpora) for variant in script.VARIANTS
     }
-    far = {variant: script.compare(whole, model, rows)[0] for variant, model in models.items()}
+    far = {v: script.compare(whole.model, one.model, rows).whole.kl for v, one in models.items()}
     assert 0 < far["int8"] < far["int4"]
 
 
@@ -87,7 +88,9 @@ def test_tables_of_a_checkpoint_and_a_text(
     assert known["as stored", ""] == pytest.approx(0, abs=1e-5)
     assert known["8", ""] < known["4, calibrated", ""] < known["4, searched", ""]
     assert known["", "8"] < known["", "4, calibrated"] < known["", "4, searched"]
-    assert [row[0].strip() for row in rows if len(row) == 4] == ["quant", "---", *script.SCHEMES]
+    pairs = [(scheme, f"{scheme}, cache in 8 bits") for scheme in script.SCHEMES]
+    names = ["quant", "---", "float32, cache in 8 bits", *(name for pair in pairs for name in pair)]
+    assert [row[0].strip() for row in rows if len(row) == 4] == names
 
 
 def test_flips_of_a_batch(

@@ -89,6 +89,11 @@ def test_a_quantized_copy(with_motion: PhiModel, tmp_path: Path, run_command) ->
         assert len({path.read_bytes() for path in same}) == 1
     stored = polyphi.load(tmp_path / "q8", device="cpu", modalities=[FILE])
     stored.generate(QUESTION, sampling=EIGHT)
+    quantized = ("--quant", "int8", "--modality", f"{FILE}")
+    code, _, error = run_command(
+        "export", f"{tmp_path / 'model'}", "--out", f"{tmp_path / 'q8'}", *quantized
+    )
+    assert code == 0 and (tmp_path / "q8" / "accuracy.json").is_file(), error
     code, _, error = run_command(
         "export", f"{tmp_path / 'model'}", "--out", f"{tmp_path / 'm'}", "--merge", "vision"
     )

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from fixtures.engines import picture
 
 from polyphi.data import calibration, shards
-from polyphi.data.shards import Shards, document
+from polyphi.data.shards import Sample, Shards, document
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.types.messages import Message
 
 
 @pytest.fixture
@@ -35,5 +37,21 @@ def test_long_texts_are_cut_off(tmp_path: Path, processor: Processor) -> None:
 
 
 def test_no_rows_are_told(tmp_path: Path, processor: Processor) -> None:
-    with pytest.raises(ValueError, match="calibrate"):
+    with pytest.raises(ValueError, match="found none"):
         calibration.rows(processor, [corpus(tmp_path / "a", [])])
+
+
+def test_rows_to_measure_on_have_labels_and_known_modalities(
+    tmp_path: Path, processor: Processor
+) -> None:
+    samples = [
+        document("0", "1 + 2 = 3", "made up", "MIT"),
+        Sample("1", (Message.user("1 + 2 ?"), Message.assistant("3")), "made up", "MIT"),
+        Sample("2", (Message.user(picture(), "?"), Message.assistant("3")), "made up", "MIT"),
+    ]
+    shards.write(tmp_path / "a", samples, pipeline="test")
+    source = Shards(tmp_path / "a")
+    rows = calibration.rows(processor, [source], supervise="answers", modalities=())
+    assert [len(row) - len(row.supervised) for row in rows] == [1, len(rows[1]) - 2]
+    rows = calibration.rows(processor, [source], context=4096, modalities=("image",))
+    assert [row.labels for row in rows] == [None] * 3

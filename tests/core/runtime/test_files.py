@@ -184,3 +184,15 @@ def test_two_threads_may_write_one_folder_and_the_last_one_stays(tmp_path: Path)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, ("first", "last")))
     assert names(tmp_path) == ["index"] and (folder / "a.txt").read_text() == "last"
+
+
+def test_a_recorded_file_is_ours_and_the_others_are_as_before(tmp_path: Path) -> None:
+    (tmp_path / "ours").write_text("1")
+    (tmp_path / "theirs").write_text("1")
+    files.record_files(tmp_path, except_for=["theirs"])
+    (tmp_path / "new").write_text("1")
+    (tmp_path / "ours").write_text("22")
+    assert files.foreign_files(tmp_path) == ["new", "ours", "theirs"]
+    for name in ("new", "ours"):
+        files.record_file(tmp_path, name)
+    assert files.foreign_files(tmp_path) == ["theirs"]

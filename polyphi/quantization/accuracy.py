@@ -1,0 +1,275 @@
+"""How far a model's next tokens are from a reference's: what quantization costs, in the figures that are published.
+
+>>> accuracy = compare(reference, model, rows)
+>>> accuracy.whole.kl, accuracy.modalities["text"].same_token
+(0.0033, 0.973)
+
+Each supervised position of the rows is a prediction of the next token. Of it the Kullback-Leibler divergence of the
+model's distribution from the reference's is measured, in nats, whether both have the same most likely token, and the
+probability of the token in the row. Hidden states of one row at a time are in memory, and logits of CHUNK positions:
+those of the published vocabulary take 0.8 MB a position.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from polyphi.model.multimodal import PhiModel
+from polyphi.types.batch import Batch
+
+CHUNK = 64
+"""Positions whose logits are in memory. From 128 on the head of an int4 model is multiplied in another way, which
+prompts need and decode steps don't (docs/quantization.md)."""
+TAIL = 0.999
+"""Quantile of the divergence that is reported beside its mean."""
+TEXT, NO_ADAPTER = "text", "none"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a model from a reference over some positions."""
+
+    positions: int
+    """Number of positions, which are predictions of one token each."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats."""
+    kl_tail: float
+    """99.9th percentile of the divergence."""
+    same_token: float
+    """Share of positions where both have the same most likely token."""
+    perplexity: float
+    """The model's perplexity."""
+    perplexity_ratio: float
+    """The model's perplexity, divided by the reference's."""
+
+    def __str__(self) -> str:
+        return (
+            f"KL {digits(self.kl)} nats (99.9 %: {digits(self.kl_tail)}), same most likely token "
+            f"{100 * self.same_token:.1f} %, perplexity {self.perplexity_ratio:.3f} times, "
+            f"{self.positions:,} held-out tokens"
+        )
+
+    @property
+    def cells(self) -> list[str]:
+        """The values of the columns COLUMNS."""
+        return [
+            f"{self.positions:,}",
+            digits(self.kl),
+            digits(self.kl_tail),
+            f"{self.same_token:.2%}",
+            f"{self.perplexity:.4g}",
+            f"{self.perplexity_ratio:.4f}",
+        ]
+
+
+COLUMNS = ("tokens", "KL, nats", "99.9 %", "same token", "perplexity", "ratio")
+"""Titles of `Difference.cells`."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The difference of a model from a reference: in all, by modality (such as "text" or "image+audio", the inputs of a
+    row), by adapter ("none" or a name), and on request of the reference with one part of the model alone: a layer of
+    the decoder ("layer 0") or the head ("head")."""
+
+    whole: Difference
+    modalities: Mapping[str, Difference]
+    adapters: Mapping[str, Difference]
+    parts: Mapping[str, Difference] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Accuracy":
+        """The accuracy that `as_json` describes. Raises ValueError for another value."""
+        names = [one.name for one in fields(cls)]
+        if not isinstance(value, dict) or sorted(value) != sorted(names):
+            raise ValueError(f"expected an object with {', '.join(names)}, found {value!r:.80}")
+        groups = {name: value[name] for name in names[1:]}
+        if not all(isinstance(group, dict) for group in groups.values()):
+            raise ValueError(f"expected objects in {', '.join(groups)}, found {value!r:.80}")
+        inner = {
+            name: {key: _difference(one) for key, one in group.items()}
+            for name, group in groups.items()
+        }
+        return cls(_difference(value["whole"]), **inner)
+
+    def rows(self) -> list[list[str]]:
+        """The rows of a table: a label, then the cells of COLUMNS. A group with one member is that of the whole."""
+        groups = [("", {"all": self.whole})]
+        groups += [
+            (title, dict(group))
+            for title, group in (("", self.modalities), ("adapter ", self.adapters))
+            if len(group) > 1
+        ]
+        groups.append(("only ", dict(self.parts)))
+        return [
+            [f"{title}{name}", *one.cells] for title, group in groups for name, one in group.items()
+        ]
+
+
+def digits(value: float) -> str:
+    """A divergence with two significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:#.2g}".rstrip(".")
+
+
+def _difference(value: Any) -> Difference:
+    """The difference that JSON values describe. Raises ValueError for others."""
+    names = [one.name for one in fields(Difference)]
+    if not isinstance(value, dict) or sorted(value) != sorted(names):
+        raise ValueError(f"expected an object with {', '.join(names)}, found {value!r:.80}")
+    if not all(type(number) in (int, float) for number in value.values()):
+        raise ValueError(f"expected numbers, found {value!r:.80}")
+    try:
+        numbers = {name: float(number) for name, number in value.items()}
+        return Difference(**{**numbers, "positions": int(value["positions"])})  # type: ignore[arg-type]
+    except OverflowError as error:
+        raise ValueError(f"expected numbers, found {value!r:.80}") from error
+
+
+@torch.inference_mode()
+def compare(
+    reference: PhiModel,
+    model: PhiModel,
+    rows: Sequence[Batch],
+    *,
+    parts: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Accuracy:
+    """The difference of a model from a reference over the supervised positions of rows of one sequence each, as
+    `polyphi.data.calibration.rows` makes them with `supervise`. Each model runs in its own dtype and on its own device;
+    log-probabilities are in float32. An adapter that one of the models lacks is left out there, as at inference. With
+    `parts` also of the reference with one layer of the model, and with its head. `progress` is called with the number
+    of rows that are measured.
+
+    Raises ValueError for models of different vocabularies, for `parts` of models with different numbers of layers, for
+    rows without supervised positions, and for logits that aren't finite.
+    """
+    a, b = reference.config.decoder, model.config.decoder
+    if a.vocab_size != b.vocab_size:
+        raise ValueError(
+            f"expected two models with one vocabulary, found {a.vocab_size:,} and {b.vocab_size:,} tokens"
+        )
+    sizes = [(config.num_hidden_layers, config.hidden_size) for config in (a, b)]
+    if parts and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the layers of a model replace those of the reference; expected {sizes[0][0]} layers of width "
+            f"{sizes[0][1]}, found {sizes[1][0]} of width {sizes[1][1]}"
+        )
+    measured: list[tuple[str, str, dict[str, Tensor]]] = []
+    """Modality and adapter of a row, and values [4 Q] of the whole ("") and of each part."""
+    for number, row in enumerate(rows, 1):
+        assert row.sequences == 1, "a row has one sequence"
+        if row.labels is not None and row.supervised is not None and len(row.supervised):
+            values = _values(reference, model, row, parts)
+            if not all(torch.isfinite(one).all() for one in values.values()):
+                raise ValueError(
+                    f"expected finite logits, found others in row {number} of {len(rows)}; load the models in another "
+                    "dtype, or check the checkpoint"
+                )
+            measured.append(("+".join(row.inputs) or TEXT, row.adapters[0] or NO_ADAPTER, values))
+        progress(number)
+    if not measured:
+        raise ValueError(
+            "expected rows with supervised positions, found none; name documents, or conversations with answers"
+        )
+
+    def over(part: str = "", modality: str | None = None, adapter: str | None = None) -> Difference:
+        selected = [
+            values[part]
+            for name, own, values in measured
+            if modality in (None, name) and adapter in (None, own)
+        ]
+        return _summary(torch.cat(selected, 1))
+
+    return Accuracy(
+        over(),
+        {name: over(modality=name) for name in dict.fromkeys(one for one, _, _ in measured)},
+        {name: over(adapter=name) for name in dict.fromkeys(one for _, one, _ in measured)},
+        {name: over(name) for name in measured[0][2] if name},
+    )
+
+
+def _values(
+    reference: PhiModel, model: PhiModel, row: Batch, parts: bool
+) -> dict[str, Float[Tensor, "4 Q"]]:
+    """`_distances` of a row's supervised positions, of the whole model ("") and of its parts."""
+    first, second = _own_row(reference, row), _own_row(model, row)
+    assert first.supervised is not None and second.supervised is not None
+    assert first.labels is not None
+    expected = reference(first)[first.supervised]
+    states = {"": (model(second)[second.supervised], model)}
+    if parts:
+        layers = _with_one_layer(reference, model, first, second)
+        states |= {f"layer {i}": (hidden, reference) for i, hidden in enumerate(layers)}
+        # The norm before the head isn't quantized: its output is the reference's.
+        states["head"] = (expected.to(model.decoder.device, model.decoder.dtype), model)
+    labels = first.labels[first.supervised]
+    values: dict[str, list[Tensor]] = {name: [] for name in states}
+    for start in range(0, len(labels), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        p = reference.logits(expected[chunk]).float().log_softmax(-1)
+        for name, (hidden, head) in states.items():
+            logits = head.logits(hidden[chunk]).to(p.device)
+            q = logits.float().log_softmax(-1)
+            values[name].append(_distances(p, q, labels[chunk]).cpu())
+    return {name: torch.cat(chunks, 1) for name, chunks in values.items()}
+
+
+def _own_row(model: PhiModel, row: Batch) -> Batch:
+    """A row on a model's device, without an adapter that the model lacks."""
+    adapters = tuple(name if name in model.config.adapters else None for name in row.adapters)
+    return replace(row.to(model.decoder.device), adapters=adapters)
+
+
+def _with_one_layer(
+    reference: PhiModel, model: PhiModel, first: Batch, second: Batch
+) -> list[Float[Tensor, "Q D"]]:
+    """Hidden states of the reference at the supervised positions with each layer of the model in turn. `first` and
+    `second` are the row of the two models."""
+    own, other = reference.decoder, model.decoder
+    assert first.supervised is not None
+    x = reference.embed(first)
+    context = own.context(x, first)
+    other_context = other.context(x.to(other.device, other.dtype), second)
+    states = []
+    for number, layer in enumerate(own.layers):
+        y = other.layers[number](x.to(other.device, other.dtype), other_context, number).to(x)
+        for later in range(number + 1, len(own.layers)):
+            y = own.layers[later](y, context, later)
+        states.append(own.norm(y)[first.supervised])
+        x = layer(x, context, number)
+    return states
+
+
+def _distances(
+    p: Float[Tensor, "n V"], q: Float[Tensor, "n V"], labels: Int[Tensor, " n"]
+) -> Float[Tensor, "4 n"]:
+    """Of the log-probabilities `p` of the reference and `q` of a model: the divergence, 1 for the same most likely
+    token or else 0, and the negative log-probabilities of the labels under both."""
+    kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)  # rounding can give -1e-8
+    same = (p.argmax(-1) == q.argmax(-1)).float()
+    losses = [-one.gather(1, labels[:, None]).squeeze(1) for one in (p, q)]
+    return torch.stack([kl, same, *losses])
+
+
+def _summary(values: Float[Tensor, "4 n"]) -> Difference:
+    """The difference over positions with the values of `_distances`."""
+    kl, same, reference_loss, loss = values.double()
+    return Difference(
+        positions=len(kl),
+        kl=float(kl.mean()),
+        kl_tail=float(kl.quantile(TAIL)),
+        same_token=float(same.mean()),
+        perplexity=float(loss.mean().exp()),
+        perplexity_ratio=float((loss.mean() - reference_loss.mean()).exp()),
+    )
