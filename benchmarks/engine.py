@@ -73,7 +73,7 @@ from polyphi.prepared.memory import model_bytes
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization import quantize as quantized
-from polyphi.quantization.integer_weights import EightBit
+from polyphi.quantization.integer_weights import EIGHT, Quantized
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import row
 from polyphi.types.inputs.audio import AudioLayout
@@ -183,7 +183,7 @@ def random_quantized(config: ModelConfig, kind: str) -> PhiModel:
         model = PhiModel(config)
     for part in quantized.parts(model, kind):
         shape = model.get_parameter(part.name).shape
-        part.put(part.form(noise.tensor(part.name, shape).flatten(1)))
+        part.put(Quantized(noise.tensor(part.name, shape).flatten(1), part.form))
     if quantized.head_of(model) is not None:
         model.decoder.embed_tokens.register_parameter("weight", None)
     state = {name: noise.tensor(name, t.shape) for name, t in model.state_dict().items()}
@@ -342,7 +342,7 @@ def paired(
 
 def int8_rate(size: int = 2048, seconds: float = 2.0) -> float:
     """Operations/s of a square int8 matrix product, as `matmul_rate` for bfloat16."""
-    product = EightBit(torch.randn(size, size, dtype=torch.bfloat16))
+    product = Quantized(torch.randn(size, size, dtype=torch.bfloat16), EIGHT)
     x = torch.randn(size, size, dtype=torch.bfloat16)
     best, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:

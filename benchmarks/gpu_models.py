@@ -21,6 +21,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.quantization.quantize import EMBEDDING, parts
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.messages import Message
@@ -131,8 +132,8 @@ def random_packed(model: PhiModel, scheme: str, *, gradients: bool) -> PhiModel:
             if dtype == torch.uint8:
                 pieces[name] = torch.randint(256, shape, dtype=dtype)
             else:
-                pieces[name] = torch.full(shape, 1e-5 if part.form.bits == 4 else 2e-4)
-        part.put(part.form.stored(pieces, part.shape, device, gradients=gradients))
+                pieces[name] = torch.full(shape, {4: 1e-5, 6: 5e-6, 8: 1e-6}[part.form.bits])
+        part.put(Quantized.stored(pieces, part.shape, device, gradients=gradients))
     model.quant = scheme
     return model
 

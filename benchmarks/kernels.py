@@ -105,6 +105,7 @@ ENGINES = (LLAMA, GENAI, ONNX)
 PEERS = (
     Peer(LLAMA, "int4", "Q4_0", "llama.py", "llama", "Q4_0.gguf", 5.5),
     Peer(LLAMA, "int4", "Q4_0-pure", "llama.py", "llama", "Q4_0-pure.gguf", 4.5),
+    Peer(LLAMA, "int4", "Q4_K_M", "llama.py", "llama", "Q4_K_M.gguf", 5.5),
     Peer(LLAMA, "int8", "Q8_0", "llama.py", "llama", "Q8_0.gguf", 8.5),
     Peer(GENAI, "int4", "int4", "genai.py", "openvino", "openvino-int4", 7),
     Peer(GENAI, "int8", "int8", "genai.py", "openvino", "openvino-int8", 10),

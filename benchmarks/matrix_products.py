@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from sidebyside import (
@@ -30,7 +31,14 @@ from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels import native
-from polyphi.quantization.integer_weights import EightBit, FourBit, Int4Pack, OneDnn, PerToken
+from polyphi.quantization.integer_weights import (
+    EIGHT,
+    FOUR,
+    Int4Pack,
+    OneDnn,
+    PerToken,
+    Quantized,
+)
 from polyphi.quantization.rounding import nearest
 
 SHAPES = {
@@ -63,12 +71,12 @@ def onednn(weight: Tensor) -> PerToken:
 def torch_int4(weight: Tensor) -> Int4Pack:
     """torch's product in 4 bits, the fallback where our kernels are missing."""
     rounded = nearest(weight)
-    return Int4Pack(rounded.four, rounded.row)
+    return Int4Pack(rounded.four, rounded.row, False)
 
 
 SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
-    "int4": FourBit,
-    "int8": EightBit,
+    "int4": partial(Quantized, form=FOUR),
+    "int8": partial(Quantized, form=EIGHT),
     "torch int4": torch_int4,
     "oneDNN int8": onednn,
 }

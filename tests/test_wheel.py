@@ -22,8 +22,8 @@ from polyphi.kernels import linear
 assert Path.cwd() in Path(polyphi.__file__).parents, polyphi.__file__
 print(kernels.missing())
 if kernels.missing() is None:
-    packed = linear.pack8(torch.ones(8, 64, dtype=torch.int8))
-    print(linear.linear(torch.ones(1, 64), packed, torch.ones(8), bits=8).tolist())
+    ones = linear.IntWeight(torch.ones(8, 64, dtype=torch.int8), torch.ones(8, 1, dtype=torch.uint8))
+    print(linear.linear(torch.ones(1, 64), linear.pack(ones, 8), torch.ones(8), bits=8, rotated=False).tolist())
 """
 pytestmark = pytest.mark.long
 

@@ -1,6 +1,6 @@
 """llama.cpp, through llama-cpp-python, on WORK/bf16.gguf, which `polyphi export` writes of a checkpoint.
 
-    python llama.py CHECKPOINT WORK KIND THREADS      KIND: Q4_0, Q8_0, or Q4_0-pure
+    python llama.py CHECKPOINT WORK KIND THREADS      KIND: Q4_0, Q8_0, Q4_K_M or Q4_0-pure
 
 The first turn of a KIND writes WORK/KIND.gguf, quantized by llama.cpp's own `llama_model_quantize`. Its Q4_0 keeps the
 tied embedding, which is the head, in Q6_K; `Q4_0-pure` has 4 bits everywhere. Contexts are llama.cpp's defaults but for
@@ -17,7 +17,12 @@ import llama_cpp as llama
 import numpy as np
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
-KINDS = {"Q4_0": (2, False), "Q4_0-pure": (2, True), "Q8_0": (7, False)}
+KINDS = {
+    "Q4_0": (2, False),
+    "Q4_0-pure": (2, True),
+    "Q4_K_M": (15, False),
+    "Q8_0": (7, False),
+}
 """llama_ftype, and whether every matrix has that type."""
 
 

@@ -34,7 +34,7 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.integer_weights import Pieces
+from polyphi.quantization.integer_weights import LEVELS, Pieces
 from polyphi.runtime.installation import pip_install
 
 ARCHITECTURES = {"phi3": "mini", "llama": "llama"}
@@ -395,4 +395,4 @@ def _four_bits(tensor: Any) -> Pieces:
     row = (d.abs().amax(1) / 255).clamp(min=1e-30)
     s = (d.abs() / row[:, None]).round().byte()
     z = torch.where(negative, 16 * 7, 16 * 8).byte()
-    return {"q4": native.pack4(native.Int4Weight(q, s, z)), "row": row}
+    return {LEVELS.piece: native.pack4(native.Int4Weight(q, s, z)), "row": row}

@@ -32,7 +32,7 @@ from polyphi.checkpoints.files import (
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
-    FORMATS,
+    FORMAT,
     IMAGE,
     METHOD,
     PEFT_PREFIX,
@@ -108,11 +108,17 @@ def read_quantization(folder: Path) -> str | None:
         )
     values = settings if isinstance(settings, dict) else {}
     scheme, version = values.get("kind"), values.get("format")
-    if version not in FORMATS or scheme not in quantize.STORED:
+    if version in range(1, FORMAT):
+        raise ValueError(
+            f"{folder} has weights in version {version} of the quantized layout, which an older polyphi rounded with "
+            f"larger errors; this one reads version {FORMAT}: export the unquantized checkpoint again, with --quant "
+            f"{scheme}"
+        )
+    if version != FORMAT or scheme not in quantize.STORED:
         raise ValueError(
             f"{folder} has weights of the scheme {describe(scheme)} in version {describe(version)} of the "
-            f"quantized layout; this version of polyphi reads {', '.join(quantize.STORED)} in versions "
-            f"{' and '.join(map(str, FORMATS))}: install a newer one, or export the checkpoint again"
+            f"quantized layout; this version of polyphi reads {', '.join(quantize.STORED)} in version "
+            f"{FORMAT}: install a newer one, or export the checkpoint again"
         )
     return str(scheme)
 

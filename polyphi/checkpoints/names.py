@@ -12,7 +12,7 @@ Source: names and shapes of the published checkpoints; transformers' conversion 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -21,13 +21,12 @@ import torch
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
+from polyphi.quantization.integer_weights import LEVELS
 
 LAYOUTS = ("mini", "original", "native", "llama")
 TEXT_LAYOUTS = ("mini", "llama")
 """Layouts of language models alone."""
-QUANTIZED, METHOD, FORMAT = "quantized", "polyphi", 2
-FORMATS = (1, FORMAT)
-"""Versions of the quantized layout that can be read; the first has no table of embeddings."""
+QUANTIZED, METHOD, FORMAT = "quantized", "polyphi", 3
 """The layout of quantized checkpoints, and the method and version of the layout in the `quantization_config` of their
 config.json."""
 PUBLISHED_ADAPTERS = ("vision", "speech")
@@ -245,16 +244,19 @@ def linear_shape(linear: str, decoder: DecoderConfig) -> tuple[int, int]:
 
 
 def in_pieces(
-    entries: Mapping[str, NamedTensor], parts: Mapping[str, quantize.WeightTarget]
+    entries: Mapping[str, NamedTensor],
+    parts: Mapping[str, quantize.WeightTarget],
+    stored: Container[str] = (),
 ) -> dict[str, NamedTensor]:
-    """Entries of a quantized checkpoint: each quantized weight is replaced by its pieces, such as `NAME.q8` and
-    `NAME.row`."""
+    """Entries of a quantized checkpoint: each quantized weight is replaced by its pieces, such as `NAME.r8` and
+    `NAME.row`; by those of the levels of a GGUF file where `stored` has them."""
     result = {}
     for name, entry in entries.items():
         if entry.ours not in parts:
             result[name] = entry
             continue
         part = parts[entry.ours]
-        for end, (dtype, shape) in part.form.layout(part.shape).items():
+        form = LEVELS if f"{name}.{LEVELS.piece}" in stored else part.form
+        for end, (dtype, shape) in form.layout(part.shape).items():
             result[f"{name}.{end}"] = NamedTensor(entry.ours, shape, dtype)
     return result

@@ -36,6 +36,7 @@ from polyphi.checkpoints.names import (
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.runtime.files import restore
 from polyphi.runtime.heap import give_back
 from polyphi.text.quantity import quantity
@@ -128,7 +129,7 @@ def _expected(
     """The tensors that the files must have, by stored name."""
     expected = entries_of(model, checkpoint.layout, adapted=adapted)
     if checkpoint.layout == QUANTIZED:
-        expected = in_pieces(expected, parts)
+        expected = in_pieces(expected, parts, checkpoint.stored)
         if LOOKUP in checkpoint.stored and parts[quantize.EMBEDDING].has_table:
             expected[LOOKUP] = NamedTensor(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
     return expected
@@ -192,10 +193,11 @@ class _Loading:
                     if tensor.is_floating_point():  # any bytes are valid packed weights
                         _check_finite(f"{part.name} ({end})", tensor)
             if self.quantized:
-                part.put(part.form.stored(pieces, part.shape, self.device))
+                part.put(Quantized.stored(pieces, part.shape, self.device))
             else:
                 tensor = self._joined(part.name, list(pieces.values()))
-                part.put(part.form(tensor.to(device=self.device, dtype=self.dtype).flatten(1)))
+                weight = tensor.to(device=self.device, dtype=self.dtype).flatten(1)
+                part.put(Quantized(weight, part.form))
             del pieces
 
     def lookup(self) -> Tensor | None:

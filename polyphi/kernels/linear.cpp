@@ -1,8 +1,9 @@
-// Linear layers with weights of 4 and 8 bits. Activations are quantized to 8 bits per token, products and sums are of
-// integers, and weights are read from memory once for all tokens. See packed.h for their layout.
+// Linear layers with weights of 4, 6 and 8 bits. Activations are quantized to 8 bits with a scale per token and block of
+// 64 inputs, before that rotated as the weights were; products and sums of a block are of integers, and weights are read
+// from memory once for all tokens. See packed.h for their layout.
 //
 // Scales of groups take a fifth of the instructions of a product of 4 bits. For the many tokens of a prompt a panel of
-// 4 bits is therefore unpacked to int8 first, with a scale per output: normal weights then have an error of 7.15 %
+// 4 bits is therefore unpacked to int8 first, with a scale per block: normal weights then have an error of 7.13 %
 // instead of 7.10.
 //
 // The kernel (linear_kernel.h) is written once, over the registers of each set of instructions. All paths add the same
@@ -23,20 +24,21 @@ constexpr int MANY_TILES = 16;                  // tokens for which AMX is faste
 constexpr int TILE = 16;                        // tokens, and outputs, of a tile of AMX
 constexpr int EVEN = 12;                        // a multiple of the tokens of a step on every path
 
-// Activations [m, groups * GROUP] as integers. `offset` has for each token and group the negative sum of its
-// activations, as 16 bits of 32 (null if 8 bits don't need it); `total` has the sum of a token. `words` are the same
-// activations in 16 bits, null if they aren't used. `tiles`: AMX multiplies them by weights of 8 bits.
+// Activations [m, blocks * BLOCK] as integers, with the scale of each token and block. `offset` has for each token and
+// group the negative sum of its activations, as 16 bits of 32 (null if the weight doesn't need it); `total` has the sum
+// of a token's block. `words` are the same activations in 16 bits, null if they aren't used. `tiles`: AMX multiplies
+// them by weights of 8 bits.
 struct Tokens {
     const int8_t* a;
     const int16_t* words;
     const float* scale;
     const int32_t* offset;
     const int32_t* total;
-    int64_t m, groups;
+    int64_t m, blocks;
     bool tiles;
 };
 
-// Memory to prefetch: `lines` cache lines per group, from `at` on.
+// Memory to prefetch: `lines` cache lines per block, from `at` on.
 struct Prefetch {
     const uint8_t* at;
     int lines;
@@ -48,9 +50,9 @@ struct Place {
     int part;
 };
 
-// The product of tokens and a weight, whose sums are scaled by the factors of token and output and by `unit`. `w` and
-// `row` begin with panel `first`; those of the second part are `apart` panels further. If panels were unpacked, some at
-// a time, `narrow` are the packed panels of the next step.
+// The product of tokens and a weight, whose sums are scaled by the factors of outputs and by `unit`. `w` and `row` begin
+// with panel `first`; those of the second part are `apart` panels further. If panels were unpacked, some at a time,
+// `narrow` are the packed panels of the next step.
 struct Factor {
     Tokens x;
     int bits;
@@ -60,20 +62,18 @@ struct Factor {
     int64_t first, apart;
     const Factor* narrow;
 
-    int64_t bytes() const { return bits == 4 ? BYTES4 : bits / 8 * BYTES8; }  // of a group
     int64_t index(Place place) const { return place.panel - first + place.part * apart; }
-    const uint8_t* at(Place place) const { return w + index(place) * x.groups * bytes(); }
+    const uint8_t* at(Place place) const { return w + index(place) * panel_bytes(bits, x.blocks); }
     const float* row_at(Place place) const { return row + index(place) * PANEL; }
-    float scale(int64_t token) const { return x.scale[token] * unit; }
 
-    // What to prefetch: with a single block of tokens the data that is needed soon; with several `blocks`, a part of
+    // What to prefetch: with a single group of tokens the data that is needed soon; with several `passes`, a part of
     // the next panel during each.
-    Prefetch ahead(Place place, int64_t block, int64_t blocks) const {
-        if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, block, blocks);
-        const int64_t all = bytes() / 64, lines = up(all, blocks);
-        if (blocks == 1) return {at(place) + AHEAD, int(all)};
+    Prefetch ahead(Place place, int64_t pass, int64_t passes) const {
+        if (narrow) return narrow->ahead({place.panel + apart - 1, place.part}, pass, passes);
+        const int64_t all = block_bytes(bits) / 64, lines = up(all, passes);
+        if (passes == 1) return {at(place) + AHEAD, int(all)};
         place.panel++;
-        return {at(place) + block * x.groups * lines * 64, block * lines < all ? int(lines) : 0};
+        return {at(place) + pass * x.blocks * lines * 64, pass * lines < all ? int(lines) : 0};
     }
 };
 
@@ -110,6 +110,7 @@ constexpr bool OFFSET = false;
 using Int = int32_t;
 using Real = float;
 inline Int zero() { return 0; }
+inline Int constant(int32_t value) { return value; }
 inline Real float_zero() { return 0; }
 inline Int load(const uint8_t* at) { Int found; std::memcpy(&found, at, 4); return found; }
 inline Int four(const int8_t* at) { Int found; std::memcpy(&found, at, 4); return found; }
@@ -120,12 +121,11 @@ inline Int dot(Int sum, Int w, Int a, int offset) {
     return sum;
 }
 inline Int dot4(Int sum, Int w, Int a) { return dot(sum, w, a, 0); }
+inline Int dot6(Int sum, Int w, Int a) { return dot(sum, w, a, 0); }
 inline Int dot8(Int sum, Int w, Int a) { return dot(sum, w, a, 128); }
 inline Int settled(Int sum, const uint8_t* z, int32_t offset) { return sum * 16 + *z * int16_t(offset); }
 inline Real scaled(Int sum, Real s, Real total) { return std::fma(float(sum), s, total); }
 inline Real bytes(const uint8_t* at) { return *at; }
-inline Real real(Int sum) { return float(sum); }
-inline Int plus(Int sum, int32_t more) { return sum + more; }
 inline void store(float* at, Real value) { *at = value; }
 inline void prefetch(const uint8_t*) {}
 #include "linear_kernel.h"
@@ -139,12 +139,13 @@ namespace avx512 {
 #define LANES 16
 #include "vectors.h"
 #define TILES
-constexpr int most_for(int bits) { return bits == 8 ? 12 : 6; }
+constexpr int most_for(int bits) { return bits == 6 ? 4 : 6; }
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;
 using Real = __m512;
 inline Int zero() { return _mm512_setzero_si512(); }
+inline Int constant(int32_t value) { return _mm512_set1_epi32(value); }
 inline Real float_zero() { return _mm512_setzero_ps(); }
 inline Int load(const uint8_t* at) { return _mm512_loadu_si512(at); }
 inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm512_set1_epi32(found); }
@@ -152,6 +153,7 @@ inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); r
 inline Int low(Int pairs) { return _mm512_and_si512(_mm512_slli_epi16(pairs, 4), _mm512_set1_epi8(-16)); }
 inline Int high(Int pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi8(-16)); }
 inline Int dot4(Int sum, Int w, Int a) { return _mm512_dpbusd_epi32(sum, w, a); }
+inline Int dot6(Int sum, Int w, Int a) { return _mm512_dpbusd_epi32(sum, w, a); }
 // For the intrinsic, whose sums have another type, GCC copies every sum with every product.
 inline Int dot8(Int sum, Int w, Int a) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
@@ -163,8 +165,8 @@ inline Int settled(Int sum, const uint8_t* z, int32_t offset) {
 }
 inline Real scaled(Int sum, Real s, Real total) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), s, total); }
 inline Real bytes(const uint8_t* at) { return _mm512_cvtepi32_ps(wide(at)); }
-inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
-inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
+inline Real loaded(const float* at) { return _mm512_loadu_ps(at); }
+inline Int plus(Int sum, Int more) { return _mm512_add_epi32(sum, more); }
 inline void prefetch(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
 #undef TILES
@@ -178,6 +180,7 @@ POLYPHI_END
     using Int = __m256i;                                                                                               \
     using Real = __m256;                                                                                               \
     inline Int zero() { return _mm256_setzero_si256(); }                                                               \
+    inline Int constant(int32_t value) { return _mm256_set1_epi32(value); }                                            \
     inline Real float_zero() { return _mm256_setzero_ps(); }                                                           \
     inline Int load(const uint8_t* at) { return _mm256_loadu_si256((const __m256i*)at); }                              \
     inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return _mm256_set1_epi32(found); }  \
@@ -191,17 +194,17 @@ POLYPHI_END
     inline Real real(Int sum) { return _mm256_cvtepi32_ps(sum); }                                                      \
     inline Real scaled(Int sum, Real s, Real total) { return _mm256_fmadd_ps(real(sum), s, total); }                   \
     inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                    \
-    inline Int plus(Int sum, int32_t more) { return _mm256_add_epi32(sum, _mm256_set1_epi32(more)); }                  \
     inline void prefetch(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 
 POLYPHI_BEGIN(POLYPHI_AVXVNNI)
 namespace avxvnni {
 #define LANES 8
 #include "vectors.h"
-constexpr int most_for(int bits) { return bits == 8 ? 6 : 4; }
+constexpr int most_for(int) { return 4; }
 constexpr bool OFFSET = true;
 POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
+inline Int dot6(Int sum, Int w, Int a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 inline Int dot8(Int sum, Int w, Int a) {  // see the path of AVX-512
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(a));
     return sum;
@@ -224,6 +227,9 @@ POLYPHI_256
 inline Int dot4(Int sum, Int w, Int a) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a)); }
 inline Int settled(Int sum, const uint8_t* z, int32_t offset) {
     return shifted(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), z, offset);
+}
+inline Int dot6(Int sum, Int w, Int a) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
 }
 // The sign of the activations is moved to the weights: 2 * 127 * 127 is 32,258.
 inline Int dot8(Int sum, Int w, Int a) {
@@ -258,12 +264,14 @@ POLYPHI_END
     using Int = int32x4_t;                                                                                              \
     using Real = float32x4_t;                                                                                           \
     inline Int zero() { return vdupq_n_s32(0); }                                                                        \
+    inline Int constant(int32_t value) { return vdupq_n_s32(value); }                                                   \
     inline Real float_zero() { return vdupq_n_f32(0); }                                                                 \
     inline Int load(const uint8_t* at) { return vreinterpretq_s32_u8(vld1q_u8(at)); }                                   \
     inline Int four(const int8_t* at) { int32_t found; std::memcpy(&found, at, 4); return vdupq_n_s32(found); }         \
     inline Int low(Int pairs) { return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(pairs), vdupq_n_u8(15))); }   \
     inline Int high(Int pairs) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(pairs), 4)); }             \
     inline Int dot4(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); } \
+    inline Int dot6(Int sum, Int w, Int a) { return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); } \
     inline Int wide(const uint8_t* at) {                                                                                \
         uint32_t found;                                                                                                 \
         std::memcpy(&found, at, 4);                                                                                     \
@@ -276,7 +284,6 @@ POLYPHI_END
     inline Real real(Int sum) { return vcvtq_f32_s32(sum); }                                                            \
     inline Real scaled(Int sum, Real s, Real total) { return vfmaq_f32(total, real(sum), s); }                          \
     inline Real bytes(const uint8_t* at) { return real(wide(at)); }                                                     \
-    inline Int plus(Int sum, int32_t more) { return vaddq_s32(sum, vdupq_n_s32(more)); }                                \
     inline void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
 
 POLYPHI_BEGIN(POLYPHI_DOTPROD)
@@ -336,7 +343,7 @@ POLYPHI_END
 
 // The functions of the kernel for each set of instructions.
 struct Kernel {
-    void (*quantize)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
+    void (*quantize)(const void*, bool, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
     void (*products)(const Work&, int64_t, int64_t);
     bool words;  // whether many tokens by weights of 8 bits are multiplied in 16
     bool tiles;  // or by AMX
@@ -363,19 +370,17 @@ struct Pool {
     int threads;
 };
 
-// Memory for activations [m, groups * GROUP] in 16 bits, if they are used.
-int16_t* words_of(const Pool& pool, int bits, int64_t m, int64_t groups) {
-    return pool.own.words && bits == 8 && m >= MANY_WORDS ? new int16_t[m * groups * GROUP] : nullptr;
+// Memory for activations [m, blocks * BLOCK] in 16 bits, if they are used.
+int16_t* words_of(const Pool& pool, int bits, int64_t m, int64_t blocks) {
+    return pool.own.words && bits == 8 && m >= MANY_WORDS ? new int16_t[m * blocks * BLOCK] : nullptr;
 }
 
-// Whether AMX multiplies activations by weights of 8 bits: it takes two groups at a time.
-bool by_tiles(const Pool& pool, int64_t m, int64_t groups) {
-    return pool.own.tiles && m >= MANY_TILES && groups % 2 == 0;
-}
+// Whether AMX multiplies activations by weights of 8 bits.
+bool by_tiles(const Pool& pool, int64_t m) { return pool.own.tiles && m >= MANY_TILES; }
 
-// Memory for activations [m, groups * GROUP] in 8 bits. Tiles read whole ones, past the last token.
-int8_t* bytes_of(const Pool& pool, int64_t m, int64_t groups) {
-    return new int8_t[(by_tiles(pool, m, groups) ? m + 2 * TILE : m) * groups * GROUP];
+// Memory for activations [m, blocks * BLOCK] in 8 bits. Tiles read whole ones, past the last token.
+int8_t* bytes_of(const Pool& pool, int64_t m, int64_t blocks) {
+    return new int8_t[(by_tiles(pool, m) ? m + 2 * TILE : m) * blocks * BLOCK];
 }
 
 // Converts activations of tokens `begin` to `end` to 16 bits (null `to`: does nothing).
@@ -384,22 +389,23 @@ void widen(const int8_t* a, int16_t* to, int64_t begin, int64_t end, int64_t str
         for (int64_t i = begin * stride; i < end * stride; i++) to[i] = a[i];
 }
 
-// Quantizes activations [m k]; with the sums of groups for 4 bits.
+// Quantizes activations [m k] for a weight of `bits`, rotated or not; with the sums of groups for 4 bits.
 struct Rounded {
-    const int64_t groups;
+    const int64_t blocks;
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
     const std::unique_ptr<float[]> scale;
     const std::unique_ptr<int32_t[]> offset, total;
     const Tokens tokens;
 
-    Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
-        : groups(up(k, GROUP)), a(bytes_of(pool, m, groups)), words(words_of(pool, grouped ? 4 : 8, m, groups)),
-          scale(new float[m]), offset(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
-          tokens{a.get(), words.get(), scale.get(), offset.get(), total.get(), m, groups, by_tiles(pool, m, groups)} {
+    Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, int bits, bool rotated)
+        : blocks(up(k, BLOCK)), a(bytes_of(pool, m, blocks)), words(words_of(pool, bits, m, blocks)),
+          scale(new float[m * blocks]), offset(bits == 4 ? new int32_t[m * blocks * 2] : nullptr),
+          total(new int32_t[m * blocks]),
+          tokens{a.get(), words.get(), scale.get(), offset.get(), total.get(), m, blocks, by_tiles(pool, m)} {
         const auto work = [&](int64_t begin, int64_t end) {
-            pool.own.quantize(x, bf16, begin, end, k, a.get(), scale.get(), offset.get(), total.get());
-            widen(a.get(), words.get(), begin, end, groups * GROUP);
+            pool.own.quantize(x, bf16, rotated, begin, end, k, a.get(), scale.get(), offset.get(), total.get());
+            widen(a.get(), words.get(), begin, end, blocks * BLOCK);
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
     }
@@ -407,25 +413,29 @@ struct Rounded {
 
 // The same for quantized activations: bytes q + 128 [m k] with a scale per row.
 struct RoundedRows {
+    const int64_t blocks;
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
+    const std::unique_ptr<float[]> scale;
     const std::unique_ptr<int32_t[]> total;
     const Tokens tokens;
 
-    RoundedRows(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
-        : a(bytes_of(pool, m, up(k, GROUP))), words(words_of(pool, 8, m, up(k, GROUP))), total(new int32_t[m]),
-          tokens{a.get(), words.get(), scale, nullptr, total.get(), m, up(k, GROUP), by_tiles(pool, m, up(k, GROUP))} {
-        const int64_t stride = tokens.groups * GROUP;
+    RoundedRows(const Pool& pool, const uint8_t* q, const float* row_scale, int64_t m, int64_t k)
+        : blocks(up(k, BLOCK)), a(bytes_of(pool, m, blocks)), words(words_of(pool, 8, m, blocks)),
+          scale(new float[m * blocks]), total(new int32_t[m * blocks]),
+          tokens{a.get(), words.get(), scale.get(), nullptr, total.get(), m, blocks, by_tiles(pool, m)} {
+        const int64_t stride = blocks * BLOCK;
         const auto work = [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 int8_t* to = a.get() + t * stride;
-                int32_t sum = 0;
-                for (int64_t i = 0; i < k; i++) {
-                    to[i] = int8_t(q[t * k + i] ^ 128);
-                    sum += to[i];
-                }
+                for (int64_t i = 0; i < k; i++) to[i] = int8_t(q[t * k + i] ^ 128);
                 std::memset(to + k, 0, size_t(stride - k));
-                total[t] = sum;
+                for (int64_t b = 0; b < blocks; b++) {
+                    int32_t sum = 0;
+                    for (int i = 0; i < BLOCK; i++) sum += to[b * BLOCK + i];
+                    total[t * blocks + b] = sum;
+                    scale[t * blocks + b] = row_scale[t];
+                }
             }
             widen(a.get(), words.get(), begin, end, stride);
         };
@@ -455,31 +465,33 @@ int polyphi_amx() { return has_amx(); }
 int polyphi_isa() { return best(); }
 int polyphi_has(int isa) { return has(isa); }
 
-// The product of activations x [m k], float32 or bfloat16, and a weight of `bits` bits, plus `onto` (or null), into y
-// [m n] of the same type; with `gate` into y [m n/2], the second half times silu of the first, each of whole panels. An
-// int8 adapter (or nulls), a [rank k] and b [n rank], adds `scale` times its product. `isa` must be supported
-// (`polyphi_has`; -1: the best); `parallel` runs it in `threads` threads (null: in new threads).
-void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const float* row, const void* onto, void* y,
-                    int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row,
+// The product of activations x [m k], float32 or bfloat16, and a weight of `bits` bits, whose inputs are `rotated` or
+// not, plus `onto` (or null), into y [m n] of the same type; with `gate` into y [m n/2], the second half times silu of
+// the first, each of whole panels. A rotated int8 adapter (or nulls), a [rank k] and b [n rank], adds `scale` times its
+// product. `isa` must be supported (`polyphi_has`; -1: the best); `parallel` runs it in `threads` threads (null: in new
+// threads).
+void polyphi_linear(int isa, int bits, int rotated, const void* x, const uint8_t* w, const float* row, const void* onto,
+                    void* y, int bf16, int gate, int64_t m, int64_t n, int64_t k, const uint8_t* a, const float* a_row,
                     const uint8_t* b, const float* b_row, int64_t rank, float scale, Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};
-    const Rounded rounded(pool, x, bf16 != 0, m, k, bits == 4);
+    const Rounded rounded(pool, x, bf16 != 0, m, k, bits, rotated != 0);
     const int parts = gate ? 2 : 1;
     const int64_t apart = n / 2 / PANEL;
     const Factor base{rounded.tokens, bits, w, row, bits == 4 ? 1.0f / 16 : 1.0f, 0, apart, nullptr};
     Work work{base, nullptr, onto, y, bf16 != 0, n, parts, 0};
     if (!a) return run(pool, work);
     const std::unique_ptr<float[]> low(new float[m * rank]);
-    const Factor squeeze{rounded.tokens, 8, a, a_row, 1.0f, 0, 0, nullptr};
+    const std::unique_ptr<Rounded> other(rotated ? nullptr : new Rounded(pool, x, bf16 != 0, m, k, 8, true));
+    const Factor squeeze{(other ? *other : rounded).tokens, 8, a, a_row, 1.0f, 0, 0, nullptr};
     run(pool, {squeeze, nullptr, nullptr, low.get(), false, rank, 1, 0});
-    const Rounded squeezed(pool, low.get(), false, m, rank, false);
+    const Rounded squeezed(pool, low.get(), false, m, rank, 8, true);
     const Factor adapter{squeezed.tokens, 8, b, b_row, scale, 0, apart, nullptr};
     work.adapter = &adapter;
     run(pool, work);
 }
 
-// The product of quantized activations, bytes q + 128 [m k] with a `scale` per row, and a weight of 8 bits, to y [m n]
-// in bfloat16.
+// The product of quantized activations, bytes q + 128 [m k] with a `scale` per row, and a weight of 8 bits that isn't
+// rotated, to y [m n] in bfloat16.
 void polyphi_linear_rows(int isa, const uint8_t* q, const float* scale, const uint8_t* w, const float* row, void* y,
                          int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     const Pool pool{kernel(isa), parallel, std::max(1, threads)};

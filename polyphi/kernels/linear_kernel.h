@@ -1,17 +1,20 @@
 // The kernel of linear.cpp over one set of instructions, whose registers the including namespace defines: LANES
 // outputs in one, and at most `most_for` tokens by `wide_for` registers at once, so that all sums stay in registers.
 
+#include "rotation_kernel.h"
+
 // Sums [T, PANEL] of the product of T tokens and a panel of 4 bits, W registers of them, from `column` on.
 template <int T, int W>
 void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column, Prefetch ahead, float* sums) {
-    const int8_t* a = x.a + token * x.groups * GROUP;
-    const int32_t* offset = x.offset + token * x.groups;
-    const int64_t stride = x.groups * GROUP;
+    const int64_t stride = x.blocks * BLOCK, groups = x.blocks * 2;
+    const int8_t* a = x.a + token * stride;
+    const int32_t* offset = x.offset + token * groups;
+    const float* factor = x.scale + token * x.blocks;
     Real total[T][W];
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
-    for (int64_t g = 0; g < x.groups; g++, group += BYTES4, a += GROUP, offset++) {
-        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
+    for (int64_t g = 0; g < groups; g++, group += BYTES4, a += GROUP, offset++) {
+        for (int line = g % 2; line < ahead.lines; line += 2, ahead.at += 64) prefetch(ahead.at);
         Int sum[T][W];
         UNROLLED for (int t = 0; t < T; t++)
             UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
@@ -33,8 +36,8 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
             const uint8_t* s = group + NIBBLES + column + w * LANES;
             const Real scale = bytes(s);
             UNROLLED for (int t = 0; t < T; t++) {
-                const Int settled_sum = settled(sum[t][w], s + PANEL, offset[t * x.groups]);
-                total[t][w] = scaled(settled_sum, scale, total[t][w]);
+                const Int settled_sum = settled(sum[t][w], s + PANEL, offset[t * groups]);
+                total[t][w] = scaled(settled_sum, scale * factor[t * x.blocks + g / 2], total[t][w]);
             }
         }
     }
@@ -42,49 +45,112 @@ void four_bits(const Tokens& x, int64_t token, const uint8_t* group, int column,
         UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
+// Adds the integer sums of a block, times the scales of weights and activations, to `total`.
+template <int T, int W>
+INLINE void add_block(const Int (&sum)[T][W], const Tokens& x, int64_t token, int64_t block, const uint8_t* s,
+                      Real (&total)[T][W]) {
+    UNROLLED for (int w = 0; w < W; w++) {
+        const Real scale = bytes(s + w * LANES);
+        UNROLLED for (int t = 0; t < T; t++)
+            total[t][w] = scaled(sum[t][w], scale * x.scale[(token + t) * x.blocks + block], total[t][w]);
+    }
+}
+
 // The same for 8 bits.
 template <int T, int W>
 void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
-    const int64_t stride = x.groups * GROUP;
+    const int64_t stride = x.blocks * BLOCK;
     const int8_t* a = x.a + token * stride;
-    const uint8_t* at = panel + column * QUAD;
-    Int sum[T][W];
+    const uint8_t *at = panel + column * QUAD, *s = panel + x.blocks * block_bytes(8) + column;
+    Real total[T][W];
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
+        UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
     // Lines are prefetched with every four inputs, since many prefetches at once would delay each other.
-    constexpr int64_t QUADS = GROUP / QUAD;
+    constexpr int QUADS = BLOCK / QUAD;
     const int each = ahead.lines / QUADS, rest = ahead.lines % QUADS;
-    for (int64_t quad = 0; quad < x.groups * QUADS; quad++, a += QUAD, at += PANEL * QUAD) {
-        for (int line = quad % QUADS < rest ? -1 : 0; line < each; line++, ahead.at += 64) prefetch(ahead.at);
-        Int weights[W];
-        UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
-        UNROLLED for (int t = 0; t < T; t++) {
-            const Int activations = four(a + t * stride);
-            UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
+    for (int64_t b = 0; b < x.blocks; b++, s += PANEL) {
+        Int sum[T][W];
+        UNROLLED for (int t = 0; t < T; t++)
+            UNROLLED for (int w = 0; w < W; w++)
+                sum[t][w] = OFFSET ? constant(-128 * x.total[(token + t) * x.blocks + b]) : zero();
+        for (int quad = 0; quad < QUADS; quad++, a += QUAD, at += PANEL * QUAD) {
+            for (int line = quad < rest ? -1 : 0; line < each; line++, ahead.at += 64) prefetch(ahead.at);
+            Int weights[W];
+            UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
+            UNROLLED for (int t = 0; t < T; t++) {
+                const Int activations = four(a + t * stride);
+                UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot8(sum[t][w], weights[w], activations);
+            }
         }
+        add_block(sum, x, token, b, s, total);
     }
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) {
-            const Int all = OFFSET ? plus(sum[t][w], -128 * x.total[token + t]) : sum[t][w];
-            store(sums + t * PANEL + column + w * LANES, real(all));
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
+}
+
+// The same for 6 bits.
+template <int T, int W>
+void six_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
+    const int64_t stride = x.blocks * BLOCK;
+    const int8_t* a = x.a + token * stride;
+    const uint8_t *block = panel + column * QUAD, *s = panel + x.blocks * block_bytes(6) + column;
+    const Int fifteen = constant(0x0f0f0f0f), highest = constant(0x30303030);
+    Real total[T][W];
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
+    for (int64_t b = 0; b < x.blocks; b++, block += block_bytes(6), s += PANEL) {
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
+        Int sum[T][W];
+        UNROLLED for (int t = 0; t < T; t++)
+            UNROLLED for (int w = 0; w < W; w++) sum[t][w] = constant(-32 * x.total[(token + t) * x.blocks + b]);
+        for (int half = 0; half < 2; half++, a += GROUP) {
+            const uint8_t *nibbles = block + half * NIBBLES, *twos = block + 2 * NIBBLES + half * NIBBLES / 2;
+            Int lows[W], highs[W];  // the high bits of the inputs of low and high nibbles
+            UNROLLED for (int w = 0; w < W; w++) {
+                lows[w] = load(twos + w * LANES * QUAD);
+                highs[w] = load(twos + (PANEL + w * LANES) * QUAD);
+            }
+            UNROLLED for (int j = 0; j < 4; j++) {
+                Int first[W], second[W];
+                UNROLLED for (int w = 0; w < W; w++) {
+                    const Int pairs = load(nibbles + (j * PANEL + w * LANES) * QUAD);
+                    const Int of_low = j < 2 ? lows[w] << (4 - 2 * j) : lows[w] >> (2 * j - 4);
+                    const Int of_high = j < 2 ? highs[w] << (4 - 2 * j) : highs[w] >> (2 * j - 4);
+                    first[w] = (pairs & fifteen) | (of_low & highest);
+                    second[w] = (pairs >> 4 & fifteen) | (of_high & highest);
+                }
+                UNROLLED for (int t = 0; t < T; t++) {
+                    const int8_t* at = a + t * stride + j * QUAD;
+                    const Int early = four(at), late = four(at + GROUP / 2);
+                    UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot6(sum[t][w], first[w], early);
+                    UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot6(sum[t][w], second[w], late);
+                }
+            }
         }
+        add_block(sum, x, token, b, s, total);
+    }
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
 #ifdef MATRIX
-// The same by matrix instructions, for two tokens at a time; of an odd number of tokens the last is multiplied twice.
+// Eight bits by matrix instructions, for two tokens at a time; of an odd number of tokens the last is multiplied twice.
 template <int T, int W>
 void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
     constexpr int PAIRS = (T + 1) / 2, STEP = 2 * QUAD;
-    const int64_t stride = x.groups * GROUP;
+    const int64_t stride = x.blocks * BLOCK;
     const int8_t* a = x.a + token * stride;
-    const uint8_t* at = panel + column * QUAD;
-    Int sum[PAIRS][W][2];
-    UNROLLED for (int p = 0; p < PAIRS; p++)
-        UNROLLED for (int w = 0; w < W; w++) sum[p][w][0] = sum[p][w][1] = zero();
-    const int each = ahead.lines / (GROUP / STEP), rest = ahead.lines % (GROUP / STEP);
-    for (int64_t g = 0; g < x.groups; g++) {
+    const uint8_t *at = panel + column * QUAD, *s = panel + x.blocks * block_bytes(8) + column;
+    Real total[T][W];
+    UNROLLED for (int t = 0; t < T; t++)
+        UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
+    const int each = ahead.lines / (BLOCK / STEP), rest = ahead.lines % (BLOCK / STEP);
+    for (int64_t b = 0; b < x.blocks; b++, s += PANEL) {
+        Int sum[PAIRS][W][2];
+        UNROLLED for (int p = 0; p < PAIRS; p++)
+            UNROLLED for (int w = 0; w < W; w++) sum[p][w][0] = sum[p][w][1] = zero();
         for (int line = 0; line < rest; line++, ahead.at += 64) prefetch(ahead.at);
-        for (int i = 0; i < GROUP; i += STEP, a += STEP, at += PANEL * STEP) {
+        for (int i = 0; i < BLOCK; i += STEP, a += STEP, at += PANEL * STEP) {
             for (int line = 0; line < each; line++, ahead.at += 64) prefetch(ahead.at);
             Int activations[PAIRS];
             UNROLLED for (int p = 0; p < PAIRS; p++)
@@ -98,12 +164,15 @@ void eight_bits_matrix(const Tokens& x, int64_t token, const uint8_t* panel, int
                 }
             }
         }
+        Int all[T][W];
+        UNROLLED for (int t = 0; t < T; t++)
+            UNROLLED for (int w = 0; w < W; w++)
+                all[t][w] = of_token(sum[t / 2][w][0], sum[t / 2][w][1], t % 2) +
+                            constant(-128 * x.total[(token + t) * x.blocks + b]);
+        add_block(all, x, token, b, s, total);
     }
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) {
-            const Int all = plus(of_token(sum[t / 2][w][0], sum[t / 2][w][1], t % 2), -128 * x.total[token + t]);
-            store(sums + t * PANEL + column + w * LANES, real(all));
-        }
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
 template <int T, int W>
@@ -138,37 +207,43 @@ struct Tiles {
 // The same for 8 bits, at most AT_ONCE tokens and all outputs of a panel, by AMX: two tiles of tokens by two of
 // outputs. Rows past the last token are multiplied too, and not used.
 void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t* panel, Prefetch ahead, float* sums) {
-    const int64_t stride = x.groups * GROUP;
+    const int64_t stride = x.blocks * BLOCK;
     const int8_t *a = x.a + token * stride, *more = a + TILE * stride;
+    const uint8_t* s = panel + x.blocks * block_bytes(8);
     const bool both = tokens > TILE;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t g = 0; g < x.groups; g += 2, a += 2 * GROUP, more += 2 * GROUP, panel += 2 * BYTES8) {
-        for (int line = 0; line < 2 * ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
+    std::memset(sums, 0, size_t(tokens) * PANEL * sizeof(float));
+    for (int64_t b = 0; b < x.blocks; b++, a += BLOCK, more += BLOCK, panel += block_bytes(8), s += PANEL) {
+        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
+        _tile_zero(0);
+        _tile_zero(1);
         _tile_loadd(4, a, stride);
         _tile_loadd(6, panel, PANEL * QUAD);
         _tile_loadd(7, panel + TILE * QUAD, PANEL * QUAD);
         _tile_dpbsud(0, 4, 6);
         _tile_dpbsud(1, 4, 7);
-        if (!both) continue;
-        _tile_loadd(5, more, stride);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-    }
-    int32_t all[AT_ONCE][PANEL];
-    _tile_stored(0, all, sizeof all[0]);
-    _tile_stored(1, all[0] + TILE, sizeof all[0]);
-    if (both) {
-        _tile_stored(2, all[TILE], sizeof all[0]);
-        _tile_stored(3, all[TILE] + TILE, sizeof all[0]);
-    }
-    for (int t = 0; t < tokens; t++)
-        for (int o = 0; o < PANEL; o += LANES) {
-            const Int sum = plus(load(reinterpret_cast<const uint8_t*>(all[t] + o)), -128 * x.total[token + t]);
-            store(sums + t * PANEL + o, real(sum));
+        int32_t all[AT_ONCE][PANEL];
+        if (both) {
+            _tile_zero(2);
+            _tile_zero(3);
+            _tile_loadd(5, more, stride);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+            _tile_stored(2, all[TILE], sizeof all[0]);
+            _tile_stored(3, all[TILE] + TILE, sizeof all[0]);
         }
+        _tile_stored(0, all, sizeof all[0]);
+        _tile_stored(1, all[0] + TILE, sizeof all[0]);
+        const Real scales[] = {bytes(s), bytes(s + LANES)};
+        for (int t = 0; t < tokens; t++) {
+            const int64_t at = (token + t) * x.blocks + b;
+            const Int correction = constant(-128 * x.total[at]);
+            for (int w = 0; w < PANEL / LANES; w++) {
+                const Int sum = plus(load(reinterpret_cast<const uint8_t*>(all[t] + w * LANES)), correction);
+                float* to = sums + t * PANEL + w * LANES;
+                store(to, scaled(sum, scales[w] * x.scale[at], loaded(to)));
+            }
+        }
+    }
 }
 
 #elif defined(WORDS)
@@ -176,21 +251,24 @@ void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t*
 // Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
 constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
 // Most tokens that are processed at once.
-constexpr int AT_ONCE = std::max(most_for(8), TOKENS_WORDS);
+constexpr int AT_ONCE = std::max({most_for(4), most_for(6), most_for(8), TOKENS_WORDS});
 
 // The same for int8 unpacked to int16: [WIDE_WORDS registers of outputs, pair of inputs, output, 2].
 template <int T>
 void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
     constexpr int W = WIDE_WORDS;
-    const int64_t stride = x.groups * GROUP;
+    const int64_t stride = x.blocks * BLOCK;
     const int16_t* a = x.words + token * stride;
-    const uint8_t* at = panel + column * stride * 2;
-    Int sum[T][W];
+    const uint8_t *at = panel + column * stride * 2, *s = panel + x.blocks * block_bytes(16) + column;
+    Real total[T][W];
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
-    for (int64_t g = 0; g < x.groups; g++) {
+        UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
+    for (int64_t b = 0; b < x.blocks; b++, s += PANEL) {
         for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
-        for (int i = 0; i < GROUP; i += 2, a += 2, at += W * LANES * QUAD) {
+        Int sum[T][W];
+        UNROLLED for (int t = 0; t < T; t++)
+            UNROLLED for (int w = 0; w < W; w++) sum[t][w] = zero();
+        for (int i = 0; i < BLOCK; i += 2, a += 2, at += W * LANES * QUAD) {
             Int weights[W];
             UNROLLED for (int w = 0; w < W; w++) weights[w] = load(at + w * LANES * QUAD);
             UNROLLED for (int t = 0; t < T; t++) {
@@ -198,28 +276,31 @@ void sixteen_bits(const Tokens& x, int64_t token, const uint8_t* panel, int colu
                 UNROLLED for (int w = 0; w < W; w++) sum[t][w] = dot16(sum[t][w], weights[w], activations);
             }
         }
+        add_block(sum, x, token, b, s, total);
     }
     UNROLLED for (int t = 0; t < T; t++)
-        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, real(sum[t][w]));
+        UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
 // Unpacks a panel of 8 bits to the layout of `sixteen_bits`.
-void widen_words(const uint8_t* eight, int64_t groups, uint8_t* sixteen) {
+void widen_words(const uint8_t* eight, int64_t blocks, uint8_t* sixteen) {
     constexpr int W = WIDE_WORDS, STEP = W * LANES * QUAD;  // bytes of a pair of inputs
+    uint8_t* to = sixteen;
     for (int column = 0; column < PANEL; column += W * LANES)
-        for (int64_t quad = 0; quad < groups * GROUP / QUAD; quad++)
-            for (int w = 0; w < W; w++, sixteen += LANES * QUAD) {
+        for (int64_t quad = 0; quad < blocks * BLOCK / QUAD; quad++)
+            for (int w = 0; w < W; w++, to += LANES * QUAD) {
                 Int first, second;
                 words(load(eight + (quad * PANEL + column + w * LANES) * QUAD), first, second);
-                std::memcpy(sixteen, &first, sizeof first);
-                std::memcpy(sixteen + STEP, &second, sizeof second);
-                if (w == W - 1) sixteen += STEP;
+                std::memcpy(to, &first, sizeof first);
+                std::memcpy(to + STEP, &second, sizeof second);
+                if (w == W - 1) to += STEP;
             }
+    std::memcpy(to, eight + blocks * block_bytes(8), size_t(blocks * PANEL));
 }
 
 #else
 
-constexpr int AT_ONCE = std::max(most_for(4), most_for(8));
+constexpr int AT_ONCE = std::max({most_for(4), most_for(6), most_for(8)});
 
 #endif
 
@@ -240,9 +321,18 @@ const Columns& eight_columns(int tokens, std::integer_sequence<int, T...>) {
     return all[tokens - 1];
 }
 
+template <int... T>
+const Columns& six_columns(int tokens, std::integer_sequence<int, T...>) {
+    static constexpr Columns all[] = {{six_bits<T + 1, wide_for(T + 1, 6)>, wide_for(T + 1, 6) * LANES}...};
+    return all[tokens - 1];
+}
+
 const Columns& columns(int bits, int tokens) {
-    return bits == 4 ? four_columns(tokens, std::make_integer_sequence<int, most_for(4)>())
-                     : eight_columns(tokens, std::make_integer_sequence<int, most_for(8)>());
+    switch (bits) {
+        case 4: return four_columns(tokens, std::make_integer_sequence<int, most_for(4)>());
+        case 6: return six_columns(tokens, std::make_integer_sequence<int, most_for(6)>());
+        default: return eight_columns(tokens, std::make_integer_sequence<int, most_for(8)>());
+    }
 }
 
 #ifdef WORDS
@@ -280,10 +370,10 @@ struct Sums {
     const float *base, *row, *adapted, *adapter_row;
     float scale, adapter_scale;
 
-    Sums(const Work& work, Place panel, int64_t token, const float* base, const float* adapted)
+    Sums(const Work& work, Place panel, const float* base, const float* adapted)
         : base(base), row(work.base.row_at(panel)), adapted(adapted),
-          adapter_row(work.adapter ? work.adapter->row_at(panel) : nullptr), scale(work.base.scale(token)),
-          adapter_scale(work.adapter ? work.adapter->scale(token) : 0) {}
+          adapter_row(work.adapter ? work.adapter->row_at(panel) : nullptr), scale(work.base.unit),
+          adapter_scale(work.adapter ? work.adapter->unit : 0) {}
 
     // One result, or a vector of them.
     template <class V>
@@ -301,12 +391,12 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
     const Place first{panel, 0}, second{panel, 1};
     const int there = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
     for (int t = 0; t < tokens; t++, token++, base += PANEL, adapted += PANEL) {
-        const Sums own(work, first, token, base, adapted);
+        const Sums own(work, first, base, adapted);
         To* to = static_cast<To*>(work.y) + token * work.width() + panel * PANEL;
         const To* onto = work.onto ? static_cast<const To*>(work.onto) + (to - static_cast<To*>(work.y)) : nullptr;
         int o = 0;
         if (work.parts == 2) {
-            const Sums up(work, second, token, base + AT_ONCE * PANEL, adapted + AT_ONCE * PANEL);
+            const Sums up(work, second, base + AT_ONCE * PANEL, adapted + AT_ONCE * PANEL);
             for (; o < there; o += LANES)
                 store(to + o, gated(kept(to, own.result<Vec>(o)), kept(to, up.result<Vec>(o))));
         } else if (onto) {
@@ -356,36 +446,52 @@ typedef uint16_t Shorts __attribute__((vector_size(LANES * 4)));
 
 INLINE Vec as_vector(const uint8_t* numbers) { return as<Vec>(bytes(numbers)); }
 
-// Unpacks a panel of 4 bits to int8, with the scales of its outputs: the largest possible value becomes 127.
-void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, uint8_t* eight, float* eight_row) {
+// Unpacks a panel of 4 bits to int8, with the scales of its outputs: the largest possible value of a block becomes 127
+// or a little less.
+void widen(const uint8_t* four, int64_t blocks, const float* row, int outputs, uint8_t* eight, float* eight_row) {
     constexpr int VECTORS = PANEL / LANES;
-    Vec largest[VECTORS] = {}, factor[VECTORS];
-    for (int64_t g = 0; g < groups; g++)
-        for (int v = 0; v < VECTORS; v++) {
-            const uint8_t* s = four + g * BYTES4 + NIBBLES + v * LANES;
+    // The largest value of a block in 16ths of the row's unit.
+    const auto most_of = [&](int64_t block, int v) {
+        Vec largest = Vec{};
+        for (int g = 0; g < 2; g++) {
+            const uint8_t* s = four + (2 * block + g) * BYTES4 + NIBBLES + v * LANES;
             const Vec z = as_vector(s + PANEL);
-            largest[v] = most(largest[v], as_vector(s) * most(z, all(240) - z));
+            largest = most(largest, as_vector(s) * most(z, all(240) - z));
         }
-    for (int v = 0; v < VECTORS; v++) factor[v] = 127.0f * 256 / most(largest[v], all(1));
-    float sizes[PANEL];
-    std::memcpy(sizes, largest, sizeof sizes);
-    for (int o = 0; o < outputs; o++) eight_row[o] = row[o] * sizes[o] / (127.0f * 16);
-    for (int64_t g = 0; g < groups; g++, four += BYTES4, eight += BYTES8)
+        return largest;
+    };
+    Vec largest[VECTORS] = {}, unit[VECTORS];
+    for (int64_t b = 0; b < blocks; b++)
+        for (int v = 0; v < VECTORS; v++) largest[v] = most(largest[v], most_of(b, v));
+    for (int v = 0; v < VECTORS; v++) unit[v] = most(largest[v], all(1)) / 255.0f;
+    float units[PANEL];
+    std::memcpy(units, unit, sizeof units);
+    for (int o = 0; o < outputs; o++) eight_row[o] = row[o] * units[o] / (127.0f * 16);
+    uint8_t* scales = eight + blocks * block_bytes(8);
+    for (int64_t b = 0; b < blocks; b++, eight += block_bytes(8), scales += PANEL)
         for (int v = 0; v < VECTORS; v++) {
-            // In 256ths: the step of a nibble, and the value of nibble 0 plus one half for rounding and 128.
-            const uint8_t* at = four + NIBBLES + v * LANES;
-            const Vec s = as_vector(at) * factor[v], none = 128.5f * 256 - as_vector(at + PANEL) * s;
-            const Ints step = __builtin_convertvector(16.0f * s + 0.5f, Ints);
-            const Ints zero = __builtin_convertvector(none, Ints);
-            const Shorts steps = as<Shorts>(step | step << 16), zeros = as<Shorts>(zero | zero << 16);
-            for (int j = 0; j < 4; j++) {
-                const int place = (j * PANEL + v * LANES) * QUAD;
-                const Shorts pairs = read<Shorts>(four + place);
-                for (int half = 0; half < 2; half++) {
-                    const Shorts even = (pairs >> 4 * half & 15) * steps + zeros;
-                    const Shorts odd = (pairs >> (8 + 4 * half) & 15) * steps + zeros;
-                    const Shorts both = even >> 8 | (odd & 0xff00);
-                    std::memcpy(eight + half * 4 * PANEL * QUAD + place, &both, sizeof both);
+            // The smallest scale of 1 to 255 units that holds the block.
+            const Ints steps_up = __builtin_convertvector(most_of(b, v) / unit[v] * 0.999999f, Ints) + 1;
+            const Vec scale = __builtin_convertvector(steps_up, Vec), factor = 127.0f * 256 / (scale * unit[v]);
+            int32_t numbers[LANES];
+            std::memcpy(numbers, &steps_up, sizeof numbers);
+            for (int i = 0; i < LANES; i++) scales[v * LANES + i] = uint8_t(numbers[i]);
+            for (int g = 0; g < 2; g++) {
+                // In 256ths: the step of a nibble, and the value of nibble 0 plus one half for rounding and 128.
+                const uint8_t *group = four + (2 * b + g) * BYTES4, *at = group + NIBBLES + v * LANES;
+                const Vec s = as_vector(at) * factor, none = 128.5f * 256 - as_vector(at + PANEL) * s;
+                const Ints step = __builtin_convertvector(16.0f * s + 0.5f, Ints);
+                const Ints zero = __builtin_convertvector(none, Ints);
+                const Shorts steps = as<Shorts>(step | step << 16), zeros = as<Shorts>(zero | zero << 16);
+                for (int j = 0; j < 4; j++) {
+                    const int place = (j * PANEL + v * LANES) * QUAD;
+                    const Shorts pairs = read<Shorts>(group + place);
+                    for (int half = 0; half < 2; half++) {
+                        const Shorts even = (pairs >> 4 * half & 15) * steps + zeros;
+                        const Shorts odd = (pairs >> (8 + 4 * half) & 15) * steps + zeros;
+                        const Shorts both = even >> 8 | (odd & 0xff00);
+                        std::memcpy(eight + g * GROUP * PANEL + half * 4 * PANEL * QUAD + place, &both, sizeof both);
+                    }
                 }
             }
         }
@@ -403,7 +509,7 @@ void products(const Work& work, int64_t begin, int64_t end) {
     const bool to_words = base.bits == 8 && base.x.words;
     const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= UNPACK_MIN_TOKENS;
     if (!to_words && !to_bytes) return multiply(work, begin, end);
-    const int64_t bytes = base.x.groups * BYTES8 * (to_words ? 2 : 1);
+    const int64_t bytes = panel_bytes(to_words ? 16 : 8, base.x.blocks);
     const int64_t some = std::max<int64_t>(1, NEAR / (bytes * work.parts));
     static thread_local std::vector<uint8_t> wide;
     wide.resize(size_t(work.parts * some * bytes));
@@ -421,9 +527,9 @@ void products(const Work& work, int64_t begin, int64_t end) {
                 const int outputs = int(std::min<int64_t>(PANEL, work.width() - panel * PANEL));
 #ifdef WORDS
                 std::memcpy(row.data() + to * PANEL, base.row_at(place), size_t(outputs) * sizeof(float));
-                widen_words(base.at(place), base.x.groups, wide.data() + to * bytes);
+                widen_words(base.at(place), base.x.blocks, wide.data() + to * bytes);
 #else
-                widen(base.at(place), base.x.groups, base.row_at(place), outputs, wide.data() + to * bytes,
+                widen(base.at(place), base.x.blocks, base.row_at(place), outputs, wide.data() + to * bytes,
                       row.data() + to * PANEL);
 #endif
             }
@@ -431,65 +537,59 @@ void products(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-// Quantizes one token's k activations to int8 with a largest magnitude of 127. A token with an infinite or NaN
-// activation gets the scale NaN. Writes `offset` if it isn't null.
+// Quantizes one token's k activations to int8, rotated or not: in each block the largest magnitude becomes 127. A block
+// with an infinite or NaN activation gets the scale NaN. Writes `offset` if it isn't null.
 template <typename From>
-void quantize_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* offset, int32_t* total) {
-    constexpr int VECTORS = GROUP / LANES;
-    const int64_t whole = k / GROUP * GROUP;
-    From rest[GROUP] = {};  // the last group, if it is incomplete
-    std::memcpy(rest, x + whole, size_t(k - whole) * sizeof(From));
-
-    Ints most[VECTORS] = {};
-    const auto measure = [&](const From* from) {
-        for (int v = 0; v < VECTORS; v++) {
-            const Ints size = as<Ints>(load(from + v * LANES)) & 0x7fffffff;
-            most[v] = size > most[v] ? size : most[v];
+void quantize_token(const From* x, int64_t k, int64_t blocks, bool rotated, int8_t* a, float* scale, int32_t* offset,
+                    int32_t* total) {
+    constexpr int VECTORS = BLOCK / LANES;
+    for (int64_t b = 0; b < blocks; b++, a += BLOCK) {
+        const From* from = x + b * BLOCK;
+        From rest[BLOCK] = {};  // the last block, if it is incomplete
+        if (k < (b + 1) * BLOCK) {
+            std::memcpy(rest, from, size_t(k - b * BLOCK) * sizeof(From));
+            from = rest;
         }
-    };
-    for (int64_t i = 0; i < whole; i += GROUP) measure(x + i);
-    measure(rest);
-    int32_t sizes[GROUP];
-    std::memcpy(sizes, most, sizeof sizes);
-    const int32_t largest = *std::max_element(sizes, sizes + GROUP);
-    const bool finite = largest < 0x7f800000;
-    *scale = finite ? std::max(as<float>(largest) / 127.0f, 1e-30f) : NAN;
-    const float inverse = finite ? 1.0f / *scale : 0.0f;
-
-    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-    Bits sums[VECTORS] = {};
-    const auto round = [&](const From* from, int8_t* to) {
+        Vec block[VECTORS];
+        for (int v = 0; v < VECTORS; v++) block[v] = load(from + v * LANES);
+        if (rotated) rotate(block);
+        Ints most = {};
         for (int v = 0; v < VECTORS; v++) {
-            const Vec shifted = load(from + v * LANES) * inverse + 12582912.0f;
-            const Bytes bytes = narrowed(as<Ints>(shifted));
-            std::memcpy(to + v * LANES, &bytes, sizeof bytes);
-            sums[v] += as<Bits>(shifted);
+            const Ints size = as<Ints>(block[v]) & 0x7fffffff;
+            most = size > most ? size : most;
         }
-    };
-    for (int64_t i = 0; i < whole; i += GROUP) round(x + i, a + i);
-    if (whole < k) round(rest, a + whole);
-    uint32_t all_sums[GROUP], sum = 0;
-    std::memcpy(all_sums, sums, sizeof all_sums);
-    for (const uint32_t one_sum : all_sums) sum += one_sum;
-    *total = finite ? int32_t(sum - uint32_t(groups * GROUP) * 0x4b400000u) : 0;
-    if (!offset) return;
-    for (int64_t g = 0; g < groups; g++, a += GROUP) {
-        int32_t of_group = 0;
-        for (int i = 0; i < GROUP; i++) of_group += a[i];
-        offset[g] = int32_t(uint16_t(-of_group));
+        int32_t sizes[LANES];
+        std::memcpy(sizes, &most, sizeof sizes);
+        const int32_t largest = *std::max_element(sizes, sizes + LANES);
+        const bool finite = largest < 0x7f800000;
+        const float step = std::max(as<float>(largest) / 127.0f, 1e-30f), inverse = finite ? 1.0f / step : 0.0f;
+        scale[b] = finite ? (rotated ? step / 8 : step) : NAN;
+        // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+        for (int v = 0; v < VECTORS; v++) {
+            const Bytes bytes = narrowed(as<Ints>(block[v] * inverse + 12582912.0f));
+            std::memcpy(a + v * LANES, &bytes, sizeof bytes);
+        }
+        if (!finite) std::memset(a, 0, BLOCK);
+        int32_t sums[BLOCK / GROUP] = {};
+        for (int g = 0; g < BLOCK / GROUP; g++)
+            for (int i = 0; i < GROUP; i++) sums[g] += a[g * GROUP + i];
+        total[b] = sums[0] + sums[1];
+        if (offset)
+            for (int g = 0; g < BLOCK / GROUP; g++) *offset++ = int32_t(uint16_t(-sums[g]));
     }
 }
 
 // Tokens `begin` to `end` of x [m k], float32 or bfloat16, in the form of `Tokens`.
-void quantize(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* offset,
-              int32_t* total) {
-    const int64_t groups = up(k, GROUP);
-    for (int64_t t = begin; t < end; t++) {
-        int8_t* to = a + t * groups * GROUP;
-        int32_t* offset_of = offset ? offset + t * groups : nullptr;
-        if (bf16)
-            quantize_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, offset_of, total + t);
-        else
-            quantize_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, offset_of, total + t);
-    }
+void quantize(const void* x, bool bf16, bool rotated, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale,
+              int32_t* offset, int32_t* total) {
+    const int64_t blocks = up(k, BLOCK);
+    const auto run = [&](const auto* from) {
+        for (int64_t t = begin; t < end; t++)
+            quantize_token(from + t * k, k, blocks, rotated, a + t * blocks * BLOCK, scale + t * blocks,
+                           offset ? offset + t * blocks * 2 : nullptr, total + t * blocks);
+    };
+    if (bf16)
+        run(static_cast<const uint16_t*>(x));
+    else
+        run(static_cast<const float*>(x));
 }

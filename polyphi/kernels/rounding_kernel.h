@@ -1,4 +1,8 @@
-// The search of scales and zeros of 4 bits. Included once for each set of instructions (paths.h). A lane is a group.
+// The rounding of weights. Included once for each set of instructions (paths.h).
+
+#include "rotation_kernel.h"
+
+// ---------------------------------------------------------------------- 4 bits. A lane is a group.
 
 // A scale of 1 to 255, and a zero in levels, a multiple of 1/16 below 16.
 struct Pair {
@@ -98,6 +102,59 @@ void search_rows(const Search& search, int64_t begin, int64_t end) {
                 const int64_t group = output * groups + first + lane;
                 search.s[group] = uint8_t(scale[lane]), search.z[group] = uint8_t(zero[lane]);
                 for (int i = 0; i < GROUP; i++) search.q[group * GROUP + i] = uint8_t(lanes[i][lane]);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------- 6 and 8 bits
+
+// A row of `inputs` weights, padded to whole blocks and rotated.
+template <typename From>
+INLINE void rotate_row(const From* x, int64_t inputs, float* to) {
+    for (int64_t b = 0; b < up(inputs, BLOCK); b++) {
+        From padded[BLOCK] = {};
+        std::memcpy(padded, x + b * BLOCK, size_t(std::min<int64_t>(BLOCK, inputs - b * BLOCK)) * sizeof(From));
+        Vec block[BLOCK / LANES];
+        for (int v = 0; v < BLOCK / LANES; v++) block[v] = load(padded + v * LANES);
+        rotate(block);
+        for (int v = 0; v < BLOCK / LANES; v++) store(to + b * BLOCK + v * LANES, block[v] * 0.125f);
+    }
+}
+
+// Rows `begin` to `end` of x [rows inputs].
+template <typename From>
+void rotate_rows(const void* x, float* to, int64_t begin, int64_t end, int64_t inputs) {
+    for (int64_t r = begin; r < end; r++)
+        rotate_row(static_cast<const From*>(x) + r * inputs, inputs, to + r * up(inputs, BLOCK) * BLOCK);
+}
+
+// Outputs `begin` to `end`.
+template <typename From>
+void round_blocks(const Blocks& work, int64_t begin, int64_t end) {
+    const int64_t blocks = up(work.inputs, BLOCK);
+    std::vector<float> values(size_t(blocks * BLOCK)), steps(static_cast<size_t>(blocks));
+    for (int64_t o = begin; o < end; o++) {
+        rotate_row(static_cast<const From*>(work.weight) + o * work.inputs, work.inputs, values.data());
+        float widest = 0;
+        for (int64_t b = 0; b < blocks; b++) {
+            Vec largest = Vec{};
+            for (int v = 0; v < BLOCK / LANES; v++) {
+                const Vec value = load(values.data() + b * BLOCK + v * LANES);
+                largest = most(largest, most(value, -value));
+            }
+            steps[size_t(b)] = most(largest) / float(work.most);
+            widest = std::max(widest, steps[size_t(b)]);
+        }
+        const float unit = work.row[o] = std::max(widest / 255.0f, 1e-30f);
+        for (int64_t b = 0; b < blocks; b++) {
+            const float scale = std::min(std::max(std::ceil(steps[size_t(b)] / unit), 1.0f), 255.0f);
+            work.s[o * blocks + b] = uint8_t(scale);
+            for (int v = 0; v < BLOCK / LANES; v++) {
+                const Vec level = integer(load(values.data() + b * BLOCK + v * LANES) / all(scale * unit),
+                                          float(-work.most), float(work.most));
+                const Bytes bytes = narrowed(as<Ints>(level + 12582912.0f));
+                std::memcpy(work.q + (o * blocks + b) * BLOCK + v * LANES, &bytes, sizeof bytes);
             }
         }
     }

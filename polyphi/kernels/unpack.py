@@ -1,7 +1,7 @@
-"""Packed weights of 4 and 8 bits as numbers, and products with the transposed weight (unpack.cpp).
+"""Packed weights of 4, 6 and 8 bits as numbers, and products with the transposed weight (unpack.cpp).
 
->>> numbers(packed, row, bits=4, inputs=3072)                # [O I]
->>> transposed(gradient, packed, row, bits=4, inputs=3072)   # [T O] by [O I] -> [T I]
+>>> numbers(packed, row, bits=4, rotated=True, inputs=3072)                # [O I]
+>>> transposed(gradient, packed, row, bits=4, rotated=True, inputs=3072)   # [T O] by [O I] -> [T I]
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from polyphi.kernels.linear import PANEL, check, size4, size8
+from polyphi.kernels.linear import PANEL, check, size
 from polyphi.kernels.native import count, function, number, pointer, pool
 
 WEIGHTS = 4 << 20
@@ -26,7 +26,7 @@ def outputs_at_once(inputs: int) -> int:
 @cache
 def _unpack() -> Callable[..., None]:
     return function(
-        "polyphi_unpack", *[number] * 2, *[pointer] * 3, number, count, count, pointer, number
+        "polyphi_unpack", *[number] * 3, *[pointer] * 3, number, count, count, pointer, number
     )
 
 
@@ -35,20 +35,24 @@ def numbers(
     row: Float[Tensor, " O"],
     *,
     bits: int,
+    rotated: bool,
     inputs: int,
     dtype: torch.dtype = torch.float32,
     isa: int = -1,
 ) -> Float[Tensor, "O I"]:
-    """A weight packed in 4 or 8 bits with its float32 `row`, in float32 or bfloat16. `isa` is for tests: an index in
-    `native.PATHS`. Raises ValueError for other dtypes, and for packed bytes of another size."""
+    """A weight packed in 4, 6 or 8 bits with its float32 `row`, in float32 or bfloat16; of a `rotated` one the weight
+    before its rotation. `isa` is for tests: an index in `native.PATHS`. Raises ValueError for other dtypes, and for
+    packed bytes of another size."""
     outputs = len(row)
-    check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
+    check(packed, size(bits, outputs, inputs))
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expected float32 or bfloat16, found {dtype}")
     weight = torch.empty(outputs, inputs, dtype=dtype)
     addresses = (t.data_ptr() for t in (packed, row, weight))
     bf16 = int(dtype == torch.bfloat16)
-    _unpack()(isa, bits, *addresses, bf16, outputs, inputs, pool(), torch.get_num_threads())
+    _unpack()(
+        isa, bits, int(rotated), *addresses, bf16, outputs, inputs, pool(), torch.get_num_threads()
+    )
     return weight
 
 
@@ -58,17 +62,20 @@ def transposed(
     row: Float[Tensor, " O"],
     *,
     bits: int,
+    rotated: bool,
     inputs: int,
 ) -> Float[Tensor, "T I"]:
     """The product of y, in float32 or bfloat16, with a packed weight [O I], in the dtype of y: for the gradient of a
     linear layer's inputs. Some outputs' weights are unpacked at a time; in bfloat16 the product of each part is
     rounded, and their sum is in float32. Raises as `numbers` does."""
     outputs = outputs_at_once(inputs)
-    size = (size4 if bits == 4 else size8)(outputs, inputs)
-    parts = zip(y.split(outputs, 1), packed.split(size), row.split(outputs), strict=True)
+    bytes_ = size(bits, outputs, inputs)
+    parts = zip(y.split(outputs, 1), packed.split(bytes_), row.split(outputs), strict=True)
     result: Tensor | None = None
     for gradient, some, scales in parts:
-        part = gradient @ numbers(some, scales, bits=bits, inputs=inputs, dtype=y.dtype)
+        part = gradient @ numbers(
+            some, scales, bits=bits, rotated=rotated, inputs=inputs, dtype=y.dtype
+        )
         result = part if result is None else result.float().add_(part)
     assert result is not None
     return result.to(y.dtype)

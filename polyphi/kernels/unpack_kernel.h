@@ -1,42 +1,39 @@
-// Weights of 4 and 8 bits as numbers. Included once for each set of instructions (paths.h).
+// Weights of 4, 6 and 8 bits as numbers. Included once for each set of instructions (paths.h).
 
-// Writes the first `count` of an output's 32 weights of a group.
+#include "rotation_kernel.h"
+
+// Writes the first `count` of an output's weights of a block.
 template <typename To>
 INLINE void put_row(const Vec* values, To* to, int count) {
-    To row[GROUP];
-    for (int v = 0; v < GROUP / LANES; v++) store((count == GROUP ? to : row) + v * LANES, values[v]);
-    if (count < GROUP) std::memcpy(to, row, size_t(count) * sizeof(To));
+    To row[BLOCK];
+    for (int v = 0; v < BLOCK / LANES; v++) store((count == BLOCK ? to : row) + v * LANES, values[v]);
+    if (count < BLOCK) std::memcpy(to, row, size_t(count) * sizeof(To));
 }
 
 // `outputs` outputs of one panel.
 template <typename To>
 void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, int outputs, To* to) {
-    for (int64_t g = 0; g < up(weight.inputs, GROUP); g++) {
-        const uint8_t* group = panel + g * weight.bytes();
-        const int count = int(std::min<int64_t>(GROUP, weight.inputs - g * GROUP));
+    const int bits = weight.bits;
+    const uint8_t* scales = panel + weight.blocks() * block_bytes(bits);
+    for (int64_t b = 0; b < weight.blocks(); b++) {
+        const uint8_t* block = panel + b * block_bytes(bits);
+        const int count = int(std::min<int64_t>(BLOCK, weight.inputs - b * BLOCK));
         for (int o = 0; o < outputs; o++) {
-            Vec values[GROUP / LANES];
-            if (weight.bits == 4) {
-                uint8_t pairs[GROUP / 2];
-                for (int j = 0; j < 4; j++) std::memcpy(pairs + 4 * j, group + (j * PANEL + o) * QUAD, QUAD);
-                const float step = row[o] * group[NIBBLES + o], none = step * group[NIBBLES + PANEL + o] / -16.0f;
-                for (int v = 0; v < GROUP / LANES; v++) {
-                    // The low halves are the first 16 inputs, the high ones the others.
-                    const int input = v * LANES, high = input / (GROUP / 2) * 4;
-                    const Bytes some = read<Bytes>(pairs + input % (GROUP / 2));
-                    const Vec levels = __builtin_convertvector(widened(some) >> high & 15, Vec);
-                    values[v] = levels * step + none;
-                }
-            } else {
-                uint8_t bytes[GROUP];
-                for (int j = 0; j < GROUP / QUAD; j++)
-                    std::memcpy(bytes + QUAD * j, group + (j * PANEL + o) * QUAD, QUAD);
-                for (int v = 0; v < GROUP / LANES; v++) {
-                    const Bytes own = read<Bytes>(bytes + v * LANES) ^ int8_t(-128);
-                    values[v] = __builtin_convertvector(widened(own), Vec) * row[o];
-                }
+            uint8_t bytes[BLOCK];
+            levels(bits, block, o, bytes);
+            Vec values[BLOCK / LANES];
+            for (int v = 0; v < BLOCK / LANES; v++) {
+                const uint8_t* four = block + v * LANES / GROUP * BYTES4 + NIBBLES + o;
+                const float step = row[o] * (bits == 4 ? four[0] : scales[b * PANEL + o]);
+                const float zero = bits == 4 ? four[PANEL] / 16.0f : bits == 6 ? 32.0f : 128.0f;
+                const Bits level = as<Bits>(widened(read<Bytes>(bytes + v * LANES))) & 255;
+                values[v] = (__builtin_convertvector(level, Vec) - zero) * step;
             }
-            put_row(values, to + o * weight.inputs + g * GROUP, count);
+            if (weight.rotated) {
+                rotate(values);
+                for (Vec& value : values) value *= 0.125f;
+            }
+            put_row(values, to + o * weight.inputs + b * BLOCK, count);
         }
     }
 }
@@ -44,11 +41,10 @@ void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, 
 // Panels `begin` to `end`.
 template <typename To>
 void unpack(const Weight& weight, int64_t begin, int64_t end) {
-    const int64_t bytes = up(weight.inputs, GROUP) * weight.bytes();
     for (int64_t panel = begin; panel < end; panel++) {
         const int64_t output = panel * PANEL;
         const int outputs = int(std::min<int64_t>(PANEL, weight.outputs - output));
-        unpack_panel(weight, weight.w + panel * bytes, weight.row + output, outputs,
+        unpack_panel(weight, weight.w + panel * panel_bytes(weight.bits, weight.blocks()), weight.row + output, outputs,
                      static_cast<To*>(weight.to) + output * weight.inputs);
     }
 }

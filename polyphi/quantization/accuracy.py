@@ -189,7 +189,7 @@ def compare(
             for name, own, values in measured
             if modality in (None, name) and adapter in (None, own)
         ]
-        return _summary(torch.cat(selected, 1))
+        return summary(torch.cat(selected, 1))
 
     return Accuracy(
         over(),
@@ -202,7 +202,7 @@ def compare(
 def _values(
     reference: PhiModel, model: PhiModel, row: Batch, parts: bool
 ) -> dict[str, Float[Tensor, "4 Q"]]:
-    """`_distances` of a row's supervised positions, of the whole model ("") and of its parts."""
+    """`distances` of a row's supervised positions, of the whole model ("") and of its parts."""
     first, second = _own_row(reference, row), _own_row(model, row)
     assert first.supervised is not None and second.supervised is not None
     assert first.labels is not None
@@ -221,7 +221,7 @@ def _values(
         for name, (hidden, head) in states.items():
             logits = head.logits(hidden[chunk]).to(p.device)
             q = logits.float().log_softmax(-1)
-            values[name].append(_distances(p, q, labels[chunk]).cpu())
+            values[name].append(distances(p, q, labels[chunk]).cpu())
     return {name: torch.cat(chunks, 1) for name, chunks in values.items()}
 
 
@@ -251,7 +251,7 @@ def _with_one_layer(
     return states
 
 
-def _distances(
+def distances(
     p: Float[Tensor, "n V"], q: Float[Tensor, "n V"], labels: Int[Tensor, " n"]
 ) -> Float[Tensor, "4 n"]:
     """Of the log-probabilities `p` of the reference and `q` of a model: the divergence, 1 for the same most likely
@@ -262,8 +262,8 @@ def _distances(
     return torch.stack([kl, same, *losses])
 
 
-def _summary(values: Float[Tensor, "4 n"]) -> Difference:
-    """The difference over positions with the values of `_distances`."""
+def summary(values: Float[Tensor, "4 n"]) -> Difference:
+    """The difference over positions with the values of `distances`."""
     kl, same, reference_loss, loss = values.double()
     return Difference(
         positions=len(kl),

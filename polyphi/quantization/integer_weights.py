@@ -1,17 +1,16 @@
-"""Weights in 8 and 4 bits: their stored form, and the product that runs on this machine.
+"""Weights in 8, 6 and 4 bits: their stored form, and the product that runs on this machine.
 
-    EightBit(weight)(x)                     # [T I] by [O I] -> [T O]
-    FourBit.stored(pieces, shape, device)   # from a file, used in place
+    Quantized(weight, EIGHT)(x)             # [T I] by [O I] -> [T O]
+    Quantized.stored(pieces, shape, device) # from a file, used in place
 
 Our kernels run on a CPU (polyphi/kernels/linear.cpp); without them, and on other devices, torch's kernels run on the
 same bytes. `quantize.py` chooses the weights of a model to quantize.
 """
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,9 @@ import polyphi.kernels as kernels
 from polyphi.kernels import linear as native
 from polyphi.kernels import unpack
 from polyphi.kernels.encoder import QuantizedRows, Raw
-from polyphi.kernels.linear import GROUP, PANEL, Adapter
+from polyphi.kernels.linear import GROUP, LARGEST, PANEL, Adapter, IntWeight
+from polyphi.kernels.rotation import BLOCK, rotated
+from polyphi.kernels.rounding import round_blocks
 from polyphi.model.attention import working_dtype
 from polyphi.quantization.rounding import four_bits
 
@@ -39,15 +40,73 @@ NARROW = (torch.float32, torch.bfloat16)
 """Dtypes of activations that our kernels read and write."""
 
 
+class Form(NamedTuple):
+    """How a weight is stored: its bits, and whether its inputs are rotated (kernels/rotation.py)."""
+
+    bits: int
+    rotated: bool = True
+
+    @property
+    def piece(self) -> str:
+        """The suffix of the stored levels' name."""
+        return f"{'r' if self.rotated else 'q'}{self.bits}"
+
+    def layout(self, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The dtypes and shapes of the pieces of a weight with this shape."""
+        size = native.size(self.bits, *shape)
+        return {self.piece: (torch.uint8, (size,)), "row": (torch.float32, (shape[0],))}
+
+
+FOUR, SIX, EIGHT = Form(4), Form(6), Form(8)
+LEVELS = Form(4, rotated=False)
+"""The levels of a GGUF file's Q4_0, which a rotation would change."""
+PER_OUTPUT = Form(8, rotated=False)
+"""One scale per output, for linears whose activations are in int8 before (`QuantizedRows`)."""
+FORMS = {form.piece: form for form in (FOUR, SIX, EIGHT, LEVELS, PER_OUTPUT)}
+
+
 def shape_2d(shape: torch.Size) -> tuple[int, int]:
     """(outputs, inputs) of a linear or a convolution of width 1."""
     return shape[0], shape[1]
 
 
-class Quantized(ABC):
-    """W x for a quantized W [out in]: its stored form, and the product that runs here."""
+def pieces(
+    weight: Float[Tensor, "O I"], form: Form, hessian: Float[Tensor, "I I"] | None = None
+) -> Pieces:
+    """The stored form of a weight: its levels, in the layout of our kernels, and `row`, a float per output. `hessian`,
+    the sum of x x' over inputs x, reduces the error in 4 bits."""
+    if form.rotated and hessian is not None:
+        hessian = rotated(rotated(hessian).t())
+    chunks = weight.split(ROWS) if hessian is None else (weight,)
+    parts = [_rounded(chunk, form, hessian) for chunk in chunks]
+    levels, rows = zip(*parts, strict=True)
+    return {form.piece: torch.cat(levels), "row": torch.cat(rows)}
 
-    bits: ClassVar[int]
+
+def _rounded(
+    weight: Float[Tensor, "O I"], form: Form, hessian: Float[Tensor, "I I"] | None
+) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " O"]]:
+    """The packed levels of some outputs, and their `row`."""
+    if form.bits == 4:
+        four, row = four_bits(rotated(weight) if form.rotated else weight, hessian)
+        return native.pack4(native.Int4Weight(*(t.cpu() for t in four))), row.cpu()
+    result, row = round_blocks(weight, form.bits) if form.rotated else _by_outputs(weight)
+    return native.pack(IntWeight(*(t.cpu() for t in result)), form.bits), row.cpu()
+
+
+def _by_outputs(weight: Float[Tensor, "O I"]) -> tuple[IntWeight, Float[Tensor, " O"]]:
+    """A weight in 8 bits with one scale per output."""
+    row = weight.abs().amax(1).float().clamp(min=1e-12) / LARGEST[8]
+    q = (weight / row[:, None]).round().to(torch.int8)
+    return IntWeight(q, q.new_ones(len(q), native.blocks(q.shape[1]), dtype=torch.uint8)), row
+
+
+class Quantized:
+    """W x for a quantized W [out in]: its stored form, and the product that runs here. In 4 bits `in` is a multiple of
+    GROUP."""
+
+    def __init__(self, weight: Float[Tensor, "O I"], form: Form) -> None:
+        self._load(pieces(weight, form), shape_2d(weight.shape), weight.device)
 
     @classmethod
     def stored(
@@ -72,26 +131,32 @@ class Quantized(ABC):
         gradients: bool = False,
     ) -> None:
         self.shape, self.row = shape, pieces["row"].to(device)
-        packed = pieces[f"q{self.bits}"]
+        (self.form,) = (FORMS[name] for name in pieces if name in FORMS)
+        packed = pieces[self.form.piece]
         ours = _native(device)
         self.table = packed if ours else packed.to(device) if gradients else None
         self.product: Product
         if ours:
-            self.product = Native(packed, self.row, self.bits, shape[1])
+            self.product = Native(packed, self.row, self.form, shape[1])
         else:
-            self.product = Unpacked(self) if gradients else self.fallback(packed, device)
+            self.product = Unpacked(self) if gradients else self._fallback(packed, device)
 
-    @classmethod
-    def layout(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtypes and shapes of the `pieces` of a weight [out in]."""
-        size = {4: native.size4, 8: native.size8}[cls.bits](*shape)
-        return {f"q{cls.bits}": (torch.uint8, (size,)), "row": (torch.float32, shape[:1])}
+    def _fallback(self, packed: Tensor, device: torch.device) -> "Product":
+        """The product by torch's kernels. Of weights in 6 and 8 bits and their activations each row gets one scale."""
+        bits, (outputs, inputs) = self.form.bits, self.shape
+        width = native.blocks(inputs) * BLOCK if self.form.rotated else inputs
+        if bits == 4:
+            four = native.unpack4(packed, outputs, width)
+            weight = native.Int4Weight(*(t.to(device) for t in four))
+            return Int4Pack(weight, self.row, self.form.rotated)
+        q, s = (t.to(device) for t in native.unpack(packed, bits, outputs, width))
+        row = self.row
+        if self.form.rotated:
+            values = q.unflatten(1, (-1, BLOCK)) * (s * row[:, None])[..., None]
+            (q, _), row = _by_outputs(values.flatten(1))
+        return PerToken(_kernel(device.type)(q, row), self.form.rotated)
 
-    @abstractmethod
-    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
-        """The product where our kernels don't run."""
-
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+    def __call__(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
         x = x.to(working_dtype(x))
         flat = x.reshape(-1, self.shape[1])
         if torch.is_grad_enabled() and x.requires_grad:
@@ -125,16 +190,24 @@ class Quantized(ABC):
             if not (isinstance(down, Native) and isinstance(up, Native)):
                 return None
             adapter = Adapter(down.packed, down.row, up.packed, up.row, pair[2])
+        bits, is_rotated = self.form
         return native.linear(
-            x, base.packed, base.row, bits=self.bits, adapter=adapter, onto=onto, gated=gated
+            x,
+            base.packed,
+            base.row,
+            bits=bits,
+            rotated=is_rotated,
+            adapter=adapter,
+            onto=onto,
+            gated=gated,
         )
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
         """Rows of the weight, dequantized to float32. Without our kernels the caller must set `table` to the stored
         bytes first."""
         assert self.table is not None, "the stored bytes are not in memory"
-        whole = {4: native.rows4, 8: native.rows8}[self.bits](self.table, ids, self.shape[1])
-        return whole * self.row[ids, None]
+        bits, is_rotated = self.form
+        return native.rows(self.table, self.row, ids, self.shape[1], bits=bits, rotated=is_rotated)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The weight's tensors in memory."""
@@ -144,34 +217,7 @@ class Quantized(ABC):
         """The weight's stored form; None if the stored bytes aren't in memory."""
         if self.table is None:
             return None
-        return dict(zip(self.layout(self.shape), (self.table, self.row), strict=True))
-
-
-# ---------------------------------------------------------------------- int8
-
-
-class EightBit(Quantized):
-    """Weights in int8: a scale in float32 for each output, activations in int8 with a scale per token."""
-
-    bits = 8
-
-    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self._load(self.pieces(weight), shape_2d(weight.shape), weight.device)
-
-    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
-        q = native.unpack8(packed, *self.shape).to(device)
-        return PerToken(_kernel(device.type)(q, self.row))
-
-    @staticmethod
-    def pieces(weight: Float[Tensor, "O I"]) -> Pieces:
-        """The stored form of a weight: `q8`, in the layout of our kernels, and `row`, its scales."""
-        row = torch.empty(len(weight))
-        packed = []
-        for part, scales in zip(weight.split(ROWS), row.split(ROWS), strict=True):
-            scale = part.abs().amax(1).float().clamp(min=1e-12) / 127
-            packed.append(native.pack8((part / scale[:, None]).round().to(torch.int8).cpu()))
-            scales.copy_(scale)
-        return {"q8": torch.cat(packed), "row": row}
+        return {self.form.piece: self.table, "row": self.row}
 
 
 class Product(Protocol):
@@ -190,26 +236,32 @@ def _native(device: torch.device) -> bool:
 
 
 class Native:
-    """The product by our kernels: int8 activations with a scale per token, integer sums (per group in 4 bits)."""
+    """The product by our kernels: int8 activations with a scale per token and block, integer sums of each block (of
+    each group in 4 bits)."""
 
     def __init__(
-        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int, inputs: int
+        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], form: Form, inputs: int
     ) -> None:
-        self.packed, self.row, self.bits, self.inputs = packed, row, bits, inputs
+        self.packed, self.row, self.form, self.inputs = packed, row, form, inputs
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         supported = x if x.dtype in NARROW else x.float()
-        return native.linear(supported, self.packed, self.row, bits=self.bits).to(x.dtype)
+        bits, is_rotated = self.form
+        y = native.linear(supported, self.packed, self.row, bits=bits, rotated=is_rotated)
+        return y.to(x.dtype)
 
     def input_grad(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight."""
         supported = y if y.dtype in NARROW else y.float()
-        x = unpack.transposed(supported, self.packed, self.row, bits=self.bits, inputs=self.inputs)
+        bits, is_rotated = self.form
+        x = unpack.transposed(
+            supported, self.packed, self.row, bits=bits, rotated=is_rotated, inputs=self.inputs
+        )
         return x.to(y.dtype)
 
     def rows(self, rows: QuantizedRows) -> Raw:
-        """The product of int8 activations, in bfloat16; for int8 weights."""
-        assert self.bits == 8
+        """The product of int8 activations, in bfloat16; for weights with one scale per output."""
+        assert self.form == PER_OUTPUT
         return Raw(native.linear_rows(rows.q, rows.scale, self.packed, self.row))
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -237,11 +289,12 @@ class Unpacked:
         """Yield the weight in groups of rows, each with the number of its first row. Nothing here waits for a GPU."""
         weight, inputs = self.weight, self.weight.shape[1]
         assert weight.table is not None
-        numbers = {4: native.dequantize4, 8: native.numbers8}[weight.bits]
-        size = {4: native.size4, 8: native.size8}[weight.bits](ROWS, inputs)
+        bits, is_rotated = weight.form
+        size = native.size(bits, ROWS, inputs)
         parts = zip(weight.table.split(size), weight.row.split(ROWS), strict=True)
         for number, (packed, row) in enumerate(parts):
-            yield number * ROWS, numbers(packed, row, inputs, dtype)
+            values = native.numbers(packed, row, inputs, dtype, bits=bits, rotated=is_rotated)
+            yield number * ROWS, values
 
     def tensors(self) -> tuple[Tensor, ...]:
         assert self.weight.table is not None
@@ -265,11 +318,11 @@ class PerToken:
     """An int8 product with activations rounded per token. For bfloat16 x the scales are bfloat16 too, and results are
     rounded twice."""
 
-    def __init__(self, product: "OneDnn | IntMm | Plain") -> None:
-        self.product = product
+    def __init__(self, product: "OneDnn | IntMm | Plain", is_rotated: bool = False) -> None:
+        self.product, self.is_rotated = product, is_rotated
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        q, scale = per_token(x)
+        q, scale = per_token(rotated(x).to(x.dtype) if self.is_rotated else x)
         wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
         return self.product(q, wide).mul_(scale.to(wide)).to(x.dtype)
 
@@ -280,7 +333,7 @@ class PerToken:
 class EightBitLinear(nn.Module):
     """A linear with bias, its weight in int8."""
 
-    def __init__(self, kernel: EightBit, bias: Tensor) -> None:
+    def __init__(self, kernel: Quantized, bias: Tensor) -> None:
         super().__init__()
         self.kernel = kernel
         self.bias = bias
@@ -385,35 +438,13 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 # ---------------------------------------------------------------------- int4
 
 
-class FourBit(Quantized):
-    """Weights in 4 bits: row * s * (q - z / 16), with s and z a byte each per output and GROUP inputs, and `row` in
-    float32 per output. `in` is a multiple of GROUP."""
-
-    bits = 4
-
-    def __init__(
-        self, weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None
-    ) -> None:
-        self._load(self.pieces(weight, hessian), shape_2d(weight.shape), weight.device)
-
-    def fallback(self, packed: Tensor, device: torch.device) -> "Product":
-        four = native.unpack4(packed, *self.shape)
-        return Int4Pack(native.Int4Weight(*(t.to(device) for t in four)), self.row)
-
-    @staticmethod
-    def pieces(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None = None) -> Pieces:
-        """The stored form of a weight: `q4`, in the layout of our kernels, and `row`, a float per output."""
-        chunks = weight.split(ROWS) if hessian is None else (weight,)
-        parts = [four_bits(chunk, hessian) for chunk in chunks]
-        packed = [native.pack4(native.Int4Weight(*(t.cpu() for t in part.four))) for part in parts]
-        return {"q4": torch.cat(packed), "row": torch.cat([part.row.cpu() for part in parts])}
-
-
 class Int4Pack:
     """torch's int4 product in bfloat16: (q - 8) * scale + zero. Outputs are padded to a multiple of 64."""
 
-    def __init__(self, weight: native.Int4Weight, row: Float[Tensor, " O"]) -> None:
-        self.outputs = len(row)
+    def __init__(
+        self, weight: native.Int4Weight, row: Float[Tensor, " O"], is_rotated: bool
+    ) -> None:
+        self.outputs, self.is_rotated = len(row), is_rotated
         missing = -self.outputs % 64
         row = F.pad(row, (0, missing))
         weight = native.Int4Weight(*(F.pad(t, (0, 0, 0, missing)) for t in weight))
@@ -432,7 +463,8 @@ class Int4Pack:
             self.packed, self.rows = pack(q[:, ::2] << 4 | q[:, 1::2], tiles), None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        return self._padded(x.bfloat16())[:, : self.outputs]
+        values = rotated(x) if self.is_rotated else x
+        return self._padded(values.bfloat16())[:, : self.outputs]
 
     def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
         if x.device.type != "cpu":

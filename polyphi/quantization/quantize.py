@@ -6,20 +6,23 @@
 | scheme | base linears of the decoder | head (the embedding, transposed) | encoders' linears |
 |---|---|---|---|
 | bf16 | as stored | as stored | bfloat16, in the memory layout of this CPU's kernel |
-| int8 | a scale per output, activations a scale per token | int8 | as above |
-| int4 | groups of 32 inputs, each with a scale and a zero (rounding.py) | int4 | as above |
-| int8-all | as int8 | int8 | int8, also projectors and adapters |
-| int4-all | as int4 | int4 | int8, also projectors and adapters |
+| int8 | 8 bits, blocks of 64 inputs with a scale | 8 bits | as above |
+| int4 | 4 bits, groups of 32 inputs with a scale and a zero (rounding.py) | 6 bits, as in int8 | as above |
+| int8-all | as int8 | 8 bits | int8, a scale per output; projectors and adapters as the base in int8 |
+| int4-all | as int4 | 6 bits | as in int8-all |
+
+The inputs of the decoder's, the projectors' and the adapters' weights are rotated in blocks of 64
+(kernels/rotation.py), and their activations are rounded to int8 with a scale per token and block: trained models have
+activations a thousand times as large as the others, beside which one scale per token leaves nothing of these.
 
 Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
 batch can mix adapters in all of them. The head is a quantized copy, and the lookup of embeddings stays exact: of a
 checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantized
-checkpoint (checkpoints/) stores the embeddings beside a head in 4 bits. Beside one in 8 bits it doesn't, and the rows
+checkpoint (checkpoints/) stores the embeddings beside a head in 6 bits. Beside one in 8 bits it doesn't, and the rows
 of the head are looked up.
 
-Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int8 all sums
-are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
-(kernels/linear.cpp).
+Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int4 a batch
+of 128 tokens and more is multiplied by weights unpacked to int8 (kernels/linear.cpp).
 
 A quantized model is for inference on its device. It can't be trained, its adapters can't be merged, and it can only be
 saved in the same scheme. `put_adapter` adds trained adapters to it, in bfloat16. To train adapters, projectors or
@@ -51,9 +54,12 @@ from polyphi.prepared.prepare import prepare
 from polyphi.quantization import int8_encoder
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.integer_weights import (
-    EightBit,
+    EIGHT,
+    FOUR,
+    PER_OUTPUT,
+    SIX,
     EightBitLinear,
-    FourBit,
+    Form,
     Native,
     OneDnn,
     PerToken,
@@ -62,6 +68,7 @@ from polyphi.quantization.integer_weights import (
     is_right,
     shape_2d,
 )
+from polyphi.quantization.integer_weights import pieces as pieces_of
 from polyphi.quantization.modules import QuantizedLoraLinear, QuantizedLowRank
 from polyphi.types.batch import Batch
 
@@ -73,8 +80,8 @@ BASES = ("int8", "int4")
 EMBEDDING, UNTIED_HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 """Names of the embedding, which is quantized as the head, and unchanged for the lookup; and of an untied head."""
 TABLE = "table"
-"""The piece of a head in 4 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 4 bits they
-would add half as much error again as all of int4; rounded to 8 bits they add next to nothing, so int8 has no table."""
+"""The piece of a head in 6 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 8 bits they
+add next to nothing, so int8 has no table."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +90,17 @@ class WeightTarget:
 
     name: str
     shape: tuple[int, int]
-    form: type[EightBit] | type[FourBit]
+    form: Form
     put: Callable[[Any], None]
 
     @property
     def has_table(self) -> bool:
         """Whether the embeddings are stored beside this weight, which is the head."""
-        return self.name == EMBEDDING and self.form is FourBit
+        return self.name == EMBEDDING and self.form == SIX
 
     def pieces(self, weight: Float[Tensor, "O I"]) -> Pieces:
         """The pieces of the weight that a quantized checkpoint stores."""
-        pieces = self.form.pieces(weight)
+        pieces = pieces_of(weight, self.form)
         return {**pieces, TABLE: weight} if self.has_table else pieces
 
 
@@ -106,9 +113,9 @@ def quantize(model: PhiModel, scheme: str, calibration: Sequence[Batch] = ()) ->
     for part in parts(model, scheme):
         weight = model.get_parameter(part.name).flatten(1)
         if part.name in rounded:
-            part.put(FourBit.stored(rounded.pop(part.name), part.shape, weight.device))
+            part.put(Quantized.stored(rounded.pop(part.name), part.shape, weight.device))
         else:
-            part.put(part.form(weight))
+            part.put(Quantized(weight, part.form))
     return finish(model, scheme)
 
 
@@ -118,7 +125,7 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
     Raises ValueError for a scheme without 4 bits, and for a model that is quantized already."""
     if not scheme.startswith("int4"):
         raise ValueError(f"calibration is for int4; {scheme} does without it")
-    shapes = {part.name: part.shape for part in parts(model, scheme) if part.form is FourBit}
+    shapes = {part.name: part.shape for part in parts(model, scheme) if part.form == FOUR}
     prepare(model)
     linears = {m: f"{n}.weight" for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     result: dict[str, Pieces] = {}
@@ -126,22 +133,17 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
     def round_(linear: LoraLinear, hessian: Tensor) -> None:
         name = linears[linear]
         if name in shapes:
-            result[name] = FourBit.pieces(linear.weight, hessian)
+            result[name] = pieces_of(linear.weight, FOUR, hessian)
             # Temporarily, so that later layers get the outputs of the quantized one.
-            quantized = FourBit.stored(result[name], shapes[name], linear.weight.device)
+            quantized = Quantized.stored(result[name], shapes[name], linear.weight.device)
             _set_product(linear, "kernel", quantized)
 
     try:
-        head = calibrate(model, rows, round_)
+        calibrate(model, rows, round_)
     finally:
         for linear in linears:
             linear.__class__ = PreparedLoraLinear
             vars(linear).pop("kernel", None)
-    if EMBEDDING in shapes:
-        table = model.get_parameter(EMBEDDING)
-        result[EMBEDDING] = {**FourBit.pieces(table, head), TABLE: table}
-    elif UNTIED_HEAD in shapes:
-        result[UNTIED_HEAD] = FourBit.pieces(model.get_parameter(UNTIED_HEAD), head)
     return result
 
 
@@ -181,8 +183,8 @@ def quantize_frozen(
     the decoder's weights."""
     for count, part in enumerate(frozen_parts(model, scheme, trained, model.decoder.device), 1):
         weight = model.get_parameter(part.name).flatten(1)
-        pieces = part.form.pieces(weight)
-        part.put(part.form.stored(pieces, part.shape, weight.device, gradients=True))
+        pieces = pieces_of(weight, part.form)
+        part.put(Quantized.stored(pieces, part.shape, weight.device, gradients=True))
         del weight  # with it its mapping
         progress(count)
     model.quant = scheme
@@ -224,7 +226,8 @@ def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
     name = EMBEDDING if decoder.config.tie_word_embeddings else UNTIED_HEAD
-    result = [WeightTarget(name, table, _form(scheme, table), partial(_set_head, decoder))]
+    head = SIX if scheme.startswith("int4") else EIGHT
+    result = [WeightTarget(name, table, head, partial(_set_head, decoder))]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
             shape = shape_2d(module.weight.shape)
@@ -234,7 +237,7 @@ def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
             for factor, kernel in (("a", "down"), ("b", "up")):
                 put = partial(_replace, module, factor, kernel)
                 shape = shape_2d(getattr(module, factor).shape)
-                result.append(WeightTarget(f"decoder.{name}.{factor}", shape, EightBit, put))
+                result.append(WeightTarget(f"decoder.{name}.{factor}", shape, EIGHT, put))
     if scheme.endswith("-all"):
         result += _encoder_parts(model, _linears(model))
     return result
@@ -248,13 +251,14 @@ def _encoder_parts(
     for path, module, name in linears:
         shape = shape_2d(model.get_parameter(f"{path}.weight").shape)
         put = partial(_replace_linear, module, name)
-        result.append(WeightTarget(f"{path}.weight", shape, EightBit, put))
+        form = EIGHT if ".projector." in path else PER_OUTPUT
+        result.append(WeightTarget(f"{path}.weight", shape, form, put))
     return result
 
 
-def _form(scheme: str, shape: tuple[int, int]) -> type[EightBit] | type[FourBit]:
+def _form(scheme: str, shape: tuple[int, int]) -> Form:
     """The form of a scheme, or 8 bits if a weight's shape doesn't support 4."""
-    return FourBit if scheme.startswith("int4") and shape[1] % GROUP == 0 else EightBit
+    return FOUR if scheme.startswith("int4") and shape[1] % GROUP == 0 else EIGHT
 
 
 def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
@@ -297,7 +301,7 @@ def _set_product(module: nn.Module, name: str, product: Quantized) -> None:
     setattr(module, name, product)
 
 
-def _replace_linear(module: nn.Module, name: str, product: EightBit) -> None:
+def _replace_linear(module: nn.Module, name: str, product: Quantized) -> None:
     plain: Any = module.get_submodule(name)
     setattr(module, name, EightBitLinear(product, plain.bias))
 
@@ -318,7 +322,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
                 raise ValueError(
                     f"{name} has no longer its stored layout; quantize the unquantized model while saving it"
                 )
-            if name == EMBEDDING and isinstance(form, FourBit) and name in state:
+            if name == EMBEDDING and form.form == SIX and name in state:
                 return {**pieces, TABLE: state[name]}
             return pieces
         module: Any = model.get_submodule(name.rpartition(".")[0])
@@ -359,12 +363,12 @@ def size(part: WeightTarget) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
 
 
-def _eight_bits(linear: nn.Module) -> EightBit:
+def _eight_bits(linear: nn.Module) -> Quantized:
     """The int8 weight of an encoder's linear, or of a convolution of width 1, which this function quantizes."""
     if isinstance(linear, EightBitLinear):
         return linear.kernel
     assert isinstance(linear, nn.Conv2d)
-    return EightBit(linear.weight.flatten(1))
+    return Quantized(linear.weight.flatten(1), PER_OUTPUT)
 
 
 def _native_product(linear: nn.Module) -> Native:
@@ -379,7 +383,7 @@ def _onednn_product(linear: nn.Module) -> OneDnn:
     kernels."""
     kernel = _eight_bits(linear)
     assert isinstance(kernel.product, Native)
-    product = OneDnn(native.unpack8(kernel.product.packed, *kernel.shape), kernel.row)
+    product = OneDnn(native.unpack(kernel.product.packed, 8, *kernel.shape).q, kernel.row)
     kernel.product, kernel.table = PerToken(product), None
     return product
 

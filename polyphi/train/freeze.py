@@ -55,7 +55,7 @@ def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
-    """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....q4" and
+    """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....r4" and
     "....row"."""
     result: dict[str, Tensor] = {}
     for path, module in model.named_modules():

@@ -90,7 +90,7 @@ def test_forward_and_backward_stay_on_the_device(base: str | None) -> None:
 def test_a_product_in_4_bits_has_the_layout_of_the_kernel(inputs: int) -> None:
     """Nothing is padded but outputs: a number of 32 bits has eight weights."""
     q, s = (torch.empty(72, n, dtype=torch.uint8, device=META) for n in (inputs, inputs // 32))
-    product = Int4Pack(Int4Weight(q, s, s), torch.empty(72, device=META))
+    product = Int4Pack(Int4Weight(q, s, s), torch.empty(72, device=META), False)
     assert product.packed.numel() * 8 == 128 * inputs
 
 

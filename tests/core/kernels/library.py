@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON", "NEON i8mm")
-GROUP = PANEL = 32
+PANEL, BLOCK = 32, 64
 
 
 def pointer(values: array.array) -> ctypes.c_void_p:
@@ -20,19 +20,21 @@ def pointer(values: array.array) -> ctypes.c_void_p:
 
 
 def pack8(rows: list[list[int]]) -> array.array:
-    """Integers from -127 to 127 [outputs inputs] in the layout of `polyphi.kernels.linear.pack8`, for whole panels and
-    groups."""
-    result = array.array("B")
+    """Integers from -127 to 127 [outputs inputs] in the layout of `polyphi.kernels.linear.pack`, each block with the
+    scale 1, for whole panels and blocks."""
+    result, inputs = array.array("B"), len(rows[0])
+    scales = inputs // BLOCK * PANEL
     for panel in range(0, len(rows), PANEL):
-        for i in range(0, len(rows[0]), 4):
+        for i in range(0, inputs, 4):
             for row in rows[panel : panel + PANEL]:
                 result.extend((value & 255) ^ 128 for value in row[i : i + 4])
+        result.extend([1] * scales + [0] * (-scales % 64))
     return result
 
 
 def linear(library: ctypes.CDLL, path: int) -> float:
     """The largest error of an 8-bit product by a path, relative to the largest result."""
-    tokens, outputs, inputs = 3, 64, 96
+    tokens, outputs, inputs = 3, 64, 192
     x = [[math.sin(t + 0.37 * i) for i in range(inputs)] for t in range(tokens)]
     weight = [[(7 * o + 13 * i) % 255 - 127 for i in range(inputs)] for o in range(outputs)]
     factors = [0.5 + o / outputs for o in range(outputs)]
@@ -41,7 +43,7 @@ def linear(library: ctypes.CDLL, path: int) -> float:
     y = array.array("f", bytes(4 * tokens * outputs))
     size, none = ctypes.c_int64, ctypes.c_void_p(None)
     library.polyphi_linear(
-        *(ctypes.c_int(path), ctypes.c_int(8)),
+        *(ctypes.c_int(path), ctypes.c_int(8), ctypes.c_int(0)),
         *(pointer(flat), pointer(packed), pointer(scale), none, pointer(y)),
         *(ctypes.c_int(0), ctypes.c_int(0), size(tokens), size(outputs), size(inputs)),
         *(none, none, none, none, size(0), ctypes.c_float(0), none, ctypes.c_int(2)),

@@ -6,14 +6,14 @@
 #include <cstdio>
 #include <random>
 
-#include "../../../polyphi/kernels/native.h"
+#include "../../../polyphi/kernels/packed.h"
 
 using polyphi::Parallel;
 
 extern "C" {
 int polyphi_isa();
 int polyphi_pairs();
-void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const void*, void*, int, int, int64_t,
+void polyphi_linear(int, int, int, const void*, const uint8_t*, const float*, const void*, void*, int, int, int64_t,
                     int64_t, int64_t, const uint8_t*, const float*, const uint8_t*, const float*, int64_t, float,
                     Parallel, int);
 void polyphi_linear_rows(int, const uint8_t*, const float*, const uint8_t*, const float*, void*, int64_t, int64_t,
@@ -51,7 +51,7 @@ void polyphi_strided(int, const void*, int64_t, const float*, const float*, cons
                      int64_t, int64_t, Parallel, int);
 }
 
-constexpr int64_t RANK = 9;  // of an adapter, whose weights are the first bytes of the other
+constexpr int64_t RANK = 9;  // of an adapter
 constexpr int THREADS = 2;
 
 std::mt19937 draw(0);
@@ -107,37 +107,46 @@ struct Kernel {
     }
 };
 
+// Bytes of a packed weight [n k]: any bytes but 0 are a weight.
+std::vector<uint8_t> random_weight(int bits, int64_t n, int64_t k) {
+    std::vector<uint8_t> packed(polyphi::up(n, polyphi::PANEL) * polyphi::panel_bytes(bits, polyphi::up(k, polyphi::BLOCK)));
+    for (auto& value : packed) value = uint8_t(1 + byte(254));
+    return packed;
+}
+
 void products(Kernel& kernel) {
     for (int turn = 0; turn < 60; turn++) {
         const int64_t m = 1 + byte(18), n = 1 + byte(149), k = 32 * (1 + byte(5));
         Numbers x = random(false, m * k), row = random(false, n + RANK), onto = random(false, m * n);
-        std::vector<uint8_t> packed((n + 31) / 32 * 32 * k);  // any bytes but 0 are a weight
-        for (auto& value : packed) value = uint8_t(1 + byte(254));
-        for (int bits : {4, 8})
+        const auto a = random_weight(8, RANK, k), b = random_weight(8, n, RANK);
+        const int64_t gated = n / 64 * 64;
+        for (int bits : {4, 6, 8}) {
+            const auto packed = random_weight(bits, n, k);
+            const int rotated = turn % 2;
             kernel.compare(false, m * n, [&](int isa, void* to) {
                 const float* rows = row.raw.data();
-                polyphi_linear(isa, bits, x.data(), packed.data(), rows, onto.data(), to, 0, 0, m, n, k, packed.data(),
-                               rows, packed.data(), rows, RANK, 0.01f, nullptr, THREADS);
+                polyphi_linear(isa, bits, rotated, x.data(), packed.data(), rows, onto.data(), to, 0, 0, m, n, k,
+                               a.data(), rows, b.data(), rows, RANK, 0.01f, nullptr, THREADS);
             });
-        const int64_t gated = n / 64 * 64;
-        for (int bits : {4, 8})
             kernel.compare(false, m * gated / 2, [&](int isa, void* to) {
-                polyphi_linear(isa, bits, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 1, m, gated, k,
-                               nullptr, nullptr, nullptr, nullptr, 0, 0, nullptr, THREADS);
+                polyphi_linear(isa, bits, rotated, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 1, m, gated,
+                               k, nullptr, nullptr, nullptr, nullptr, 0, 0, nullptr, THREADS);
             });
+        }
     }
 }
 
-// Products of 8 bits without an adapter: sums of integers, each multiplied by one float, are the same on every path.
+// Products of 8 bits without an adapter: sums of integers, which fused multiply-adds sum up in the same order on every
+// path.
 void exact_products(Kernel& kernel) {
     for (int turn = 0; turn < 40; turn++) {
         const int64_t m = turn % 4 ? 1 + byte(18) : 120 + byte(20), n = 1 + byte(149), k = 1 + byte(199);
         Numbers x = random(false, m * k), row = random(false, n), scale = random(false, m);
-        std::vector<uint8_t> q(m * k), packed((n + 31) / 32 * 32 * ((k + 31) / 32) * 32);
-        for (auto* bytes : {&q, &packed})
-            for (auto& value : *bytes) value = uint8_t(1 + byte(254));
+        const auto packed = random_weight(8, n, k);
+        std::vector<uint8_t> q(m * k);
+        for (auto& value : q) value = uint8_t(1 + byte(254));
         kernel.compare(false, m * n, [&](int isa, void* to) {
-            polyphi_linear(isa, 8, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 0, m, n, k, nullptr,
+            polyphi_linear(isa, 8, turn % 2, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 0, m, n, k, nullptr,
                            nullptr, nullptr, nullptr, 0, 0, nullptr, THREADS);
         });
         kernel.compare(true, m * n, [&](int isa, void* to) {
@@ -152,10 +161,9 @@ void many_by_four(Kernel& kernel) {
     for (int turn = 0; turn < 4; turn++) {
         const int64_t m = 128 + byte(20), n = 1 + byte(149), k = 32 * (1 + byte(5));
         Numbers x = random(false, m * k), row = random(false, n);
-        std::vector<uint8_t> packed((n + 31) / 32 * 32 * k / 32 * 18);
-        for (auto& value : packed) value = uint8_t(1 + byte(254));
+        const auto packed = random_weight(4, n, k);
         kernel.compare(false, m * n, [&](int isa, void* to) {
-            polyphi_linear(isa, 4, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 0, m, n, k, nullptr,
+            polyphi_linear(isa, 4, turn % 2, x.data(), packed.data(), row.raw.data(), nullptr, to, 0, 0, m, n, k, nullptr,
                            nullptr, nullptr, nullptr, 0, 0, nullptr, THREADS);
         });
     }

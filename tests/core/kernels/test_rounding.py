@@ -1,4 +1,4 @@
-"""The search of scales and zeros gives the levels of its formula."""
+"""The search of scales and zeros, and the rounding of blocks, give the levels of their formulas."""
 
 import pytest
 import torch
@@ -43,3 +43,23 @@ def test_threads_change_nothing() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(several, alone, strict=True))
+
+
+@pytest.mark.parametrize("isa", here())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [6, 8])
+@torch.no_grad()
+def test_blocks_are_those_of_the_formula(
+    isa: int, dtype: torch.dtype, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to the last bit, for a number of inputs that no block divides too."""
+    weight = torch.randn(33, 200, generator=torch.Generator().manual_seed(isa))
+    weight[0] = 0
+    weight[1, 7] = 1e4
+    weight[2] *= 1e-30
+    weight = weight.to(dtype)
+    ours, row = rounding.round_blocks(weight, bits, isa)
+    monkeypatch.setattr(rounding, "supports_search", lambda weight: False)
+    formula, expected = rounding.round_blocks(weight, bits)
+    assert torch.equal(ours.q, formula.q) and torch.equal(ours.s, formula.s)
+    assert torch.equal(row, expected)

@@ -66,7 +66,8 @@ import torch
 from polyphi.kernels import linear, native
 assert native.library() and "watched" in native.library()._name, native.library()
 linear.check = lambda *_: None
-packed = linear.pack8(torch.ones(32, 64, dtype=torch.int8))[:-1].clone()
+weight = linear.IntWeight(torch.ones(32, 64, dtype=torch.int8), torch.ones(32, 1, dtype=torch.uint8))
+packed = linear.pack(weight, 8)[: -linear.PANEL - 1].clone()
 linear.linear(torch.ones(1, 64), packed, torch.ones(32), bits=8)
 """
     result = run_sanitized(watched, "-c", code)

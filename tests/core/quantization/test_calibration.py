@@ -13,7 +13,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.calibration import calibrate
-from polyphi.quantization.integer_weights import FourBit
+from polyphi.quantization.integer_weights import FOUR
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import Batch, pack, row
 
@@ -94,7 +94,7 @@ def test_calibrated_linears_have_four_bits_and_adapters_stay(model: PhiModel) ->
     quantize(model, "int4", texts(2, 0))
     linears = [m for m in model.decoder.modules() if isinstance(m, LoraLinear)]
     fitting = [m for m in linears if m.kernel.shape[0] % 64 == 0]
-    assert fitting and all(isinstance(m.kernel, FourBit) for m in fitting)
+    assert fitting and all(m.kernel.form == FOUR for m in fitting)
     assert all(m.weight is None for m in linears) and model.quant == "int4"
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -19,11 +19,14 @@ from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.quantization import integer_weights
 from polyphi.quantization.integer_weights import (
-    EightBit,
+    EIGHT,
+    FOUR,
+    SIX,
     EightBitLinear,
-    FourBit,
+    Form,
     Quantized,
     Unpacked,
+    pieces,
 )
 from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
@@ -31,7 +34,7 @@ from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
 
-FORMS = pytest.mark.parametrize("form", [EightBit, FourBit])
+FORMS = pytest.mark.parametrize("form", [EIGHT, SIX, FOUR])
 BASES = pytest.mark.parametrize("base", ["int8", "int4"])
 
 
@@ -68,10 +71,10 @@ def batch(processor: Processor) -> Batch:
     return pack(rows)
 
 
-def trained_on(form: type[Quantized], weight: Tensor) -> Quantized:
+def trained_on(form: Form, weight: Tensor) -> Quantized:
     """A weight as training loads it: with its gradient also where our kernels are missing."""
     shape = (weight.shape[0], weight.shape[1])
-    return form.stored(form.pieces(weight), shape, weight.device, gradients=True)
+    return Quantized.stored(pieces(weight, form), shape, weight.device, gradients=True)
 
 
 def learned(model: PhiModel, *parts: str) -> list[str]:
@@ -170,7 +173,7 @@ def test_on_a_gpu_the_head_is_the_embedding(
 @FORMS
 @pytest.mark.parametrize("shape", [(40, 64), (100, 96), (32, 32)])
 def test_unpacked_weights_are_those_of_rows(
-    form: type[Quantized], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    form: Form, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32 with another order of two factors; in bfloat16 rounded once more."""
     monkeypatch.setattr(integer_weights, "ROWS", 64)
@@ -185,7 +188,7 @@ def test_unpacked_weights_are_those_of_rows(
 
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_in_autocast_has_its_dtype(form: type[Quantized], dtype: torch.dtype) -> None:
+def test_a_product_in_autocast_has_its_dtype(form: Form, dtype: torch.dtype) -> None:
     weight = trained_on(form, torch.randn(40, 64))
     x = torch.randn(3, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -200,7 +203,7 @@ def test_a_product_in_autocast_has_its_dtype(form: type[Quantized], dtype: torch
 
 
 @FORMS
-def test_both_losses_by_a_quantized_head_are_cross_entropy(form: type[Quantized]) -> None:
+def test_both_losses_by_a_quantized_head_are_cross_entropy(form: Form) -> None:
     torch.manual_seed(0)
     head, hidden = trained_on(form, torch.randn(300, 32)), torch.randn(150, 32)
     labels = torch.randint(300, (150,))
