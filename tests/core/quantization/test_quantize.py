@@ -141,7 +141,6 @@ def test_a_massive_activation_affects_its_block_alone(form: Form) -> None:
         error(Quantized(w, form)(x), x.double() @ w.double().t())
         < {4: 0.1, 6: 0.03, 8: 0.01}[form.bits]
     )
-    assert error(Quantized(w, PER_OUTPUT)(x), x.double() @ w.double().t()) > 0.8
 
 
 @pytest.fixture(params=["native", "torch"])
