@@ -99,7 +99,6 @@ void six_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, 
     UNROLLED for (int t = 0; t < T; t++)
         UNROLLED for (int w = 0; w < W; w++) total[t][w] = float_zero();
     for (int64_t b = 0; b < x.blocks; b++, block += block_bytes(6), s += PANEL) {
-        for (int line = 0; line < ahead.lines; line++, ahead.at += 64) prefetch(ahead.at);
         Int sum[T][W];
         UNROLLED for (int t = 0; t < T; t++)
             UNROLLED for (int w = 0; w < W; w++) sum[t][w] = constant(-32 * x.total[(token + t) * x.blocks + b]);
@@ -111,6 +110,7 @@ void six_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, 
                 highs[w] = load(twos + (PANEL + w * LANES) * QUAD);
             }
             UNROLLED for (int j = 0; j < 4; j++) {
+                for (int line = 4 * half + j; line < ahead.lines; line += 8, ahead.at += 64) prefetch(ahead.at);
                 Int first[W], second[W];
                 UNROLLED for (int w = 0; w < W; w++) {
                     const Int pairs = load(nibbles + (j * PANEL + w * LANES) * QUAD);
