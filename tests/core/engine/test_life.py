@@ -278,6 +278,15 @@ def test_draft_tokens_are_run_by_memory_bound_models(
     assert steps[2**28, 0] == steps[2**28, "auto"] == steps[0, 0] > steps[0, "auto"]
 
 
+def test_quantized_models_are_memory_bound_at_fewer_bytes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "QUANTIZED_CACHE", 0)
+    for quant, bound in ((None, False), ("bf16", False), ("int8", True), ("int4-all", True)):
+        monkeypatch.setattr(engine.model, "quant", quant)
+        assert engine_module._is_memory_bound(engine.model) == bound
+
+
 def test_large_models_run_prompts_in_smaller_steps(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
