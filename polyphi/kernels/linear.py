@@ -229,9 +229,8 @@ def numbers(
 
 
 def _padded(values: UInt8[Tensor, "O n"], width: int) -> UInt8[Tensor, "O_up width"]:
-    """Pad the outputs to whole panels, and the columns to `width`, with zeros; at width 0 the columns stay."""
-    columns = width - values.shape[1] if width else 0
-    return F.pad(values, (0, columns, 0, -len(values) % PANEL))
+    """Pad the outputs to whole panels, and the columns to `width`, with zeros."""
+    return F.pad(values, (0, width - values.shape[1], 0, -len(values) % PANEL))
 
 
 def check(packed: Tensor, size: int) -> None:

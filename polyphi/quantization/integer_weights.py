@@ -149,12 +149,19 @@ class Quantized:
             four = native.unpack4(packed, outputs, width)
             weight = native.Int4Weight(*(t.to(device) for t in four))
             return Int4Pack(weight, self.row, self.form.rotated)
-        q, s = (t.to(device) for t in native.unpack(packed, bits, outputs, width))
-        row = self.row
-        if self.form.rotated:
-            values = q.unflatten(1, (-1, BLOCK)) * (s * row[:, None])[..., None]
-            (q, _), row = _by_outputs(values.flatten(1))
-        return PerToken(_kernel(device.type)(q, row), self.form.rotated)
+        if not self.form.rotated:
+            q, _ = native.unpack(packed, bits, outputs, width)
+            return PerToken(_kernel(device.type)(q.to(device), self.row))
+        levels, rows = [], []
+        for part, row in zip(
+            packed.split(native.size(bits, ROWS, width)), self.row.split(ROWS), strict=True
+        ):
+            q, s = native.unpack(part, bits, len(row), width)
+            values = q.unflatten(1, (-1, BLOCK)) * (s * row.to(q.device)[:, None])[..., None]
+            rounded, scale = _by_outputs(values.flatten(1))
+            levels.append(rounded.q.to(device))
+            rows.append(scale.to(device))
+        return PerToken(_kernel(device.type)(torch.cat(levels), torch.cat(rows)), is_rotated=True)
 
     def __call__(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
         x = x.to(working_dtype(x))
