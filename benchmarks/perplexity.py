@@ -4,9 +4,9 @@
         --calibrate runs/larger/data/text/train [--rows 100]
 
 Prints two tables in Markdown. The first is of the model as it runs: each value of `--quant`, activations rounded as the
-kernels do, bfloat16, and with its KV cache in 8 bits. The second rounds weights alone and computes in float32, so that
-ways of rounding can be compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the
-nearest levels, searched, and calibrated (model/rounding.py). Both are compared with the checkpoint in float32: the mean
+kernels do, bfloat16, and with its KV cache in 8 bits. The second rounds weights alone, those of the decoder's linears
+or those of its head, and computes in float32: each form in which weights are stored, and 4 bits calibrated
+(quantization/rounding.py). Both are compared with the checkpoint in float32: the mean
 Kullback-Leibler divergence of the next token's distribution from its own, in nats, and the share of positions where
 another token comes first (flips). In conversations the answers are measured, in documents every token.
 
@@ -15,7 +15,7 @@ such a text.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -34,23 +34,21 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.quantization.accuracy import compare
 from polyphi.quantization.calibration import calibrate
+from polyphi.quantization.integer_weights import (
+    EIGHT,
+    FOUR,
+    LEVELS,
+    PER_OUTPUT,
+    SIX,
+    Form,
+    Quantized,
+    pieces,
+    shape_2d,
+)
 from polyphi.quantization.quantize import quantize
-from polyphi.quantization.rounding import four_bits, nearest
 from polyphi.types.batch import Batch
 
-
-def eight_bits(weight: Tensor) -> Tensor:
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    return (weight / scale).round() * scale
-
-
-ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "as stored": lambda weight, hessian: weight,
-    "8": lambda weight, hessian: eight_bits(weight),
-    "4, nearest": lambda weight, hessian: nearest(weight).weight(),
-    "4, searched": lambda weight, hessian: four_bits(weight).weight(),
-    "4, calibrated": lambda weight, hessian: four_bits(weight, hessian).weight(),
-}
+ROUNDED = {"8, per output": PER_OUTPUT, "8": EIGHT, "6": SIX, "4, not rotated": LEVELS, "4": FOUR}
 SCHEMES = ("bf16", "int8", "int4", "int4, calibrated")
 
 
@@ -91,16 +89,30 @@ def stored(model: PhiModel, row: Batch, kv: str) -> StepCache:
     return StepCache(memory, [table], [tokens])
 
 
+def numbers(weight: Tensor, form: Form, hessian: Tensor | None = None) -> Tensor:
+    """The values of a weight in fewer bits."""
+    stored = pieces(weight, form, hessian)
+    quantized = Quantized.stored(stored, shape_2d(weight.shape), weight.device)
+    return quantized.rows(torch.arange(len(weight)))
+
+
 @torch.no_grad()
-def rounded(model: PhiModel, rows: Sequence[Batch], linears: str, head: str) -> PhiModel:
-    """`model` with the values that its weights have in fewer bits."""
+def rounded(model: PhiModel, form: Form, rows: Sequence[Batch] = ()) -> PhiModel:
+    """`model` with the values that its linears' weights have in fewer bits, calibrated with `rows` if there are any."""
+    if rows:
+        calibrate(model, rows, lambda one, sums: one.weight.copy_(numbers(one.weight, form, sums)))
+    else:
+        for linear in model.decoder.modules():
+            if isinstance(linear, LoraLinear):
+                linear.weight.copy_(numbers(linear.weight, form))
+    return model
 
-    def put(linear: LoraLinear, hessian: Tensor) -> None:
-        linear.weight.copy_(ROUNDED[linears](linear.weight, hessian))
 
-    seen = calibrate(model, rows, put)
-    weight = ROUNDED[head](model.decoder.embed_tokens.weight, seen)
-    prepare(model.decoder).head = partial(F.linear, weight=weight)  # the lookup stays as it is
+@torch.no_grad()
+def rounded_head(model: PhiModel, form: Form) -> PhiModel:
+    """`model` with the values that its head's weight has in fewer bits; the table of embeddings stays as it is."""
+    weight = numbers(model.decoder.embed_tokens.weight, form)
+    prepare(model.decoder).head = partial(F.linear, weight=weight)
     return model
 
 
@@ -122,10 +134,12 @@ def tables(
         yield reader.line(model, scheme)
         yield reader.line(model, f"{scheme}, cache in 8 bits", kv="int8")
     yield "\n| linears | head | perplexity | KL, nats | flips |\n|---|---|---|---|---|"
-    for bits in ROUNDED:
-        yield reader.line(rounded(load(dtype="float32").model, rows, bits, "as stored"), bits, "")
-    for bits in list(ROUNDED)[1:]:
-        yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
+    yield reader.line(load(dtype="float32").model, "as stored", "as stored")
+    for bits, form in ROUNDED.items():
+        yield reader.line(rounded(load(dtype="float32").model, form), bits, "")
+    yield reader.line(rounded(load(dtype="float32").model, FOUR, rows), "4, calibrated", "")
+    for bits, form in ROUNDED.items():
+        yield reader.line(rounded_head(load(dtype="float32").model, form), "", bits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

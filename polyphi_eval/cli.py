@@ -12,7 +12,7 @@ from cyclopts.types import NonNegativeFloat
 
 from polyphi.cli.application import application
 from polyphi.cli.options import ModalityOption, QuantOption, console
-from polyphi_eval.eval_options import ACCURACY, MACHINE, OTHER_MODELS, EvalOptions
+from polyphi_eval.eval_options import MACHINE, OTHER_MODELS, ComparisonOptions, EvalOptions
 
 
 def is_run(model: str) -> bool:
@@ -70,6 +70,7 @@ def evaluate(
     quant: QuantOption = None,
     modality: ModalityOption = (),
     options: EvalOptions = EvalOptions(),  # noqa: B008 - frozen
+    comparison: ComparisonOptions = ComparisonOptions(),  # noqa: B008 - frozen
     key_from: Annotated[
         str | None,
         Parameter(
@@ -78,33 +79,9 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=MACHINE)] = "auto",
-    against: Annotated[
-        str | None,
-        Parameter(
-            metavar="REFERENCE",
-            help="Compare MODEL's next tokens with those of this unquantized checkpoint; both may be a folder, a hub "
-            "id, nano, or a .gguf file, whose weights are dequantized and run by polyphi.",
-            group=ACCURACY,
-        ),
-    ] = None,
-    rows: Annotated[
-        tuple[Path, ...],
-        Parameter(
-            help="Shards to compare on; repeatable. Default: the held-out rows of the run that one of the models is "
-            "of, or else 2,000 tokens of polyphi's own texts.",
-            group=ACCURACY,
-        ),
-    ] = (),
-    layers: Annotated[
-        bool,
-        Parameter(
-            help="Also measure the reference with one layer of MODEL alone, and with its head alone.",
-            group=ACCURACY,
-        ),
-    ] = False,
 ) -> None:
     """Evaluate MODEL on benchmarks; a run without `suites` on its held-out tasks, as `polyphi eval heldout`."""
-    if against is not None:
+    if comparison.against is not None:
         others: dict[str, object] = {
             "a second argument": tasks,
             "--suite": suites,
@@ -117,12 +94,11 @@ def evaluate(
             raise ValueError(
                 f"--against compares two models without benchmarks; omit {unused[0]}, or omit --against"
             )
-        _compare(model, against, rows, out, quant, modality, device, layers)
+        _compare(model, comparison, quant, modality, device, out)
         return
-    if rows or layers:
-        raise ValueError(
-            f"{'--rows' if rows else '--layers'} needs a model to compare with: --against REFERENCE"
-        )
+    if comparison != ComparisonOptions():
+        option = "--rows" if comparison.rows else "--layers"
+        raise ValueError(f"{option} needs a model to compare with: --against REFERENCE")
     from polyphi_eval import evaluation
     from polyphi_eval.benchmark import suite
     from polyphi_eval.report.tables import markdown
@@ -174,13 +150,11 @@ def evaluate(
 
 def _compare(
     model: str,
-    against: str,
-    rows: tuple[Path, ...],
-    out: Path | None,
+    comparison: ComparisonOptions,
     quant: str | None,
     modality: tuple[str, ...],
     device: str,
-    layers: bool,
+    out: Path | None,
 ) -> None:
     """Print the difference of a model from a reference, and write it to the JSON file `out`."""
     if model.startswith(("http://", "https://")) or list(Path(model).glob("answers*.jsonl")):
@@ -195,10 +169,11 @@ def _compare(
     from polyphi.data.shards import Shards
     from polyphi.runtime.files import write_json
 
-    shards = [Shards(folder) for folder in rows]
-    reference = accuracy.load_reference(against, device=device, modality=modality)
+    assert comparison.against is not None
+    shards = [Shards(folder) for folder in comparison.rows]
+    reference = accuracy.load_reference(comparison.against, device=device, modality=modality)
     subject = accuracy.load(model, quant, device=device, modality=modality)
-    measurement = accuracy.measure(reference, subject, shards, parts=layers)
+    measurement = accuracy.measure(reference, subject, shards, parts=comparison.layers)
     accuracy.show(measurement.accuracy)
     console.print(
         f"{subject.name} against {reference.name} on {measurement.rows}: {measurement}",

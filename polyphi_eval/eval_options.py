@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter, Token
@@ -10,6 +11,21 @@ from cyclopts.types import PositiveInt
 ACCURACY = Group("Comparison with a reference", sort_key=1)
 OTHER_MODELS = Group("Judges, the simulator, and keys", sort_key=2)
 MACHINE = Group("Machine (no effect on the result)", sort_key=3)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Options of a comparison of a model's next tokens with a reference's."""
+
+    against: Annotated[str | None, Parameter(metavar="REFERENCE", group=ACCURACY)] = None
+    """Compare MODEL's next tokens with those of this unquantized checkpoint; both may be a folder, a hub id, nano, or a
+    .gguf file, whose weights are dequantized and run by polyphi."""
+    rows: Annotated[tuple[Path, ...], Parameter(group=ACCURACY)] = ()
+    """Shards to compare on; repeatable. Default: the held-out rows of the run that one of the models is of, or else
+    2,000 tokens of polyphi's own texts."""
+    layers: Annotated[bool, Parameter(group=ACCURACY)] = False
+    """Also measure the reference with one layer of MODEL alone, and with its head alone."""
 
 
 def part_of(_: type, tokens: Sequence[Token]) -> tuple[int, int]:

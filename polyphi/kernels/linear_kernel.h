@@ -88,6 +88,9 @@ void eight_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column
         UNROLLED for (int w = 0; w < W; w++) store(sums + t * PANEL + column + w * LANES, total[t][w]);
 }
 
+// Bytes shifted to the left; bits that leave a byte are for the caller to clear.
+INLINE Int shifted(Int bytes, int by) { return as<Int>(as<Bits>(bytes) << by); }
+
 // The same for 6 bits.
 template <int T, int W>
 void six_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, Prefetch ahead, float* sums) {
@@ -114,8 +117,8 @@ void six_bits(const Tokens& x, int64_t token, const uint8_t* panel, int column, 
                 Int first[W], second[W];
                 UNROLLED for (int w = 0; w < W; w++) {
                     const Int pairs = load(nibbles + (j * PANEL + w * LANES) * QUAD);
-                    const Int of_low = j < 2 ? lows[w] << (4 - 2 * j) : lows[w] >> (2 * j - 4);
-                    const Int of_high = j < 2 ? highs[w] << (4 - 2 * j) : highs[w] >> (2 * j - 4);
+                    const Int of_low = j < 2 ? shifted(lows[w], 4 - 2 * j) : lows[w] >> (2 * j - 4);
+                    const Int of_high = j < 2 ? shifted(highs[w], 4 - 2 * j) : highs[w] >> (2 * j - 4);
                     first[w] = (pairs & fifteen) | (of_low & highest);
                     second[w] = (pairs >> 4 & fifteen) | (of_high & highest);
                 }

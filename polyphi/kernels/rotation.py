@@ -39,6 +39,18 @@ def rotated(x: Float[Tensor, "n I"], isa: int = -1) -> Float[Tensor, "n I_up"]:
     return y
 
 
+def rotated_by_product(x: Float[Tensor, "n I"]) -> Float[Tensor, "n I_up"]:
+    """`rotated` as one product, in the dtype of x: for activations and gradients where our kernel doesn't run. Its sums
+    may be in another order."""
+    blocks = F.pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    return (blocks @ _matrix(x.device, x.dtype)).flatten(1)
+
+
+@cache
+def _matrix(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "BLOCK BLOCK"]:
+    return rotated(torch.eye(BLOCK)).to(device, dtype)
+
+
 def rotated_back(x: Float[Tensor, "n I_up"]) -> Float[Tensor, "n I_up"]:
     """The inverse of `rotated`, with its padding: the matrix is its own inverse."""
     shape, step = x.shape, 1

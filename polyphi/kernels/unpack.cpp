@@ -7,10 +7,9 @@ using namespace polyphi;
 
 namespace {
 
-// A packed weight, into `to` [outputs inputs]. A weight whose inputs are `rotated` is rotated back.
+// A packed weight, into `to` [outputs inputs].
 struct Weight {
     int bits;
-    bool rotated;
     const uint8_t* w;
     const float* row;
     void* to;
@@ -41,12 +40,12 @@ void levels(int bits, const uint8_t* block, int o, uint8_t* to) {
 
 extern "C" {
 
-// A packed weight [outputs inputs], whose inputs are `rotated` or not, in float32 or bfloat16. See `polyphi_linear` for `isa`, `parallel` and `threads`.
-void polyphi_unpack(int isa, int bits, int rotated, const uint8_t* w, const float* row, void* to, int bf16,
-                    int64_t outputs, int64_t inputs, Parallel parallel, int threads) {
+// A packed weight [outputs inputs] in float32 or bfloat16. See `polyphi_linear` for `isa`, `parallel` and `threads`.
+void polyphi_unpack(int isa, int bits, const uint8_t* w, const float* row, void* to, int bf16, int64_t outputs,
+                    int64_t inputs, Parallel parallel, int threads) {
     if (isa < 0) isa = best();
     threads = std::max(1, threads);
-    const Weight weight{bits, rotated != 0, w, row, to, outputs, inputs};
+    const Weight weight{bits, w, row, to, outputs, inputs};
     const auto run = bf16 ? CHOSEN(isa, unpack<uint16_t>) : CHOSEN(isa, unpack<float>);
     const int64_t panels = up(outputs, PANEL), chunk = std::max<int64_t>(1, panels / (8 * threads));
     spread([&](int64_t begin, int64_t end) { run(weight, begin, end); }, panels, chunk, parallel, threads);

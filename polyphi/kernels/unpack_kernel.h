@@ -1,7 +1,5 @@
 // Weights of 4, 6 and 8 bits as numbers. Included once for each set of instructions (paths.h).
 
-#include "rotation_kernel.h"
-
 // Writes the first `count` of an output's weights of a block.
 template <typename To>
 INLINE void put_row(const Vec* values, To* to, int count) {
@@ -28,10 +26,6 @@ void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, 
                 const float zero = bits == 4 ? four[PANEL] / 16.0f : bits == 6 ? 32.0f : 128.0f;
                 const Bits level = as<Bits>(widened(read<Bytes>(bytes + v * LANES))) & 255;
                 values[v] = (__builtin_convertvector(level, Vec) - zero) * step;
-            }
-            if (weight.rotated) {
-                rotate(values);
-                for (Vec& value : values) value *= 0.125f;
             }
             put_row(values, to + o * weight.inputs + b * BLOCK, count);
         }

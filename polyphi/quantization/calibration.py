@@ -1,6 +1,6 @@
 """Second moments of the inputs of the decoder's base linears over calibration rows, layer by layer.
 
-    head = calibrate(model, rows, put)      # put(linear, hessian) for each linear, first layer first
+    calibrate(model, rows, put)      # put(linear, hessian) for each linear, first layer first
 
 `put` may quantize a layer's linears before its rows run through the next layer, whose Hessians then include the error
 of the quantized layers. Rows have their adapters and media, so that a linear gets the inputs of inference.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.model.lora import LoraLinear
@@ -21,9 +20,9 @@ from polyphi.types.batch import Batch
 @torch.no_grad()
 def calibrate(
     model: PhiModel, rows: Sequence[Batch], put: Callable[[LoraLinear, Tensor], None]
-) -> Float[Tensor, "D D"]:
-    """Call `put` with each of the decoder's linears and the sum of x x' over its inputs x in float32; returns the sum
-    of the head's inputs. Memory in addition to the model: the rows' hidden states and one layer's sums."""
+) -> None:
+    """Call `put` with each of the decoder's linears and the sum of x x' over its inputs x in float32. Memory beside
+    the model: the rows' hidden states and one layer's sums."""
     decoder, states, contexts = model.decoder, [], []
     for batch in rows:
         row = batch.to(decoder.device)
@@ -38,8 +37,6 @@ def calibrate(
             put(linear, own.pop())
         for i, context in enumerate(contexts):
             states[i] = layer(states[i], context, number)
-    hidden = torch.cat([decoder.norm(x).float() for x in states])
-    return hidden.t() @ hidden
 
 
 class _Sum:

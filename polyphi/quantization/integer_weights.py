@@ -22,7 +22,7 @@ from polyphi.kernels import linear as native
 from polyphi.kernels import unpack
 from polyphi.kernels.encoder import QuantizedRows, Raw
 from polyphi.kernels.linear import GROUP, LARGEST, PANEL, Adapter, IntWeight
-from polyphi.kernels.rotation import BLOCK, rotated
+from polyphi.kernels.rotation import BLOCK, rotated, rotated_by_product
 from polyphi.kernels.rounding import round_blocks
 from polyphi.model.attention import working_dtype
 from polyphi.quantization.rounding import four_bits
@@ -143,8 +143,7 @@ class Quantized:
 
     def _fallback(self, packed: Tensor, device: torch.device) -> "Product":
         """The product by torch's kernels. Of weights in 6 and 8 bits and their activations each row gets one scale."""
-        bits, (outputs, inputs) = self.form.bits, self.shape
-        width = native.blocks(inputs) * BLOCK if self.form.rotated else inputs
+        bits, outputs, width = self.form.bits, self.shape[0], self.stored_inputs
         if bits == 4:
             four = native.unpack4(packed, outputs, width)
             weight = native.Int4Weight(*(t.to(device) for t in four))
@@ -162,6 +161,11 @@ class Quantized:
             levels.append(rounded.q.to(device))
             rows.append(scale.to(device))
         return PerToken(_kernel(device.type)(torch.cat(levels), torch.cat(rows)), is_rotated=True)
+
+    @property
+    def stored_inputs(self) -> int:
+        """The weight's inputs, of a rotated one padded to whole blocks."""
+        return native.blocks(self.shape[1]) * BLOCK if self.form.rotated else self.shape[1]
 
     def __call__(self, x: Float[Tensor, "*n I"]) -> Float[Tensor, "*n O"]:
         x = x.to(working_dtype(x))
@@ -262,7 +266,7 @@ class Native:
         supported = y if y.dtype in NARROW else y.float()
         bits, is_rotated = self.form
         x = unpack.transposed(
-            supported, self.packed, self.row, bits=bits, rotated=is_rotated, inputs=self.inputs
+            supported, self.packed, self.row, bits=bits, is_rotated=is_rotated, inputs=self.inputs
         )
         return x.to(y.dtype)
 
@@ -283,24 +287,26 @@ class Unpacked:
         self.weight = weight
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        return torch.cat([F.linear(x, rows) for _, rows in self._rows(x.dtype)], 1)
+        values = rotated_by_product(x) if self.weight.form.rotated else x
+        return torch.cat([F.linear(values, rows) for _, rows in self._rows(x.dtype)], 1)
 
     def input_grad(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight, summed in float32."""
-        x = y.new_zeros(len(y), self.weight.shape[1], dtype=torch.float32)
+        x = y.new_zeros(len(y), self.weight.stored_inputs, dtype=torch.float32)
         for first, rows in self._rows(y.dtype):
             x += y[:, first : first + len(rows)] @ rows
-        return x.to(y.dtype)
+        values = rotated_by_product(x)[:, : self.weight.shape[1]] if self.weight.form.rotated else x
+        return values.to(y.dtype)
 
-    def _rows(self, dtype: torch.dtype) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
-        """Yield the weight in groups of rows, each with the number of its first row. Nothing here waits for a GPU."""
-        weight, inputs = self.weight, self.weight.shape[1]
+    def _rows(self, dtype: torch.dtype) -> Iterator[tuple[int, Float[Tensor, "o I_up"]]]:
+        """Yield the weight as stored, in groups of rows, each with the number of its first row. Nothing here waits for
+        a GPU."""
+        weight, bits, inputs = self.weight, self.weight.form.bits, self.weight.stored_inputs
         assert weight.table is not None
-        bits, is_rotated = weight.form
         size = native.size(bits, ROWS, inputs)
         parts = zip(weight.table.split(size), weight.row.split(ROWS), strict=True)
         for number, (packed, row) in enumerate(parts):
-            values = native.numbers(packed, row, inputs, dtype, bits=bits, rotated=is_rotated)
+            values = native.numbers(packed, row, inputs, dtype, bits=bits, rotated=False)
             yield number * ROWS, values
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -329,7 +335,7 @@ class PerToken:
         self.product, self.is_rotated = product, is_rotated
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        q, scale = per_token(rotated(x).to(x.dtype) if self.is_rotated else x)
+        q, scale = per_token(rotated_by_product(x) if self.is_rotated else x)
         wide = x.dtype if x.dtype == torch.bfloat16 else torch.float32
         return self.product(q, wide).mul_(scale.to(wide)).to(x.dtype)
 
@@ -470,7 +476,7 @@ class Int4Pack:
             self.packed, self.rows = pack(q[:, ::2] << 4 | q[:, 1::2], tiles), None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        values = rotated(x) if self.is_rotated else x
+        values = rotated_by_product(x) if self.is_rotated else x
         return self._padded(values.bfloat16())[:, : self.outputs]
 
     def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:

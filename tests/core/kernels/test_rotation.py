@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from kernels.paths import here
 
 from polyphi import kernels
-from polyphi.kernels.rotation import BLOCK, rotated, rotated_back
+from polyphi.kernels.rotation import BLOCK, rotated, rotated_back, rotated_by_product
 
 
 @pytest.mark.parametrize("path", here() if kernels.missing() is None else ())
@@ -17,6 +17,17 @@ def test_paths_equal_the_formula(path: int, dtype: torch.dtype, inputs: int) -> 
     x = (torch.randn(3, inputs) * 100).to(dtype)
     padded = F.pad(x.float(), (0, -inputs % BLOCK))
     assert torch.equal(rotated(x, path), rotated_back(padded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("inputs", [1, 64, 130])
+def test_one_product_rotates_too(dtype: torch.dtype, inputs: int) -> None:
+    x = torch.randn(3, inputs).to(dtype)
+    result = rotated_by_product(x)
+    assert result.dtype == dtype
+    # The sums are rounded once in bfloat16, whose numbers have 8 bits, and in another order in float32.
+    tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(result.float(), rotated(x), rtol=tolerance, atol=tolerance)
 
 
 def test_the_matrix_is_that_of_hadamard() -> None:

@@ -44,12 +44,11 @@ def test_each_linear_is_put_with_the_sum_over_its_inputs(model: PhiModel) -> Non
         hook.remove()
     names = {m: n for n, m in linears.items()}
     put: dict[str, Tensor] = {}
-    head = calibrate(model, rows, lambda linear, total: put.update({names[linear]: total}))
+    calibrate(model, rows, lambda linear, total: put.update({names[linear]: total}))
     assert list(put) == list(linears)
     for name, total in put.items():
         x = torch.cat(inputs[name])
         torch.testing.assert_close(total, x.t() @ x, rtol=1e-3, atol=1e-2)
-    torch.testing.assert_close(head, last.t() @ last, rtol=1e-3, atol=1e-2)
     with torch.no_grad():  # the model is unchanged
         torch.testing.assert_close(model(pack(rows)), last)
 

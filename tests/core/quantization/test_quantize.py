@@ -370,4 +370,6 @@ def test_saved_bytes_equal_the_change_in_memory(scheme: str | None) -> None:
     tolerance = 0.02 if kernels.missing() is None or scheme != "int4" else 0.05
     assert before - model_bytes(model) == pytest.approx(saved, rel=tolerance)
     table = 2 * 64 * 1536 if scheme in ("int8", "int4") else 0
-    assert saved - quantized.saved_bytes(config, scheme, "cuda") == table, "it isn't mapped there"
+    wider = 2 * table // 16 if scheme == "int4" else 0
+    lost = saved - quantized.saved_bytes(config, scheme, "cuda")
+    assert lost == table + wider, "the table isn't mapped there, and a head in 6 bits has 8"
