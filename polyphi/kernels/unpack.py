@@ -63,7 +63,7 @@ def transposed(
     is_rotated: bool,
     inputs: int,
 ) -> Float[Tensor, "T I"]:
-    """The product of y, in float32 or bfloat16, with a packed weight [O I], whose inputs are rotated or not, in the dtype
+    """The product of y, in float32 or bfloat16, with a packed weight [O I], its inputs rotated or not, in the dtype
     of y: for the gradient of a linear layer's inputs. Some outputs' weights are unpacked at a time; in bfloat16 the
     product of each part is rounded, and their sum is in float32. Raises as `numbers` does."""
     width = blocks(inputs) * BLOCK if is_rotated else inputs
