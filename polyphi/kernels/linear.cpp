@@ -139,7 +139,7 @@ namespace avx512 {
 #define LANES 16
 #include "vectors.h"
 #define TILES
-constexpr int most_for(int bits) { return bits == 6 ? 4 : 6; }
+constexpr int most_for(int) { return 8; }
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
 using Int = __m512i;

@@ -1,5 +1,6 @@
 // The kernel of linear.cpp over one set of instructions, whose registers the including namespace defines: LANES
-// outputs in one, and at most `most_for` tokens by `wide_for` registers at once, so that all sums stay in registers.
+// outputs in one, and at most `most_for` tokens by `wide_for` registers at once, so that all sums of a block stay in
+// registers.
 
 #include "rotation_kernel.h"
 
