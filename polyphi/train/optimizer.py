@@ -11,7 +11,8 @@ A language model of nano size learns to copy, sort and count in a quarter of the
 
 `torch.optim.Muon` does the same in bfloat16, one matrix at a time. Here matrices of equal shape are multiplied in one
 batch, in bfloat16 where the training has that precision, else in float32: CPUs without bfloat16 products take eight
-times as long for them.
+times as long for them. Of sharded matrices (FSDP2) each process of the group gathers its share, whole, and sends the
+rows of their updates back.
 
 Default learning rates of adapters, by rank, for globs of `trainable` with "auto" in place of a number::
 
@@ -29,10 +30,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from polyphi.model.config import AdapterConfig
+from polyphi.train.parallel import local
 from polyphi.train.stage import Budget, Stage, claim
 
 REPORT_RATE, REPORT_RANK = 1e-4, 320
@@ -68,13 +72,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW with a group per glob and tensor type: matrices have weight decay, vectors (norms, biases, separators) have
     none. `budget.lr_factor` multiplies the stage's peak learning rates. Where `budget.muon_lr_factor` isn't 0, Muon
-    trains the matrices of layers, with that factor and products of the dtype `products`. Raises ValueError where Muon's
-    matrices are sharded."""
+    trains the matrices of layers, with that factor and products of the dtype `products`."""
     adamw_groups, muon_groups = [], []
     for glob, names in groups(stage, parameters).items():
         layers = [n for n in names if budget.muon_lr_factor and is_layer(n, parameters[n])]
-        if any(isinstance(parameters[n], DTensor) for n in layers):
-            raise ValueError("Muon needs whole matrices, found sharded ones; train without --fsdp")
         if layers:
             peak = stage.trainable[glob] * budget.muon_lr_factor
             by_muon = [parameters[n] for n in layers]
@@ -130,8 +131,32 @@ def orthogonal(
     return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
 
 
+def orthogonal_shards(
+    shards: Float[Tensor, "n r_here c"],
+    rows: int,
+    group: ProcessGroup,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "n r_here c"]:
+    """`orthogonal` of matrices with `rows` rows that are sharded by rows over the processes of a group, in torch's
+    chunks. Each process multiplies about n / processes of them."""
+    columns, chunk = shards.shape[2], -(-rows // group.size())
+    sizes = [min(chunk, max(0, rows - chunk * i)) for i in range(group.size())]
+    counts = [len(part) for part in torch.arange(len(shards)).tensor_split(group.size())]
+    own = counts[group.rank()]
+    here = [count * shards.shape[1] * columns for count in counts]
+    elsewhere = [own * size * columns for size in sizes]
+    gathered = shards.new_empty(sum(elsewhere))
+    distributed.all_to_all_single(gathered, shards.flatten(), elsewhere, here, group)
+    parts = zip(gathered.split(elsewhere), sizes, strict=True)
+    whole = torch.cat([part.view(own, size, columns) for part, size in parts], 1)
+    updates = [part.flatten() for part in orthogonal(whole, dtype).split(sizes, 1)]
+    result = torch.empty_like(shards)
+    distributed.all_to_all_single(result.view(-1), torch.cat(updates), here, elsewhere, group)
+    return result
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices; each group has a `lr`. `dtype` is that of the products."""
+    """Muon for matrices, whole or sharded by rows; each group has a `lr`. `dtype` is that of the products."""
 
     def __init__(
         self,
@@ -147,17 +172,23 @@ class Muon(torch.optim.Optimizer):
         """One update of every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            alike: defaultdict[tuple[torch.Size, DeviceMesh | None], list[Tensor]]
+            alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append((p, p.grad))
-            for (rows, columns), pairs in by_shape.items():
-                matrices, gradients = map(list, zip(*pairs, strict=True))
-                momenta = [self._momentum(p) for p in matrices]
+                    alike[p.shape, p.device_mesh if isinstance(p, DTensor) else None].append(p)
+            for ((rows, columns), mesh), matrices in alike.items():
+                gradients = [local(p.grad) for p in matrices if p.grad is not None]
+                momenta = [local(self._momentum(p)) for p in matrices]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+                if mesh is None:
+                    updates = orthogonal(nesterov, self._dtype)
+                else:
+                    shards = mesh.get_group(mesh.ndim - 1)
+                    updates = orthogonal_shards(nesterov, rows, shards, self._dtype)
                 lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-                torch._foreach_add_(matrices, list(orthogonal(nesterov, self._dtype)), alpha=-lr)
+                torch._foreach_add_([local(p) for p in matrices], list(updates), alpha=-lr)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]

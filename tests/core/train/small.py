@@ -267,6 +267,7 @@ def run_from_arguments(arguments: list[str]) -> None:
     parser.add_argument("--patience", type=int, help="evaluates after each step")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--muon", type=float, default=0.0, help="factor of the learning rates")
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     stage = {s.name: s for s in STAGES}[parsed.stage]
@@ -275,7 +276,7 @@ def run_from_arguments(arguments: list[str]) -> None:
         stage = replace(stage, objective=Slow())
     if parsed.stop_after is not None:
         stage = replace(stage, objective=Fails(parsed.stop_after))
-    budget = replace(BUDGET, steps=parsed.steps)
+    budget = replace(BUDGET, steps=parsed.steps, muon_lr_factor=parsed.muon)
     evaluation = None
     if parsed.patience is not None:
         evaluation = EvalOptions(list(stage.data.weights), every=1, patience=parsed.patience)

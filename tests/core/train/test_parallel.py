@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,21 @@ def same(one: Path, two: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def alone(
+    corpora: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[str, ...]], Path]:
     """Folders of runs of stages in one process, each made once."""
     folder = tmp_path_factory.mktemp("alone")
 
     @cache
-    def of(stage: str) -> Path:
-        small.run(folder / stage, corpora, STAGES[stage])
-        return folder / stage
+    def made(stage: str, muon: float) -> Path:
+        out = folder / f"{stage} {muon}"
+        small.run(out, corpora, STAGES[stage], replace(small.BUDGET, muon_lr_factor=muon))
+        return out
+
+    def of(options: tuple[str, ...]) -> Path:
+        given = dict(pairwise(options))
+        return made(given["--stage"], float(given.get("--muon", 0)))
 
     return of
 
@@ -86,6 +94,7 @@ BY_TWO = (
     ("--stage", "apart"),
     ("--stage", "contrast", "--micro-tokens", "8"),
     ("--stage", "language", "--fsdp", "2"),
+    ("--stage", "language", "--muon", "10", "--fsdp", "2"),
     ("--stage", "language", "--context-parallel", "2"),
     ("--stage", "everything", "--fsdp", "2"),
     ("--stage", "apart", "--fsdp", "2"),
@@ -100,6 +109,7 @@ EVALUATED = (
 )
 QUICK = (
     ("--stage", "everything"),
+    ("--stage", "language", "--muon", "10", "--fsdp", "2"),
     ("--stage", "language", "--context-parallel", "2"),
     ("--stage", "apart", "--fsdp", "2"),
     ("--stage", "contrast", "--fsdp", "2"),
@@ -137,10 +147,10 @@ def by_two(
 @pytest.mark.parametrize("options", with_marks(BY_TWO), ids=" ".join)
 def test_two_processes_give_the_numbers_of_one(
     options: tuple[str, ...],
-    alone: Callable[[str], Path],
+    alone: Callable[[tuple[str, ...]], Path],
     by_two: Callable[[tuple[str, ...]], Path],
 ) -> None:
-    same(alone(options[1]), by_two(options))
+    same(alone(options), by_two(options))
 
 
 @pytest.mark.parametrize("options", with_marks(EVALUATED), ids=" ".join)
@@ -167,15 +177,19 @@ def test_two_processes_stop_where_one_does(
 
 @pytest.mark.long
 @pytest.mark.parametrize("options", [("--fsdp", "2"), ("--fsdp", "2", "--context-parallel", "2")])
-@pytest.mark.parametrize("stage", ["language", "everything"])
+@pytest.mark.parametrize(
+    "stage",
+    [("--stage", "language"), ("--stage", "language", "--muon", "10"), ("--stage", "everything")],
+    ids=" ".join,
+)
 def test_four_processes_give_the_numbers_of_one(
-    stage: str,
+    stage: tuple[str, ...],
     options: tuple[str, ...],
-    alone: Callable[[str], Path],
+    alone: Callable[[tuple[str, ...]], Path],
     corpora: Path,
     tmp_path: Path,
 ) -> None:
-    run_processes(tmp_path, corpora, "--stage", stage, *options, processes=4)
+    run_processes(tmp_path, corpora, *stage, *options, processes=4)
     same(alone(stage), tmp_path)
 
 
@@ -218,39 +232,38 @@ def test_apart_means_apart(corpora: Path) -> None:
 def test_saved_by_some_processes_resumed_by_others(
     before: int,
     background: tuple[str, ...],
-    alone: Callable[[str], Path],
+    alone: Callable[[tuple[str, ...]], Path],
     corpora: Path,
     tmp_path: Path,
 ) -> None:
     """Replicas or shards, on two processes or one: the rest of the run is the same."""
-    resumed("language", before, background, alone, corpora, tmp_path)
+    options = ("--stage", "language", "--muon", "10", *background)
+    resumed(options, before, alone, corpora, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("before", [1, 2])
 def test_adapters_are_resumed_by_others(
-    before: int, alone: Callable[[str], Path], corpora: Path, tmp_path: Path
+    before: int, alone: Callable[[tuple[str, ...]], Path], corpora: Path, tmp_path: Path
 ) -> None:
-    resumed("everything", before, (), alone, corpora, tmp_path)
+    resumed(("--stage", "everything"), before, alone, corpora, tmp_path)
 
 
 def resumed(
-    stage: str,
+    options: tuple[str, ...],
     before: int,
-    background: tuple[str, ...],
-    alone: Callable[[str], Path],
+    alone: Callable[[tuple[str, ...]], Path],
     corpora: Path,
     tmp_path: Path,
 ) -> None:
     """A run of `before` sharded processes or one, stopped after two losses, and continued by one or two."""
-    options = ("--stage", stage, *background)
     stop, shard = ("--stop-after", "2"), ("--fsdp", "2")
     first, second = ((*stop, *shard), ()) if before == 2 else (stop, shard)
     out = tmp_path / "both"
     run_processes(out, corpora, *options, *first, processes=before, code=1)
     assert Checkpoints(out / "checkpoints").find().state["step"] == 2
     run_processes(out, corpora, *options, *second, processes=3 - before)
-    same(alone(stage), out)
+    same(alone(options), out)
 
 
 def test_clipping_is_torchs() -> None:
