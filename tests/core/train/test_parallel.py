@@ -77,14 +77,14 @@ def alone(
     folder = tmp_path_factory.mktemp("alone")
 
     @cache
-    def made(stage: str, muon: float) -> Path:
+    def single(stage: str, muon: float) -> Path:
         out = folder / f"{stage} {muon}"
         small.run(out, corpora, STAGES[stage], replace(small.BUDGET, muon_lr_factor=muon))
         return out
 
     def of(options: tuple[str, ...]) -> Path:
-        given = dict(pairwise(options))
-        return made(given["--stage"], float(given.get("--muon", 0)))
+        values = dict(pairwise(options))
+        return single(values["--stage"], float(values.get("--muon", 0)))
 
     return of
 
