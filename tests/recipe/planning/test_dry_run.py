@@ -8,9 +8,11 @@ import torch
 from fixtures.dry_run import Meter, dry_run
 from fixtures.variants import few
 
+from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.example_rows import example_rows
 from polyphi.train.contrastive import Contrastive
+from polyphi.train.optimizer import is_layer
 from polyphi.types.batch import pack
 from polyphi_recipe import stages
 from polyphi_recipe.graph import find
@@ -63,6 +65,25 @@ def test_a_stage_takes_two_steps(name: str, size: Recipe) -> None:
     permanent = planned["peak"] - planned["gradients"]
     permanent -= max(planned["exchange"], sum(planned[part] for part in PASSING))
     assert permanent == pytest.approx(result.permanent, rel=0.001)
+
+
+@pytest.mark.long
+def test_muon_keeps_one_moment_of_sharded_matrices() -> None:
+    """AdamW keeps two. What it gathers of the published size fits into what the backward pass needed before."""
+    target = stage_model("text_1_pretrain", FULL)
+    batch = pack(example_rows(target, "documents"))
+    adamw, muon = (
+        dry_run(replace(target, budget=budget), [batch] * 2, world=8, shard=8)
+        for budget in (
+            replace(target.budget, context=2000, muon_lr_factor=factor) for factor in (0.0, 12.5)
+        )
+    )
+    assert muon.steps == 2
+    with torch.device("meta"):
+        parameters = PhiModel(target.config).named_parameters()
+    matrices = sum(p.numel() for name, p in parameters if is_layer(name, p))
+    assert adamw.permanent - muon.permanent == pytest.approx(4 * matrices / 8, rel=0.001)
+    assert muon.peak < adamw.peak
 
 
 @pytest.mark.long
