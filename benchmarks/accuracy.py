@@ -31,7 +31,8 @@ from polyphi.data.accuracy_rows import own_texts
 from polyphi.data.shards import Shards
 from polyphi.model.lora import LoraLinear
 from polyphi.quantization import quantize
-from polyphi.quantization.accuracy import COLUMNS, Difference, compare, distances, summary
+from polyphi.quantization.accuracy import compare, distances, summary
+from polyphi.types.accuracy import COLUMNS, Difference
 from polyphi.types.batch import Batch
 
 TYPES = ("F32", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0")

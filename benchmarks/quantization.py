@@ -23,9 +23,10 @@ import polyphi
 from polyphi.api import Phi
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
-from polyphi.quantization.accuracy import Difference, compare
+from polyphi.quantization.accuracy import compare
 from polyphi.quantization.quantize import quantize
 from polyphi.runtime.rendering import table as markdown_table
+from polyphi.types.accuracy import Difference
 from polyphi.types.batch import Batch
 from polyphi.types.batch import row as batch_row
 from polyphi.types.messages import Message

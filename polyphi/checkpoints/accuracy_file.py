@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyphi.checkpoints.files import read_json
-from polyphi.quantization.accuracy import Accuracy
+from polyphi.checkpoints.files import ACCURACY, read_json
+from polyphi.types.accuracy import Accuracy
 
-NAME = "accuracy.json"
 FORMAT = 1
 FIELDS = ("model", "reference", "fingerprint", "rows", "kernels")
 
@@ -47,7 +46,7 @@ def read(folder: Path) -> Measurement | None:
     """The measurement in a checkpoint's folder. None where it has none, and for a file of other software or a damaged
     one: it is for display only."""
     try:
-        value = read_json(folder / NAME)
+        value = read_json(folder / ACCURACY)
         if value.get("format") != FORMAT:
             return None
         texts = {name: value[name] for name in FIELDS}

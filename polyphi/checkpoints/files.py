@@ -39,6 +39,8 @@ SIGLIP_TYPES = ("siglip", "siglip_vision_model")
 """`model_type` of SigLIP's checkpoints, and of SigLIP 2's with a fixed resolution, as parts of a recipe file. Those of
 other resolutions (siglip2) have patches as vectors and other positions."""
 INDEX = "model.safetensors.index.json"
+ACCURACY = "accuracy.json"
+"""The accuracy of a quantized checkpoint (accuracy_file.py)."""
 DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 """SHA-256 of a file, or the SHA-1 that git gives small ones, of its content after its type and length. In the Hub's
 cache it is the name of the content."""

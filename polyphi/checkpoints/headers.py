@@ -17,11 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from polyphi.checkpoints import accuracy_file, variants
 from polyphi.checkpoints import adapter_config as peft
 from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints import variants
 from polyphi.checkpoints.adapter_config import describe, object_at
 from polyphi.checkpoints.files import (
+    ACCURACY,
     MODEL_TYPES,
     UNSUPPORTED,
     check_headers,
@@ -152,11 +153,11 @@ def files_beside(folder: Path, layout: str) -> list[Path]:
     further = [path.parent for path in sorted(folder.glob(MODALITY))]
     inside(folder, (path for one in further for path in one.iterdir()))
     if stored_layout == QUANTIZED and layout == own_layout(read_config(folder)):
-        further += inside(folder, [folder / accuracy_file.NAME])  # the weights are the same
+        further += inside(folder, [folder / ACCURACY])  # the weights are the same
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
         return [*inside(folder, (folder / name for name in TOKENIZER_FILES)), *further]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
-    ours.add(accuracy_file.NAME)
+    ours.add(ACCURACY)
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
     return [*inside(folder, (p for p in texts if p.name not in ours)), *further]
 

@@ -32,9 +32,10 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.accuracy import COLUMNS, Accuracy, compare
+from polyphi.quantization.accuracy import compare
 from polyphi.runtime.files import sha256
 from polyphi.runtime.rendering import table
+from polyphi.types.accuracy import COLUMNS, Accuracy
 from polyphi.types.batch import Batch
 
 OWN_TEXTS = "texts of polyphi"

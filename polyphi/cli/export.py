@@ -89,6 +89,7 @@ def export(
 
     from polyphi.api import as_dtype
     from polyphi.checkpoints import accuracy_file, gguf, modalities
+    from polyphi.checkpoints.files import ACCURACY
     from polyphi.checkpoints.headers import files_beside, read_config, read_quantization
     from polyphi.checkpoints.names import LAYOUTS, own_layout
     from polyphi.checkpoints.processor import make_processor
@@ -194,9 +195,9 @@ def export(
         reference = accuracy.LoadedModel(name, folder, prepare(loaded), processor)
         measurement = _measure(reference, out, held_out, modality)
         cards = model_card.placed(card_text(accuracy=measurement), out)
-        write_json(out / accuracy_file.NAME, measurement.as_json())
+        write_json(out / ACCURACY, measurement.as_json())
         write_whole(out / list(cards)[-1], list(cards.values())[-1])
-        for file_name in (accuracy_file.NAME, list(cards)[-1]):
+        for file_name in (ACCURACY, list(cards)[-1]):
             record_file(out, file_name)
     elif measured:
         text = f"the accuracy isn't measured: {folder} has no tokenizer.json"

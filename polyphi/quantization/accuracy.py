@@ -10,16 +10,15 @@ probability of the token in the row. Hidden states of one row at a time are in m
 those of the published vocabulary take 0.8 MB a position.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi.model.multimodal import PhiModel
+from polyphi.types.accuracy import Accuracy, Difference
 from polyphi.types.batch import Batch
 
 CHUNK = 64
@@ -28,112 +27,6 @@ prompts need and decode steps don't (docs/quantization.md)."""
 TAIL = 0.999
 """Quantile of the divergence that is reported beside its mean."""
 TEXT, NO_ADAPTER = "text", "none"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of a model from a reference over some positions."""
-
-    positions: int
-    """Number of positions, which are predictions of one token each."""
-    kl: float
-    """Mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats."""
-    kl_tail: float
-    """99.9th percentile of the divergence."""
-    same_token: float
-    """Share of positions where both have the same most likely token."""
-    perplexity: float
-    """The model's perplexity."""
-    perplexity_ratio: float
-    """The model's perplexity, divided by the reference's."""
-
-    def __str__(self) -> str:
-        return (
-            f"KL {digits(self.kl)} nats (99.9 %: {digits(self.kl_tail)}), same most likely token "
-            f"{100 * self.same_token:.1f} %, perplexity {self.perplexity_ratio:.3f} times, "
-            f"{self.positions:,} held-out tokens"
-        )
-
-    @property
-    def cells(self) -> list[str]:
-        """The values of the columns COLUMNS."""
-        return [
-            f"{self.positions:,}",
-            digits(self.kl),
-            digits(self.kl_tail),
-            f"{self.same_token:.2%}",
-            f"{self.perplexity:.4g}",
-            f"{self.perplexity_ratio:.4f}",
-        ]
-
-
-COLUMNS = ("tokens", "KL, nats", "99.9 %", "same token", "perplexity", "ratio")
-"""Titles of `Difference.cells`."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The difference of a model from a reference: in all, by modality (such as "text" or "image+audio", the inputs of a
-    row), by adapter ("none" or a name), and on request of the reference with one part of the model alone: a layer of
-    the decoder ("layer 0") or the head ("head")."""
-
-    whole: Difference
-    modalities: Mapping[str, Difference]
-    adapters: Mapping[str, Difference]
-    parts: Mapping[str, Difference] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Accuracy":
-        """The accuracy that `as_json` describes. Raises ValueError for another value."""
-        names = [one.name for one in fields(cls)]
-        if not isinstance(value, dict) or sorted(value) != sorted(names):
-            raise ValueError(f"expected an object with {', '.join(names)}, found {value!r:.80}")
-        groups = {name: value[name] for name in names[1:]}
-        if not all(isinstance(group, dict) for group in groups.values()):
-            raise ValueError(f"expected objects in {', '.join(groups)}, found {value!r:.80}")
-        inner = {
-            name: {key: _difference(one) for key, one in group.items()}
-            for name, group in groups.items()
-        }
-        return cls(_difference(value["whole"]), **inner)
-
-    def rows(self) -> list[list[str]]:
-        """The rows of a table: a label, then the cells of COLUMNS. A group with one member is that of the whole."""
-        groups = [("", {"all": self.whole})]
-        groups += [
-            (title, dict(group))
-            for title, group in (("", self.modalities), ("adapter ", self.adapters))
-            if len(group) > 1
-        ]
-        groups.append(("only ", dict(self.parts)))
-        return [
-            [f"{title}{name}", *one.cells] for title, group in groups for name, one in group.items()
-        ]
-
-
-def digits(value: float) -> str:
-    """A divergence with two significant digits."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    return f"{value:#.2g}".rstrip(".")
-
-
-def _difference(value: Any) -> Difference:
-    """The difference that JSON values describe. Raises ValueError for others."""
-    names = [one.name for one in fields(Difference)]
-    if not isinstance(value, dict) or sorted(value) != sorted(names):
-        raise ValueError(f"expected an object with {', '.join(names)}, found {value!r:.80}")
-    if not all(type(number) in (int, float) for number in value.values()):
-        raise ValueError(f"expected numbers, found {value!r:.80}")
-    try:
-        numbers = {name: float(number) for name, number in value.items()}
-        return Difference(**{**numbers, "positions": int(value["positions"])})  # type: ignore[arg-type]
-    except OverflowError as error:
-        raise ValueError(f"expected numbers, found {value!r:.80}") from error
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from fixtures.engines import fitted, picture, random_model
 
 from polyphi import kernels
 from polyphi.checkpoints import accuracy_file
+from polyphi.checkpoints.files import ACCURACY
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli import accuracy
 from polyphi.cli.printable import PrintableConsole
@@ -71,7 +72,7 @@ def rows(checkpoint: Path) -> Path:
 def test_an_export_has_its_accuracy(
     checkpoint: Path, exported: Path, run_command: RunCommand
 ) -> None:
-    value = json.loads((exported / accuracy_file.NAME).read_text())
+    value = json.loads((exported / ACCURACY).read_text())
     assert value["reference"] == "phi" and value["fingerprint"] == fingerprint(checkpoint)
     assert value["rows"] == accuracy.OWN_TEXTS and value["kernels"] == kernels.path()
     assert value["tokens"] == value["accuracy"]["whole"]["positions"] > 1000
@@ -82,7 +83,7 @@ def test_an_export_has_its_accuracy(
     code, text, _ = run_command("inspect", str(exported))
     assert code == 0 and f"accuracy next to phi: {line}" in text.splitlines()
     assert line in (exported / "README.md").read_text()
-    assert str(checkpoint.parent) not in (exported / accuracy_file.NAME).read_text()
+    assert str(checkpoint.parent) not in (exported / ACCURACY).read_text()
 
 
 def test_a_second_export_into_the_folder_replaces_it(
@@ -91,14 +92,14 @@ def test_a_second_export_into_the_folder_replaces_it(
     assert foreign_files(exported) == []
     first = (exported / "README.md").read_text()
     export(checkpoint, exported, "--measure", str(rows))
-    value = json.loads((exported / accuracy_file.NAME).read_text())
+    value = json.loads((exported / ACCURACY).read_text())
     assert value["rows"] == "rows/test" and list(value["accuracy"]["modalities"]) == [
         "text",
         "image",
     ]
     (exported / "README.md").write_text(first + "mine")
     export(checkpoint, exported, "--no-accuracy")
-    assert not (exported / accuracy_file.NAME).exists()
+    assert not (exported / ACCURACY).exists()
     export(checkpoint, exported)
     assert (exported / "README.md").read_text() == first + "mine"
     assert foreign_files(exported) == ["README.md"]
@@ -113,18 +114,18 @@ def test_it_stays_with_its_weights(
 ) -> None:
     """A copy of the quantized weights has it, and other weights don't."""
     run_command("export", str(exported), "--out", str(tmp_path / "copy"), "--quant", "int4")
-    copied = (tmp_path / "copy" / accuracy_file.NAME).read_bytes()
-    assert copied == (exported / accuracy_file.NAME).read_bytes()
+    copied = (tmp_path / "copy" / ACCURACY).read_bytes()
+    assert copied == (exported / ACCURACY).read_bytes()
     assert "same most likely token" in (tmp_path / "copy" / "README.md").read_text()
-    (checkpoint / accuracy_file.NAME).write_bytes(copied)
+    (checkpoint / ACCURACY).write_bytes(copied)
     try:
         for name, options in (("whole", []), ("int8", ["--quant", "int8", "--no-accuracy"])):
             out = tmp_path / name
             run_command("export", str(checkpoint), "--out", str(out), *options)
-            assert (out / "config.json").is_file() and not (out / accuracy_file.NAME).exists()
+            assert (out / "config.json").is_file() and not (out / ACCURACY).exists()
             assert "same most likely token" not in (out / "README.md").read_text()
     finally:
-        (checkpoint / accuracy_file.NAME).unlink()
+        (checkpoint / ACCURACY).unlink()
 
 
 def test_a_merged_adapter_is_in_the_reference(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_model_without_tokenizer_is_exported_without_accuracy(
     words = ["export", str(tmp_path / "phi"), "--out", str(tmp_path / "out"), "--quant", "int8"]
     code, text, _ = run_command(*words)
     assert code == 0 and "no tokenizer.json" in text
-    assert not (tmp_path / "out" / accuracy_file.NAME).exists()
+    assert not (tmp_path / "out" / ACCURACY).exists()
     assert "no tokenizer.json" in refused(*words, "--measure", str(rows))
 
 
@@ -179,7 +180,7 @@ def test_a_terminal_gets_a_table_and_a_pipe_markdown(
     "value", ["[]", "{", '{"format": 1}', '{"format": 2}', '{"accuracy": "67 %"}', "9" * 5000]
 )
 def test_a_file_of_others_is_not_shown(value: str, tmp_path: Path) -> None:
-    (tmp_path / accuracy_file.NAME).write_text(value)
+    (tmp_path / ACCURACY).write_text(value)
     assert accuracy_file.read(tmp_path) is None
 
 

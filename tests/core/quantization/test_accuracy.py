@@ -17,9 +17,10 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.accuracy import Accuracy, Difference, compare, digits
+from polyphi.quantization.accuracy import compare
 from polyphi.quantization.quantize import quantize
 from polyphi.quantization.rounding import four_bits
+from polyphi.types.accuracy import Accuracy, Difference, digits
 from polyphi.types.batch import Batch, row
 from polyphi.types.messages import Message
 
