@@ -101,12 +101,13 @@ class ClaimRunner:
     def arms(self, name: str, stage: Stage, budget: Budget, **changed: Any) -> list[Arm]:
         """A changed stage, trained once per seed from the run's weights before it; `changed` are further arguments of
         `trial` (trial.py): another `build`, `data` or `processor`."""
-        trained = []
-        for number in range(self.seeds):
-            folder = self.folder / "arms" / f"{name}-{number}"
-            model = self._train(stage, budget, folder, number, **changed)
-            trained.append(Arm(f"{name}-{number}", model, folder / MANIFEST))
-        return trained
+        return [self.arm(name, stage, budget, number, **changed) for number in range(self.seeds)]
+
+    def arm(self, name: str, stage: Stage, budget: Budget, number: int, **changed: Any) -> Arm:
+        """One of `arms`."""
+        folder = self.folder / "arms" / f"{name}-{number}"
+        model = self._train(stage, budget, folder, number, **changed)
+        return Arm(f"{name}-{number}", model, folder / MANIFEST)
 
     def stage(self, name: str) -> Stage:
         """A stage with the mix of the run's size."""

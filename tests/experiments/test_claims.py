@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from train.small import EVERYTHING, make_model, make_processor, write_corpora
 
 from experiments.claims import mixture_of_loras, multi_crop, runner
 from experiments.claims.claim import Effect, contrast, find, finding, paired
+from experiments.claims.mixture_of_loras import Control, CrossAttended, extended
 from polyphi.api import Phi
 from polyphi.data.shards import Shards
 from polyphi.model.multimodal import PhiModel
@@ -21,7 +23,7 @@ from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import owners
 from polyphi.train.options import TrainOptions
-from polyphi.types.batch import pack
+from polyphi.types.batch import Batch, pack
 from polyphi_recipe import stages
 from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report import page
@@ -132,18 +134,21 @@ def test_the_aspect_rule_enlarges_small_images() -> None:
     assert [e.verdict for e in effects] == ["holds"] * 3
 
 
+def rows_of(folder: Path, processor: Processor, *places: tuple[str, int]) -> list[Batch]:
+    """Rows of samples (corpus, number)."""
+    data = write_corpora(folder)
+    samples = [Shards(data / corpus / "train")[number] for corpus, number in places]
+    return [EVERYTHING.objective.rows(sample, processor, 200)[0] for sample in samples]
+
+
 def test_cross_attention_keeps_text_and_attends_to_its_own_images(
     processor: Processor, tmp_path: Path
 ) -> None:
     model = make_model(processor)
     model.initialise(0)
-    crossed = mixture_of_loras.CrossAttended.around(model, seed=1).eval()
-    data = write_corpora(tmp_path)
-    text, picture, other = (
-        mixture_of_loras.SinglePlaceholder().rows(
-            Shards(data / corpus / "train")[i], processor, 200
-        )[0]
-        for corpus, i in (("questions", 0), ("pictures", 0), ("pictures", 1))
+    crossed = extended(CrossAttended)(model, 1).eval()
+    text, picture, other = rows_of(
+        tmp_path, processor, ("questions", 0), ("pictures", 0), ("pictures", 1)
     )
     with torch.inference_mode():
         plain = replace(text, adapters=(None,))
@@ -154,21 +159,55 @@ def test_cross_attention_keeps_text_and_attends_to_its_own_images(
         images, others = (b.inputs["image"] for b in (picture, other))
         swapped = picture.with_inputs(replace(images, crops=others.crops, views=others.views))
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
+    unused = images.slots[1:]
+    assert not crossed(picture)[unused].any() and crossed(picture)[images.slots[0]].any()
+    assert not set(unused.tolist()) & set(picture.supervised.tolist())
 
 
-def test_a_row_with_single_placeholders_keeps_all_labels(
+@pytest.mark.parametrize("make", [CrossAttended, Control])
+def test_designs_train_as_many_parameters_as_the_adapter(
+    make: type[PhiModel], processor: Processor
+) -> None:
+    """Up to the parameters of a unit of width, and norms and gates."""
+    model = make_model(processor)
+    fresh = {name for name, _ in model.named_parameters()}
+    sizes = {n: p.numel() for n, p in extended(make)(model, 1).named_parameters()}
+    adapter = sum(size for name, size in sizes.items() if ".lora.vision." in name)
+    own = sum(size for name, size in sizes.items() if name not in fresh)
+    assert own == pytest.approx(adapter, rel=0.1)
+
+
+def test_a_control_starts_as_the_model_without_its_adapter(
     processor: Processor, tmp_path: Path
 ) -> None:
-    sample = Shards(write_corpora(tmp_path) / "pictures" / "train")[0]
-    (inside,) = EVERYTHING.objective.rows(sample, processor, 200)
-    (beside,) = mixture_of_loras.SinglePlaceholder().rows(sample, processor, 200)
-    (tokens,) = inside.inputs["image"].tokens
-    assert len(beside) == len(inside) - tokens + 1
-    images = beside.inputs["image"]
-    assert images.layouts == inside.inputs["image"].layouts
-    assert beside.ids[images.slots].tolist() == [processor.tokenizer.image_id]
-    assert inside.labels is not None and beside.labels is not None
-    assert inside.labels[inside.labels >= 0].tolist() == beside.labels[beside.labels >= 0].tolist()
+    model = make_model(processor)
+    control = extended(Control)(model, 1)
+    (picture,) = rows_of(tmp_path, processor, ("pictures", 0))
+    with torch.inference_mode():
+        torch.testing.assert_close(control(picture), model(picture))
+
+
+def test_a_sweep_goes_on_beyond_its_best_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture_of_loras, "train", lambda runner, design, factor, number: factor)
+    report = SimpleNamespace(report=lambda text: None)
+    design = mixture_of_loras.Design("some", EVERYTHING, ())
+
+    def best(optimum: float) -> tuple[float, list[float]]:
+        tried: list[float] = []
+
+        def choose(factor: float) -> float:
+            tried.append(factor)
+            return abs(np.log(factor / optimum))
+
+        return mixture_of_loras.best_rate(report, design, choose), tried
+
+    assert best(1.0) == (1.0, [0.3, 1.0, 3.0])
+    assert best(9.0) == (9.0, [0.3, 1.0, 3.0, 9.0, 27.0])
+    assert best(0.1) == (
+        pytest.approx(0.1),
+        [0.3, 1.0, 3.0, pytest.approx(0.1), pytest.approx(1 / 30)],
+    )
+    assert len(best(1e6)[1]) == mixture_of_loras.MOST_RATES
 
 
 def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> None:
@@ -236,7 +275,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     assert set(results) == {c.name for c in find()}
     assert results["C1"]["effects"][0]["value"] == 1.0
     assert (
-        results["C2"]["effects"][3]["value"] == 1.0
+        results["C2"]["effects"][-1]["value"] == 1.0
     )  # LoRA's text losses are bit-identical to those before
     assert results["C3"]["verdict"] in ("holds", "undecided")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")}
