@@ -161,13 +161,11 @@ class Control(PhiModel):
         super().__init__(config)
         width = config.decoder.hidden_size
         inner = max(1, round(parameters / (2 * width)))
-        self.further = nn.Sequential(
-            RMSNorm(width, config.decoder.rms_norm_eps),
-            nn.Linear(width, inner, bias=False),
-            nn.SiLU(),
-            nn.Linear(inner, width, bias=False),
-        )
-        nn.init.zeros_(self.further[-1].weight)  # as an adapter's b
+        down = nn.Linear(inner, width, bias=False)
+        nn.init.zeros_(down.weight)  # as an adapter's b
+        norm = RMSNorm(width, config.decoder.rms_norm_eps)
+        up = nn.Linear(width, inner, bias=False)
+        self.further = nn.Sequential(norm, up, nn.SiLU(), down)
 
     def encode(self, modality: str, inputs: Inputs) -> Float[Tensor, "n D"]:
         """Tokens of all items of a modality, in order."""
