@@ -108,8 +108,8 @@ class CrossAttended(PhiModel):
         """Hidden states; zeros at the placeholders that aren't in the sequence. Without a cache: answers are scored."""
         assert cache is None, "this model is only trained and scored"
         images = batch.of(ImageInput)
-        kept = _kept(batch, images)
-        text = _only(batch, kept)
+        places = _places(batch, images)
+        text = _only(batch, places)
         x = self.decoder.embed(text.ids)
         if images is not None:
             assert images.slots is not None
@@ -124,26 +124,26 @@ class CrossAttended(PhiModel):
                 x = self.cross[number // LAYERS_PER_CROSS_ATTENTION](x, pictures.to(x.dtype), mask)
             x = layer(x, shared, number)
         x = self.decoder.norm(x)
-        return x.new_zeros(len(batch), x.shape[1]).index_copy(0, kept.nonzero().flatten(), x)
+        return x.new_zeros(len(batch), x.shape[1]).index_copy(0, places.nonzero().flatten(), x)
 
 
-def _kept(batch: Batch, images: ImageInput | None) -> Bool[Tensor, " T"]:
+def _places(batch: Batch, images: ImageInput | None) -> Bool[Tensor, " T"]:
     """The tokens of a pack without an image's placeholders after its first."""
-    kept = torch.ones(len(batch), dtype=torch.bool)
+    places = torch.ones(len(batch), dtype=torch.bool)
     if images is not None:
         assert images.slots is not None
         sizes = torch.tensor(images.tokens)
-        kept[images.slots] = False
-        kept[images.slots[sizes.cumsum(0) - sizes]] = True
-    return kept
+        places[images.slots] = False
+        places[images.slots[sizes.cumsum(0) - sizes]] = True
+    return places
 
 
-def _only(batch: Batch, kept: Bool[Tensor, " T"]) -> Batch:
-    """The kept tokens of a pack, without media and labels."""
-    lengths = [int(kept[start:end].sum()) for start, end in pairwise(batch.cu_seqlens)]
+def _only(batch: Batch, places: Bool[Tensor, " T"]) -> Batch:
+    """Some tokens of a pack, without media and labels."""
+    lengths = [int(places[start:end].sum()) for start, end in pairwise(batch.cu_seqlens)]
     return replace(
         batch,
-        ids=batch.ids[kept],
+        ids=batch.ids[places],
         positions=torch.cat([torch.arange(length) for length in lengths]),
         cu_seqlens=(0, *accumulate(lengths)),
         seq_lens=tuple(lengths),
