@@ -91,8 +91,8 @@ def stored(model: PhiModel, row: Batch, kv: str) -> StepCache:
 
 def numbers(weight: Tensor, form: Form, hessian: Tensor | None = None) -> Tensor:
     """The values of a weight in fewer bits."""
-    stored = pieces(weight, form, hessian)
-    quantized = Quantized.stored(stored, shape_2d(weight.shape), weight.device)
+    levels = pieces(weight, form, hessian)
+    quantized = Quantized.stored(levels, shape_2d(weight.shape), weight.device)
     return quantized.rows(torch.arange(len(weight)))
 
 

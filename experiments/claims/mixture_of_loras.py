@@ -19,7 +19,6 @@ The first three train equally many parameters; full fine-tuning can't.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,8 @@ MOST_RATES = 5
 ADAPTER = "decoder.*.lora.vision.*"
 WHOLE = "decoder.*.weight"  # without the adapters, which stay at zero
 
-M = TypeVar("M", bound=PhiModel)
+Build = Callable[[PhiModel, int], PhiModel]
+"""`build` of a trial: a model around the given one, with fresh weights by a seed."""
 
 
 class GatedCrossAttention(nn.Module):
@@ -107,43 +107,34 @@ class CrossAttended(PhiModel):
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
         """Hidden states; zeros at the placeholders that aren't in the sequence. Without a cache: answers are scored."""
         assert cache is None, "this model is only trained and scored"
-        images = batch.of(ImageInput)
-        places = _places(batch, images)
-        text = _only(batch, places)
-        x = self.decoder.embed(text.ids)
+        images, in_sequence = batch.of(ImageInput), torch.ones(len(batch), dtype=torch.bool)
         if images is not None:
             assert images.slots is not None
             pictures, sizes = self.encode(images.NAME, images), torch.tensor(images.tokens)
             firsts = images.slots[sizes.cumsum(0) - sizes]
+            in_sequence[images.slots] = False
+            in_sequence[firsts] = True
             of_picture = owners(batch, firsts).repeat_interleave(sizes)
-            mask = owners(text, torch.arange(len(x)))[:, None] == of_picture
+        text = _only(batch, in_sequence)
+        x = self.decoder.embed(text.ids)
+        of_token = owners(text, torch.arange(len(x)))
         cos, sin = self.decoder.rope(text, working_dtype(x))
         shared = ForwardContext(cos, sin, [], text.cu_seqlens, None)
         for number, layer in enumerate(self.decoder.layers):
             if images is not None and number % LAYERS_PER_CROSS_ATTENTION == 0:
-                x = self.cross[number // LAYERS_PER_CROSS_ATTENTION](x, pictures.to(x.dtype), mask)
+                cross = self.cross[number // LAYERS_PER_CROSS_ATTENTION]
+                x = cross(x, pictures.to(x.dtype), of_token[:, None] == of_picture)
             x = layer(x, shared, number)
         x = self.decoder.norm(x)
-        return x.new_zeros(len(batch), x.shape[1]).index_copy(0, places.nonzero().flatten(), x)
+        return x.new_zeros(len(batch), x.shape[1]).index_copy(0, in_sequence.nonzero().flatten(), x)
 
 
-def _places(batch: Batch, images: ImageInput | None) -> Bool[Tensor, " T"]:
-    """The tokens of a pack without an image's placeholders after its first."""
-    places = torch.ones(len(batch), dtype=torch.bool)
-    if images is not None:
-        assert images.slots is not None
-        sizes = torch.tensor(images.tokens)
-        places[images.slots] = False
-        places[images.slots[sizes.cumsum(0) - sizes]] = True
-    return places
-
-
-def _only(batch: Batch, places: Bool[Tensor, " T"]) -> Batch:
+def _only(batch: Batch, tokens: Bool[Tensor, " T"]) -> Batch:
     """Some tokens of a pack, without media and labels."""
-    lengths = [int(places[start:end].sum()) for start, end in pairwise(batch.cu_seqlens)]
+    lengths = [int(tokens[start:end].sum()) for start, end in pairwise(batch.cu_seqlens)]
     return replace(
         batch,
-        ids=batch.ids[places],
+        ids=batch.ids[tokens],
         positions=torch.cat([torch.arange(length) for length in lengths]),
         cu_seqlens=(0, *accumulate(lengths)),
         seq_lens=tuple(lengths),
@@ -176,16 +167,15 @@ class Control(PhiModel):
         return tokens + more
 
 
-def extended(make: Callable[[ModelConfig, int], M]) -> Callable[[PhiModel, int], M]:
-    """`build` of a trial: a model with the weights of the given one, and fresh ones (by the seed) as many as its vision
-    adapter has."""
+def extended(make: Callable[[ModelConfig, int], PhiModel]) -> Build:
+    """A `Build` whose model has about as many fresh weights as the vision adapter has."""
 
-    def build(model: PhiModel, seed: int) -> M:
+    def build(model: PhiModel, seed: int) -> PhiModel:
         adapter = sum(p.numel() for n, p in model.named_parameters() if ".lora.vision." in n)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             larger = make(model.config, adapter)
-        larger.load_state_dict(model.state_dict(), strict=False)
+        larger.load_state_dict({**larger.state_dict(), **model.state_dict()})
         return larger
 
     return build
@@ -193,20 +183,17 @@ def extended(make: Callable[[ModelConfig, int], M]) -> Callable[[PhiModel, int],
 
 @dataclass(frozen=True)
 class Design:
-    """A way to train a modality: its stage, the globs whose rates are swept, and `build` of its trials."""
+    """A way to train a modality: its stage, the glob whose rate is swept, and `build` of its trials."""
 
     name: str
     stage: Stage
-    swept: tuple[str, ...]
-    build: Callable[[PhiModel, int], PhiModel] | None = None
+    glob: str
+    build: Build | None = None
 
     def at(self, factor: float) -> Stage:
-        """The stage with the swept rates times a factor."""
-        rates = {
-            glob: rate * factor if glob in self.swept else rate
-            for glob, rate in self.stage.trainable.items()
-        }
-        return replace(self.stage, trainable=rates)
+        """The stage with the swept rate times a factor."""
+        rates = self.stage.trainable
+        return replace(self.stage, trainable={**rates, self.glob: factor * rates[self.glob]})
 
 
 def designs(runner: ClaimRunner) -> list[Design]:
@@ -220,12 +207,12 @@ def designs(runner: ClaimRunner) -> list[Design]:
     tower = {glob: rate for glob, rate in stage.trainable.items() if glob != ADAPTER}
     plain = replace(stage.data, adapter={})
 
-    def design(name: str, glob: str, rate: float, build: Any = None) -> Design:
+    def design(name: str, glob: str, rate: float, build: Build | None = None) -> Design:
         changed = replace(stage, trainable={glob: rate, **tower}, data=plain)
-        return Design(name, changed, (glob,), build)
+        return Design(name, changed, glob, build)
 
     return [
-        Design("LoRA", stage, (ADAPTER,)),
+        Design("LoRA", stage, ADAPTER),
         design("cross-attention", "cross.*", fresh, extended(CrossAttended)),
         design("control", "further.*", fresh, extended(Control)),
         design("full fine-tuning", WHOLE, whole),
@@ -254,7 +241,7 @@ def best_rate(runner: ClaimRunner, design: Design, choose: Callable[[Arm], float
 
 def train(runner: ClaimRunner, design: Design, factor: float, number: int) -> Arm:
     """The model of a design, trained with a factor of its rates and a seed."""
-    stage, name = design.at(factor), f"C2 {design.name} {factor:.3g}"
+    stage, name = design.at(factor), f"C2-{design.name.replace(' ', '-')}-{factor:.3g}"
     return runner.arm(name, stage, budget(runner, stage), number, build=design.build)
 
 

@@ -190,7 +190,7 @@ def test_a_control_starts_as_the_model_without_its_adapter(
 def test_a_sweep_goes_on_beyond_its_best_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture_of_loras, "train", lambda runner, design, factor, number: factor)
     report = SimpleNamespace(report=lambda text: None)
-    design = mixture_of_loras.Design("some", EVERYTHING, ())
+    design = mixture_of_loras.Design("some", EVERYTHING, "")
 
     def best(optimum: float) -> tuple[float, list[float]]:
         tried: list[float] = []

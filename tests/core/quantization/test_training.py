@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from train import small
 
-from polyphi.kernels.rotation import rotated
+from polyphi.kernels import linear
 from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
@@ -184,11 +184,11 @@ def test_unpacked_weights_are_those_of_rows(
         assert [first for first, _ in parts] == [0, 64][: len(parts)]
         result = torch.cat([rows for _, rows in parts])
         assert result.dtype == dtype
-        stored = numbers(weight)
-        expected = rotated(stored) if form.rotated else stored
-        # The rotation there and back adds 128 numbers of a block, each at most 8 times the largest of them.
-        largest = float(expected.abs().max())
-        torch.testing.assert_close(result.float(), expected, rtol=rounding, atol=3e-7 * largest)
+        form, inputs = weight.form, weight.stored_inputs
+        whole = linear.rows(
+            weight.table, weight.row, torch.arange(shape[0]), inputs, bits=form.bits, rotated=False
+        )
+        torch.testing.assert_close(result.float(), whole, rtol=rounding, atol=0)
 
 
 @FORMS

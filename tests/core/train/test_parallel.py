@@ -193,6 +193,16 @@ def test_four_processes_give_the_numbers_of_one(
     same(alone(stage), tmp_path)
 
 
+@pytest.mark.long
+def test_muon_on_shards_of_unequal_sizes(
+    alone: Callable[[tuple[str, ...]], Path], corpora: Path, tmp_path: Path
+) -> None:
+    """Three processes have 27, 27 and 26 of 80 rows, and two matrices of a shape."""
+    options = ("--stage", "language", "--muon", "10", "--fsdp", "3")
+    run_processes(tmp_path, corpora, *options, processes=3)
+    same(alone(options), tmp_path)
+
+
 def test_apart_means_apart(corpora: Path) -> None:
     """In some step of the stage `apart` one process of two has no audio, and the other no image."""
     processor, model = small.make_processor(), small.make_model(small.make_processor())
