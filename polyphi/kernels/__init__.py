@@ -7,7 +7,7 @@ available, and torch's kernels replace them.
 | `linear` | linear layers with weights of 4 and 8 bits |
 | `bf16` | linear layers with bfloat16 weights |
 | `attention` | attention over the block cache, few queries and many |
-| `blocks` | RMS norm, SwiGLU and rotary embedding of a decoder's block |
+| `blocks` | RMS norm, SwiGLU, rotary embedding and GELU, with gradients |
 | `encoder` | attention of the encoders, and the operations between their int8 products |
 | `training_attention` | attention with gradients |
 | `cross_entropy` | cross-entropy of logits, and its gradient in place |

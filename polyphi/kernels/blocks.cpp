@@ -1,4 +1,4 @@
-// The operations between the products of a decoder's block: RMS norm, SwiGLU, rotary embedding. All compute in float32
+// The operations between the products of a block: RMS norm, SwiGLU, rotary embedding, GELU. All compute in float32
 // and round once; the norm also before its weight, as defined in model/decoder.py.
 
 #include "native.h"
@@ -40,6 +40,14 @@ void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel p
     rows(one, tokens, 2 * d, parallel, threads);
 }
 
+template <class Kind>
+void gelu(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel, int threads) {
+    const auto row = CHOSEN(isa, gelu_row<Kind>);
+    const auto* from = static_cast<const Kind*>(x);
+    auto* to = static_cast<Kind*>(y);
+    rows([&](int64_t t) { row(from + t * d, to + t * d, d); }, tokens, d, parallel, threads);
+}
+
 // `of_weight` [pieces of `piece` tokens, d] begins with zeros: a sum in an order that depends on no number of threads.
 template <class Kind>
 void norm_backward(int isa, const void* x, const void* weight, const void* dy, void* dx, float* of_weight,
@@ -67,6 +75,15 @@ void gate_backward(int isa, const void* x, const void* dy, void* dx, int64_t tok
         row(from + gate, from + up, gradients + t * d, to + gate, to + up, d);
     };
     rows(one, tokens, 2 * d, parallel, threads);
+}
+
+template <class Kind>
+void gelu_backward(int isa, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d, Parallel parallel,
+                   int threads) {
+    const auto row = CHOSEN(isa, gelu_row_backward<Kind>);
+    const auto *from = static_cast<const Kind*>(x), *gradients = static_cast<const Kind*>(dy);
+    auto* to = static_cast<Kind*>(dx);
+    rows([&](int64_t t) { row(from + t * d, gradients + t * d, to + t * d, d); }, tokens, d, parallel, threads);
 }
 
 template <class Kind>
@@ -102,7 +119,14 @@ void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int
     run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
 }
 
-// The gradients of both, for that of y. `of_weight` [tokens / piece rounded up, d], zeros, receives sums over `piece`
+// GELU, the tanh form, of x [tokens, d].
+void polyphi_gelu(int isa, int bf16, const void* x, void* y, int64_t tokens, int64_t d, Parallel parallel,
+                  int threads) {
+    const auto run = bf16 ? gelu<uint16_t> : gelu<float>;
+    run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
+}
+
+// The gradients of these, for that of y. `of_weight` [tokens / piece rounded up, d], zeros, receives sums over `piece`
 // tokens.
 void polyphi_norm_backward(int isa, int bf16, const void* x, const void* weight, const void* dy, void* dx,
                            float* of_weight, int64_t piece, int64_t tokens, int64_t d, float eps, Parallel parallel,
@@ -114,6 +138,12 @@ void polyphi_norm_backward(int isa, int bf16, const void* x, const void* weight,
 void polyphi_gate_backward(int isa, int bf16, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d,
                            Parallel parallel, int threads) {
     const auto run = bf16 ? gate_backward<uint16_t> : gate_backward<float>;
+    run(isa < 0 ? best() : isa, x, dy, dx, tokens, d, parallel, threads);
+}
+
+void polyphi_gelu_backward(int isa, int bf16, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d,
+                           Parallel parallel, int threads) {
+    const auto run = bf16 ? gelu_backward<uint16_t> : gelu_backward<float>;
     run(isa < 0 ? best() : isa, x, dy, dx, tokens, d, parallel, threads);
 }
 

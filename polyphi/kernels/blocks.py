@@ -1,5 +1,5 @@
-"""The operations between the products of a decoder's block (blocks.cpp), with gradients: RMS norm, SwiGLU, rotary
-embedding.
+"""The operations between the products of a block (blocks.cpp), with gradients: RMS norm, SwiGLU, rotary embedding,
+GELU.
 
 Inputs are float32 or bfloat16, all of one dtype; `isa` is for tests: an index in `PATHS`.
 """
@@ -36,8 +36,7 @@ def rms_norm(
     if fake(x):
         return y
     run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
-    run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
+    run(isa, *_arguments(x, weight, y), *_rows(x), eps, pool(), torch.get_num_threads())
     return y
 
 
@@ -52,6 +51,18 @@ def swiglu(x: Float[Tensor, "T I2"], isa: int = -1) -> Float[Tensor, "T I"]:
         return y
     run = _function("polyphi_gate", pointer, pointer, count, count)
     run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
+    return y
+
+
+def gelu(x: Float[Tensor, "*T D"], isa: int = -1) -> Float[Tensor, "*T D"]:
+    """GELU in its tanh form."""
+    if torch.is_grad_enabled():
+        with_gradients: Tensor = _Gelu.apply(x.contiguous(), isa)
+        return with_gradients
+    x, y = x.contiguous(), x.new_empty(x.shape)
+    if not fake(x):
+        run = _function("polyphi_gelu", pointer, pointer, count, count)
+        run(isa, *_arguments(x, y), *_rows(x), pool(), torch.get_num_threads())
     return y
 
 
@@ -93,7 +104,7 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), dy = ctx.saved_tensors, dy.contiguous()
-        tokens, d = x.numel() // x.shape[-1], x.shape[-1]
+        tokens, d = _rows(x)
         dx, pieces = torch.empty_like(x), -(-tokens // NORMS)
         of_weight = x.new_zeros(pieces, d, dtype=torch.float32)
         if not fake(x):
@@ -121,6 +132,24 @@ class _Gate(torch.autograd.Function):
         return dx, None
 
 
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.isa = isa
+        return gelu(x, isa)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), dy = ctx.saved_tensors, dy.contiguous()
+        dx = torch.empty_like(x)
+        if not fake(x):
+            run = _function("polyphi_gelu_backward", pointer, pointer, pointer, count, count)
+            run(ctx.isa, *_arguments(x, dy, dx), *_rows(x), pool(), torch.get_num_threads())
+        return dx, None
+
+
 class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
@@ -133,6 +162,11 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return rotate(dy, cos, -sin, ctx.isa), None, None, None
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """The number of rows, and of numbers in each."""
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def _arguments(*tensors: Tensor) -> tuple[int, ...]:

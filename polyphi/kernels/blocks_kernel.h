@@ -22,6 +22,18 @@ void gate_row(const Kind* gate, const Kind* up, Kind* y, int64_t d) {
     for (; i < d; i++) put(y + i, gated(all(one(gate[i])), all(one(up[i])))[0]);
 }
 
+// GELU in its tanh form is x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+INLINE Vec gelu(Vec x) {
+    return x / (exponential(x * (x * x * -0.0713548162726f - 1.5957691216057f)) + 1.0f);
+}
+
+template <class Kind>
+void gelu_row(const Kind* x, Kind* y, int64_t d) {
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) store(y + i, gelu(load(x + i)));
+    for (; i < d; i++) put(y + i, gelu(all(one(x[i])))[0]);
+}
+
 template <class Kind>
 void turn_row(const Kind* x, const Kind* cos, const Kind* sin, Kind* y, int heads, int d, int pairs) {
     for (int head = 0; head < heads; head++, x += d, y += d) {
@@ -87,4 +99,20 @@ void gate_row_backward(const Kind* gate, const Kind* up, const Kind* dy, Kind* o
         put(of_gate + i, a[0]);
         put(of_up + i, b[0]);
     }
+}
+
+INLINE Vec gelu_gradient(Vec x, Vec dy) {
+    const Vec twice = x * (x * x * 0.0713548162726f + 1.5957691216057f);  // 2 u
+    const Vec slope = x * x * 0.2140644488178f + 1.5957691216057f;
+    // Of the sigmoid and of 1 - sigmoid, the larger one is `more`.
+    const Vec power = exponential(twice < all(0) ? twice : -twice), more = all(1.0f) / (power + 1.0f);
+    const Vec less = power * more;
+    return dy * ((twice < all(0) ? less : more) + x * slope * less * more);
+}
+
+template <class Kind>
+void gelu_row_backward(const Kind* x, const Kind* dy, Kind* dx, int64_t d) {
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) store(dx + i, gelu_gradient(load(x + i), load(dy + i)));
+    for (; i < d; i++) put(dx + i, gelu_gradient(all(one(x[i])), all(one(dy[i])))[0]);
 }

@@ -181,4 +181,11 @@ class SiglipEncoder(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """One vector per crop from its features: the last layer, the final norm and the head."""
         keys = self.keys(masks)
-        return self.head(self.post_layernorm(self.layers[-1](features, keys)), keys)
+        return self.head(self.post_layernorm(self.last(features, masks)), keys)
+
+    def last(
+        self, features: Float[Tensor, "N P D"], masks: Bool[Tensor, "N G G"]
+    ) -> Float[Tensor, "N P D"]:
+        """The last layer."""
+        x: Tensor = self.layers[-1](features, self.keys(masks))
+        return x

@@ -35,6 +35,7 @@ from polyphi.prepared.siglip import (
     PreparedSiglipAttention,
     PreparedSiglipEncoder,
     PreparedSiglipLayer,
+    PreparedSiglipMLP,
 )
 from polyphi.prepared.subsampling import PreparedSubsampling
 
@@ -49,6 +50,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     decoder.Decoder: PreparedDecoder,
     siglip.SiglipAttention: PreparedSiglipAttention,
     siglip.SiglipLayer: PreparedSiglipLayer,
+    siglip.SiglipMLP: PreparedSiglipMLP,
     siglip.SiglipEncoder: PreparedSiglipEncoder,
     subsampling.Subsampling: PreparedSubsampling,
     conformer.Pointwise: PreparedPointwise,

@@ -11,6 +11,7 @@ tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not spe
 import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from polyphi.processing.vocabulary import (
 from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
 
+SHORT_CHARACTERS, SHORT_TEXTS = 32, 4096
+"""Texts of at most so many characters are encoded once, the latest so many of them: the marks and words of the lines of
+a template and the labels of images recur in each row, and a call of the library takes 20 us."""
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
     "tokenizer='auto' or the path of a tokenizer.json"
@@ -69,6 +73,8 @@ class Tokenizer:
             with panics_are_errors("the library panics"):
                 self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
                 self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
+            is_random = spec["model"].get("dropout")
+            self._encode_short = lru_cache(0 if is_random else SHORT_TEXTS)(self._encode_whole)
         except Exception as error:  # the library raises no other class
             raise ValueError(f"expected the JSON of a tokenizer, found another: {error}") from None
 
@@ -185,17 +191,21 @@ class Tokenizer:
     def encode_slices(self, text: str) -> Iterator[list[int]]:
         """Yield the ids of `encode`, slice by slice. Other Python threads can run while a slice is encoded."""
         for piece in self.slices.of(text):
-            try:
-                with panics_are_errors("the tokenizer can't encode this text"):
-                    # `encode` holds Python's global lock, and is slower because it also computes offsets.
-                    (encoding,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
-            except TypeError:
-                raise ValueError("expected Unicode text, found half of a surrogate pair") from None
-            except Exception as error:
-                if type(error) is not Exception:
-                    raise
-                raise ValueError(f"the tokenizer can't encode this text: {error}") from None
-            yield encoding.ids
+            short = len(piece) <= SHORT_CHARACTERS
+            yield list(self._encode_short(piece)) if short else self._encode_whole(piece)
+
+    def _encode_whole(self, piece: str) -> list[int]:
+        try:
+            with panics_are_errors("the tokenizer can't encode this text"):
+                # `encode` holds Python's global lock, and is slower because it also computes offsets.
+                (encoding,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
+        except TypeError:
+            raise ValueError("expected Unicode text, found half of a surrogate pair") from None
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise ValueError(f"the tokenizer can't encode this text: {error}") from None
+        return encoding.ids
 
     def count(self, text: str) -> int:
         """Return the number of ids of a text without storing them."""

@@ -221,9 +221,11 @@ def _union(inner: Sequence[Any]) -> _Type:
     members = [_type(one) for one in inner]
 
     def check(value: Any) -> str | None:
-        places = [place for member in members if (place := member.check(value)) is not None]
-        if len(places) < len(members):
-            return None
+        places = list[str]()
+        for member in members:
+            if (place := member.check(value)) is None:
+                return None
+            places.append(place)
         return max(places, key=len)  # where a list fits but for one item, that item
 
     return _Type(check, _joined(m.one for m in members), _joined(m.several for m in members))

@@ -43,6 +43,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import cells, covered
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed
+from polyphi.runtime.steps import result_of
 from polyphi.train.alignment import empty_ids, fills_crops, word_loss, word_pairs
 from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.stage import HasTokenizer
@@ -107,15 +108,18 @@ class Heads(nn.Module):
         return torch.cat([self.words(features), self.cells(averages)], dim=1)
 
 
-def _images(row: Batch) -> ImageInput:
-    images = row.of(ImageInput)
-    assert images is not None
-    return images.ready()
+def _read(image: Image, processor: Processor) -> ImageInput:
+    """The crops of an image without a conversation around it."""
+    item = processor.placeholder(image, None)
+    steps = processor.images.inputs([item], range(item.tokens), (ImageInput.NAME,))
+    return result_of(steps).ready()
 
 
 def _views(batch: Batch) -> ImageInput:
     """The global views of a pack, one per caption."""
-    views = _images(batch)
+    images = batch.of(ImageInput)
+    assert images is not None
+    views = images.ready()
     assert len(views.crops) == len(views.layouts) == batch.sequences, "one global view per caption"
     return views
 
@@ -150,8 +154,8 @@ class Compared:
     """A pack after the comparison of its step: `losses` and `hits` (whether the nearest caption is their own) of its
     images; the gradients of the step's whole loss by the directions of its images and captions, and of its images'
     losses by the logarithm of the temperature and the bias. `texts` are the captions' normalized embeddings; `words`
-    are the ids of all words of the step (None without the `naming` loss), `features` the encoder's output with its
-    graph, where the first pass kept it."""
+    are the ids of all words of the step (None without the `naming` loss); `graph` are the encoder's features and pooled
+    vectors with their graph, where the first pass kept it."""
 
     losses: Float[Tensor, " s"]
     hits: Float[Tensor, " s"]
@@ -161,7 +165,7 @@ class Compared:
     by_bias: Float[Tensor, " s"]
     texts: Float[Tensor, "s 2D"]
     words: Int[Tensor, " u"] | None = None
-    features: Float[Tensor, "s p P"] | None = None
+    graph: tuple[Float[Tensor, "s p P"], Float[Tensor, "s P"]] | None = None
 
 
 def compare(
@@ -278,7 +282,7 @@ class Contrastive:
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
-        image_input = _images(processor.row([Message.user(images[0])]))
+        image_input = _read(images[0], processor)
         words = None
         side = image_input.masks.shape[-1]
         if (
@@ -333,20 +337,21 @@ class Contrastive:
         total, rows = _collectives(together)
         encoder, device = model.vision.encoder, model.decoder.device
         keep = len(packs) == 1 and torch.is_grad_enabled()
-        graphs: list[Tensor | None] = []
-        pooled, captions = [], []
+        graphs: list[tuple[Tensor, Tensor] | None] = []
+        vectors, captions = [], []
         with torch.set_grad_enabled(keep):
             for batch in (batch.to(device) for batch in packs):  # on the device one at a time
                 views = _views(batch)
                 features = encoder(views.crops, views.masks)
-                pooled.append(encoder.pool(features, views.masks).detach())
+                pooled = encoder.pool(features, views.masks)
+                vectors.append(pooled.detach())
                 captions.append(caption_embeddings(model, batch))
-                graphs.append(features if keep else None)
+                graphs.append((features, pooled) if keep else None)
         sizes = [batch.sequences for batch in packs]
         number = sum(sizes[:counted])
         with torch.no_grad():
             texts = _normalized(torch.cat(captions), number, total)
-            images, directions = head(torch.cat(pooled), texts)
+            images, directions = head(torch.cat(vectors), texts)
             hashes = torch.cat([caption_hashes(batch) for batch in packs]).to(device)
             every, start = rows(hashes[:number])
             all_texts, _ = rows(directions[:number])
@@ -374,10 +379,13 @@ class Contrastive:
         caption is their own, `named` filled patches and cells whose most probable word is one of theirs. `reference` is
         the pack's in `compare`; the total has the value of the losses, and its gradient is theirs by the chain rule."""
         assert model.vision is not None and reference is not None
-        views, features = _views(batch), reference.features
-        if features is None:
-            features = model.vision.encoder(views.crops, views.masks)
-        images, texts = head(model.vision.encoder.pool(features, views.masks), reference.texts)
+        views, encoder = _views(batch), model.vision.encoder
+        if reference.graph is None:
+            features = encoder(views.crops, views.masks)
+            pooled = encoder.pool(features, views.masks)
+        else:
+            features, pooled = reference.graph
+        images, texts = head(pooled, reference.texts)
         linear = (images * reference.by_image).sum() + (texts * reference.by_text).sum()
         linear = linear + head.log_temperature * reference.by_temperature.sum()
         linear = linear + head.bias * reference.by_bias.sum()
@@ -438,8 +446,7 @@ class Similarity:
             raise ValueError("expected a caption, found an empty text")
         encoded = io.BytesIO()
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
-        row = self._processor.row([Message.user(Image(encoded.getvalue()))])
-        image_input = _images(row)
+        image_input = _read(Image(encoded.getvalue()), self._processor)
         assert self._model.vision is not None
         pooled = self._model.vision.encoder.pooled(image_input.crops[:1], image_input.masks[:1])
         text = (self._embedding(caption) - self._mean) / self._spread

@@ -9,7 +9,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.kernels.blocks import rms_norm, rotate, swiglu
+from polyphi.kernels.blocks import gelu, rms_norm, rotate, swiglu
 from polyphi.model import rope
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
@@ -67,6 +67,19 @@ def test_the_gate_is_a_sigmoid_linear_unit(
     small = gate < -87  # e^-87 underflows to nearly 0
     assert_near(y.masked_fill(small, 0), expected.masked_fill(small, 0), 1 if half else 8)
     assert y[small].abs().max() < 1e-30 if small.any() else True
+
+
+@pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
+@settings(max_examples=25)
+@inputs
+def test_gelu_equals_torchs(
+    way: int, tokens: int, width: int, seed: int, size: float, half: bool
+) -> None:
+    """Within a rounding of bfloat16, 1e-6 of a number in float32: for large negative ones, where 1 - tanh cancels, the
+    sigmoid is the more exact form."""
+    x = noise(tokens, width, seed=seed, size=size, half=half)
+    y, expected = gelu(x, way), F.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(y.double(), expected, rtol=4e-3 if half else 1e-6, atol=1e-6 * size)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
@@ -149,6 +162,13 @@ def test_gradients_are_those_of_the_formulas(
     gate, up = exact.chunk(2, 1)
     (ours,) = gradients(swiglu(both, way), slopes, both)
     (expected,) = gradients(up * F.silu(gate), exact_slopes, exact)
+    assert_close(ours, expected, float(expected.abs().max()))
+
+    x = noise(tokens, width, seed=seed, size=3.0, half=half).requires_grad_()
+    slopes = noise(tokens, width, seed=seed + 2, size=1.0, half=half)
+    exact = x.detach().double().requires_grad_()
+    (expected,) = gradients(F.gelu(exact, approximate="tanh"), slopes.double(), exact)
+    (ours,) = gradients(gelu(x, way), slopes, x)
     assert_close(ours, expected, float(expected.abs().max()))
 
     heads = noise(tokens, 2, 32, seed=seed, size=1.0, half=half).requires_grad_()

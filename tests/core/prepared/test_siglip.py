@@ -58,6 +58,16 @@ def test_a_few_crops_at_a_time_equal_all_at_once(encoder, monkeypatch, dtype, bo
         assert (result - expected).norm() < bound * max(expected.norm(), largest)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_pooled_vector_is_that_of_all_patches(encoder, grad):
+    """The last layer is packed, too."""
+    crops, masks = inputs(3)
+    towers = (encoder, prepare(copy.deepcopy(encoder)))
+    with torch.set_grad_enabled(grad):
+        expected, result = (tower.pooled(crops, masks) for tower in towers)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_server_may_pause_after_every_layer(encoder, monkeypatch):
     monkeypatch.setattr(siglip, "BATCH_PATCHES", 32)
     with torch.no_grad():

@@ -302,16 +302,17 @@ def test_the_gradient_is_that_of_autograd(
 
 
 def test_packs_that_fill_in_count_nothing(model: PhiModel, processor: Processor) -> None:
+    """Within roundings: with some numbers of threads the last row makes a product of the head round the others
+    otherwise."""
     objective = Contrastive(width=16)
     heads = objective.build(model, processor, seed=3)
     rows = annotated(processor, objective)
     packs = [pack(rows[:3]), pack(rows[3:]), pack(rows[:1])]
     expected = objective.compare(model, heads, packs[:2], 2)
     references = objective.compare(model, heads, packs, 2)
-    assert all(torch.equal(a.losses, b.losses) for a, b in zip(expected, references, strict=False))
-    assert all(
-        torch.equal(a.by_text, b.by_text) for a, b in zip(expected, references, strict=False)
-    )
+    for a, b in zip(expected, references, strict=False):
+        torch.testing.assert_close(a.losses, b.losses, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.by_text, b.by_text, rtol=1e-5, atol=1e-6)
     loss, _, _ = objective.loss(model, heads, references[2], packs[2])
     loss.backward()
     assert loss.item() == 0 and not any(g.any() for g in gradients(heads).values())
