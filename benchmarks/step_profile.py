@@ -33,6 +33,7 @@ ENCLOSING = {
     "_Norm": "norms, rotary embedding, activations",
     "_Turn": "norms, rotary embedding, activations",
     "_Gate": "norms, rotary embedding, activations",
+    "_Gelu": "norms, rotary embedding, activations",
     "aten::native_layer_norm": "norms, rotary embedding, activations",
     "aten::gelu": "norms, rotary embedding, activations",
     "aten::silu": "norms, rotary embedding, activations",

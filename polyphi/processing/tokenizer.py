@@ -11,7 +11,6 @@ tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not spe
 import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ from polyphi.runtime.files import read_object
 from polyphi.runtime.rust import panics_are_errors
 
 SHORT_CHARACTERS, SHORT_TEXTS = 32, 4096
-"""Texts of at most so many characters are encoded once, the latest so many of them: the marks and words of the lines of
-a template and the labels of images recur in each row, and a call of the library takes 20 us."""
+"""Texts of at most so many characters are encoded once, until there are so many of them: the lines of a template and
+the labels of images recur in each row, and a call of the library takes 20 us."""
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
     "tokenizer='auto' or the path of a tokenizer.json"
@@ -66,6 +65,7 @@ class Tokenizer:
         self.fixed_system = parse_fixed_system(template)
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
         self._rows: int | None = None
+        self._short = dict[str, list[int]]()
         self.slices = TextSlices(spec, self._controls)
         self._stripping = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
         self.marks = recognized(self._controls, template)
@@ -73,8 +73,6 @@ class Tokenizer:
             with panics_are_errors("the library panics"):
                 self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
                 self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
-            is_random = spec["model"].get("dropout")
-            self._encode_short = lru_cache(0 if is_random else SHORT_TEXTS)(self._encode_whole)
         except Exception as error:  # the library raises no other class
             raise ValueError(f"expected the JSON of a tokenizer, found another: {error}") from None
 
@@ -191,10 +189,17 @@ class Tokenizer:
     def encode_slices(self, text: str) -> Iterator[list[int]]:
         """Yield the ids of `encode`, slice by slice. Other Python threads can run while a slice is encoded."""
         for piece in self.slices.of(text):
-            short = len(piece) <= SHORT_CHARACTERS
-            yield list(self._encode_short(piece)) if short else self._encode_whole(piece)
+            if len(piece) > SHORT_CHARACTERS or self._spec["model"].get("dropout"):
+                yield self._encode_piece(piece)
+            else:
+                if (ids := self._short.get(piece)) is None:
+                    ids = self._encode_piece(piece)
+                    if len(self._short) >= SHORT_TEXTS:
+                        self._short.clear()
+                    self._short[piece] = ids
+                yield ids.copy()
 
-    def _encode_whole(self, piece: str) -> list[int]:
+    def _encode_piece(self, piece: str) -> list[int]:
         try:
             with panics_are_errors("the tokenizer can't encode this text"):
                 # `encode` holds Python's global lock, and is slower because it also computes offsets.
