@@ -37,7 +37,7 @@ test-avx2: setup
 
 # The same packages, and others that choose by the CPU, as on every older CPU that this one can be limited to.
 test-isa: setup
-	@environments=$$($(BIN)/python tests/isa.py) && echo "$$environments" | { while read -r isa; do echo "$$isa"; \
+	@environments=$$($(BIN)/python -m tests.isa) && echo "$$environments" | { while read -r isa; do echo "$$isa"; \
 	  env $$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal $(ISA_TESTS) </dev/null \
 	    || failed="$$failed; $$isa"; done; test -z "$$failed" || { echo "failed$$failed"; exit 1; }; }
 

@@ -6,8 +6,8 @@ SOURCE is a GGUF file with the weights in float32, such as that of dithered.py: 
 reference is its model in float32, in polyphi; llama.cpp's F32 is measured beside it, so that a difference of the
 programs would show. Prints a table in Markdown (`polyphi.quantization.accuracy`), and the largest activations among the
 inputs of the decoder's linears, beside which one scale a token would leave nothing of the others. `--paths` are values
-of POLYPHI_MAX_CPU_ISA, each measured in a separate process. llama.cpp runs in the environment of `polyphi bench kernels
---setup`; without it only ours are measured.
+of POLYPHI_MAX_CPU_ISA, each measured in a separate process. llama.cpp runs in the environment of `polyphi bench
+inference --setup`; without it only ours are measured.
 """
 
 import argparse

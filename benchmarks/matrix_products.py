@@ -1,7 +1,7 @@
 """Linear layers of the published size, in 4 and 8 bits, against torch's.
 
     python benchmarks/matrix_products.py [--repeats 3] [--json]
-    polyphi bench kernels --parts products
+    polyphi bench inference --parts products
 
 The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
 several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products

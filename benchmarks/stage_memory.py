@@ -38,9 +38,9 @@ from polyphi_recipe.graph.plan import stage_model
 from polyphi_recipe.recipe.recipe import of_size
 from polyphi_recipe.stages import sizes
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fixtures.dry_run import Meter, reference_of
+from tests.fixtures.dry_run import Meter, reference_of
 
 
 def small() -> sizes.Size:

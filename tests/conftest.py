@@ -18,14 +18,14 @@ from polyphi.model.config import (
 )
 from polyphi.processing.tokenizer import Tokenizer
 
-# So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
-sys.path.insert(0, str(Path(__file__).parent / "core"))
-sys.path.insert(0, str(Path(__file__).parent))
+# So that a test may import a helper by its full name (`from tests.core.parity import oracle`). A shorter one is that of
+# somebody's distribution one day; at the end, since the tests are also run against an installed wheel.
+sys.path.append(str(Path(__file__).parents[1]))
 
-import allowed_skips
-from fixtures.command_line import Refused, RunCommand
-from fixtures.engines import SAYINGS
-from fixtures.processes import Children, new_children
+from tests import allowed_skips
+from tests.fixtures.command_line import Refused, RunCommand
+from tests.fixtures.engines import SAYINGS
+from tests.fixtures.processes import Children, new_children
 
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)

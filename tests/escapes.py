@@ -1,6 +1,6 @@
 """Attacks on the sandbox (polyphi_eval/services/sandbox.py), and what each gets with and without namespaces.
 
-`python tests/escapes.py` prints them as the table of docs/sandbox.md.
+`python -m tests.escapes` prints them as the table of docs/sandbox.md.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent, indent
 
-from fixtures.other_user import NOBODY, in_public_python
+from tests.fixtures.other_user import NOBODY, in_public_python
 
 KEY, SECRET = "polyphi-test", "hunter2"
 LIMITS = {"seconds": 60.0, "cpu_seconds": 20, "files": 300, "processes": 8}

@@ -1,4 +1,4 @@
-"""The older CPUs that this one can be tested as: python tests/isa.py prints, one a line, the environment variables that
+"""The older CPUs that this one can be tested as: python -m tests.isa prints, one a line, the environment variables that
 make libraries use no newer instructions. `make test-isa` runs tests in each of these environments.
 
 oneDNN alone is limited to every set of instructions that it distinguishes and this CPU has, so that its choices of
@@ -6,7 +6,7 @@ kernels and layouts meet ours of a newer CPU; then all libraries together, as on
 (avx2.env) and on one without AVX2, on which our kernels don't run.
 """
 
-from allowed_skips import cpu_has, emulation
+from tests.allowed_skips import cpu_has, emulation
 
 AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 ONEDNN = {

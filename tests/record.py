@@ -5,8 +5,8 @@ real commands in a terminal, and `docs/page.png`, the chat page.
     npm install --global svg-term-cli@2.1.1         # turns that into an animated SVG
     apt-get install chafa                           # shows a picture in a terminal
     apt-get install chromium chromium-driver        # for the page; Selenium comes with `make setup`
-    .venv/bin/python tests/record.py terminal
-    .venv/bin/python tests/record.py page
+    .venv/bin/python -m tests.record terminal
+    .venv/bin/python -m tests.record page
 
 The digit and the clip of spoken digits are those of the package. All outputs are those of the commands. The recording
 keeps the time between two outputs, but at most 1.2 seconds of it: loading torch and the model takes longer on a busy
@@ -28,7 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
-from fixtures.processes import free_port
+
+from tests.fixtures.processes import free_port
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(__file__).parents[1] / "models" / "nano" / "polyphi_nano"
@@ -196,5 +197,5 @@ def serving(folder: Path) -> Iterator[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("expected: python tests/record.py terminal|page")
+        raise SystemExit("expected: python -m tests.record terminal|page")
     main(*sys.argv[1:])

@@ -3,7 +3,7 @@
 An answer depends on the request alone: by a hash of it, some are not JSON, some decline, some are cut off, some break
 the rule of their synthesis, and some second answers differ.
 
-    python tests/scripted_teacher.py 8009        # until it is interrupted; then it prints how many requests it received
+    python -m tests.scripted_teacher 8009        # until it is interrupted; then it prints how many requests it received
 """
 
 import hashlib
@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fixtures.replay import Replay, _parts, seen
-
 from polyphi_eval.services.verifiers import equations
+from tests.fixtures.replay import Replay, _parts, seen
 
 SENTENCES = {
     "Chinese": "请告诉我怎样在花园里种植番茄，数字",

@@ -4,16 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import allowed_skips
 import pytest
-from fixtures.processes import completed
+
+from tests import allowed_skips
+from tests.fixtures.processes import completed
 
 CONFTEST = f"""
 import sys
 from pathlib import Path
 
-sys.path.insert(0, {str(Path(allowed_skips.__file__).parent)!r})
-import allowed_skips
+sys.path.insert(0, {str(Path(allowed_skips.__file__).parents[1])!r})
+from tests import allowed_skips
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):

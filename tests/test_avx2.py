@@ -4,10 +4,11 @@ oneDNN and polyphi's kernels use no newer instructions. `make test-avx2` runs wh
 import sys
 from pathlib import Path
 
-import allowed_skips
 import pytest
-from fixtures.processes import ROOT, completed
-from train import small
+
+from tests import allowed_skips
+from tests.core.train import small
+from tests.fixtures.processes import ROOT, completed
 
 pytestmark = pytest.mark.skipif(
     allowed_skips.MACHINES["no AVX2"](), reason="AVX2 is emulated on CPUs that have it"

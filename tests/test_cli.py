@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import Refused, RunCommand, piped
-from fixtures.processes import completed
 from PIL import Image
 
 from polyphi import cli
 from polyphi.cli import bench
+from tests.fixtures.command_line import Refused, RunCommand, piped
+from tests.fixtures.processes import completed
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(bench.subprocess, "run", note)
-    cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
+    cli.main(["bench", "inference", "--layers", "8", "--json", "--only", "decode"])
     assert started[0][2:] == ["--repeats", "3", "--json", "--layers", "8", "--only", "decode"]
 
 

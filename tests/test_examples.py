@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fixtures import published
-from fixtures.variants import few
 from safetensors.torch import load_file
 
 import polyphi
@@ -24,6 +22,8 @@ from polyphi.finetuning.stages import load_stage
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.options import FinetuneOptions
 from polyphi.types.modality import load_modality, run_file
+from tests.fixtures import published
+from tests.fixtures.variants import few
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPEECH = ("audio.projector.speech.", ".lora.speech.")

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fixtures import published
 from PIL import Image as PIL
 
 from polyphi import cli
@@ -25,6 +24,7 @@ from polyphi.finetuning.stages import STAGES
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Stage
+from tests.fixtures import published
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL, REFERENCE = (

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fixtures import published
-from fixtures.command_line import parsed
-from fixtures.processes import ROOT, completed
 from PIL import Image
 
 from polyphi.cli.serve import serve
 from polyphi.serve.http.guard import LOOPBACK_NAMES, PUBLIC
+from tests.fixtures import published
+from tests.fixtures.command_line import parsed
+from tests.fixtures.processes import ROOT, completed
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = os.environ.get("POLYPHI_IMAGE")

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fixtures import published
+
+from tests.fixtures import published
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")

@@ -1,7 +1,8 @@
 """The older CPUs that a CPU is tested as."""
 
-import isa
 import pytest
+
+from tests import isa
 
 AVX2 = {"sse4_1", "avx2"}
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures import published
-from fixtures.processes import free_port
 from safetensors.torch import load_file
+
+from tests.fixtures import published
+from tests.fixtures.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import published
+
+from tests.fixtures import published
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "finetune.ipynb"
 SETTINGS = "MODEL, LEARNING_RATE, STEPS, BATCH_TOKENS, BASE = {model!r}, 3e-2, 500, 150, None"

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.pdfs import text_pdf
-from fixtures.servers import Running, serving, tiny_engine
 from PIL import Image
 
 import polyphi
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.pdfs import text_pdf
+from tests.fixtures.servers import Running, serving, tiny_engine
 
 DOCS = Path(__file__).parents[1] / "docs"
 START, HOWTO = ((DOCS / name).read_text(encoding="utf-8") for name in ("start.md", "howto.md"))

@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from fixtures.processes import ROOT, completed
+
+from tests.fixtures.processes import ROOT, completed
 
 NEWEST = (2, 28)
 """glibc of the manylinux that wheels are made for, which torch's own ask for."""

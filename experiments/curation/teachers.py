@@ -1,6 +1,6 @@
 """What a teacher writes for the built-in corpora, with a run that is killed once in each (docs/curation_numbers.md).
 
-    python tests/scripted_teacher.py 8009                         # a stand-in that makes mistakes on purpose
+    python -m tests.scripted_teacher 8009                         # a stand-in that makes mistakes on purpose
     python -m experiments.curation.teachers http://127.0.0.1:8009/v1#stand-in --out /tmp/taught
     python -m experiments.curation.teachers http://127.0.0.1:8000/v1#phi --out /tmp/nano --rows 24 --requests 400
 

@@ -13,7 +13,7 @@ def bench(
     name: Annotated[
         str,
         Parameter(
-            help="kernels, engine, train, finetune or walk, or another script in benchmarks that takes --repeats."
+            help="inference, engine, train, finetune or walk, or another script in benchmarks that takes --repeats."
         ),
     ],
     /,

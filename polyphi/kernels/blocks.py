@@ -42,28 +42,12 @@ def rms_norm(
 
 def swiglu(x: Float[Tensor, "T I2"], isa: int = -1) -> Float[Tensor, "T I"]:
     """up * silu(gate), where x is [gate, up]."""
-    if torch.is_grad_enabled():
-        with_gradients: Tensor = _Gate.apply(x.contiguous(), isa)
-        return with_gradients
-    (tokens, both), x = x.shape, x.contiguous()
-    y = x.new_empty(tokens, both // 2)
-    if fake(x):
-        return y
-    run = _function("polyphi_gate", pointer, pointer, count, count)
-    run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
-    return y
+    return _elementwise("gate", x, x.shape[-1] // 2, isa)
 
 
 def gelu(x: Float[Tensor, "*T D"], isa: int = -1) -> Float[Tensor, "*T D"]:
     """GELU in its tanh form."""
-    if torch.is_grad_enabled():
-        with_gradients: Tensor = _Gelu.apply(x.contiguous(), isa)
-        return with_gradients
-    x, y = x.contiguous(), x.new_empty(x.shape)
-    if not fake(x):
-        run = _function("polyphi_gelu", pointer, pointer, count, count)
-        run(isa, *_arguments(x, y), *_rows(x), pool(), torch.get_num_threads())
-    return y
+    return _elementwise("gelu", x, x.shape[-1], isa)
 
 
 def rotate(
@@ -114,12 +98,12 @@ class _Norm(torch.autograd.Function):
         return dx, of_weight.sum(0).to(weight.dtype), None, None
 
 
-class _Gate(torch.autograd.Function):
+class _Elementwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
+    def forward(ctx: Any, kernel: str, x: Tensor, width: int, isa: int) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.isa = isa
-        return swiglu(x, isa)
+        ctx.kernel, ctx.isa = kernel, isa
+        return _elementwise(kernel, x, width, isa)
 
     @staticmethod
     @once_differentiable
@@ -127,27 +111,10 @@ class _Gate(torch.autograd.Function):
         (x,), dy = ctx.saved_tensors, dy.contiguous()
         dx = torch.empty_like(x)
         if not fake(x):
-            run = _function("polyphi_gate_backward", pointer, pointer, pointer, count, count)
-            run(ctx.isa, *_arguments(x, dy, dx), *dy.shape, pool(), torch.get_num_threads())
-        return dx, None
-
-
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.isa = isa
-        return gelu(x, isa)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), dy = ctx.saved_tensors, dy.contiguous()
-        dx = torch.empty_like(x)
-        if not fake(x):
-            run = _function("polyphi_gelu_backward", pointer, pointer, pointer, count, count)
-            run(ctx.isa, *_arguments(x, dy, dx), *_rows(x), pool(), torch.get_num_threads())
-        return dx, None
+            name = f"polyphi_{ctx.kernel}_backward"
+            run = _function(name, pointer, pointer, pointer, count, count)
+            run(ctx.isa, *_arguments(x, dy, dx), *_rows(dy), pool(), torch.get_num_threads())
+        return None, dx, None, None
 
 
 class _Turn(torch.autograd.Function):
@@ -162,6 +129,19 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return rotate(dy, cos, -sin, ctx.isa), None, None, None
+
+
+def _elementwise(kernel: str, x: Tensor, width: int, isa: int) -> Tensor:
+    """Rows of `width` numbers, each row computed from one of x."""
+    x = x.contiguous()
+    if torch.is_grad_enabled():
+        with_gradients: Tensor = _Elementwise.apply(kernel, x, width, isa)
+        return with_gradients
+    y = x.new_empty(*x.shape[:-1], width)
+    if not fake(x):
+        run = _function(f"polyphi_{kernel}", pointer, pointer, count, count)
+        run(isa, *_arguments(x, y), *_rows(y), pool(), torch.get_num_threads())
+    return y
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

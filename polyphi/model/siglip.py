@@ -180,8 +180,7 @@ class SiglipEncoder(nn.Module):
         self, features: Float[Tensor, "N P D"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N D"]:
         """One vector per crop from its features: the last layer, the final norm and the head."""
-        keys = self.keys(masks)
-        return self.head(self.post_layernorm(self.last(features, masks)), keys)
+        return self.head(self.post_layernorm(self.last(features, masks)), self.keys(masks))
 
     def last(
         self, features: Float[Tensor, "N P D"], masks: Bool[Tensor, "N G G"]

@@ -154,8 +154,8 @@ class Compared:
     """A pack after the comparison of its step: `losses` and `hits` (whether the nearest caption is their own) of its
     images; the gradients of the step's whole loss by the directions of its images and captions, and of its images'
     losses by the logarithm of the temperature and the bias. `texts` are the captions' normalized embeddings; `words`
-    are the ids of all words of the step (None without the `naming` loss); `graph` are the encoder's features and pooled
-    vectors with their graph, where the first pass kept it."""
+    are the ids of all words of the step (None without the `naming` loss). `graph` holds the encoder's features and
+    pooled vectors, from which gradients flow into the encoder; None if the first pass computed none."""
 
     losses: Float[Tensor, " s"]
     hits: Float[Tensor, " s"]

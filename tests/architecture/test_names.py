@@ -3,6 +3,7 @@ replaced before the first release stay replaced."""
 
 import ast
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_values_are_not_named_by_participles() -> None:
         if PARTICIPLE.fullmatch(name)
     }
     assert not participles
+
+
+def test_no_script_has_the_name_of_an_installed_package() -> None:
+    """A script's folder is the first that Python imports from: a kernels.py hid a dependency of transformers."""
+    scripts = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert not scripts & metadata.packages_distributions().keys()
 
 
 REPLACED = re.compile(

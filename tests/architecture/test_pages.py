@@ -9,9 +9,9 @@ from pathlib import Path
 import markdown
 import pytest
 from cyclopts import CycloptsError
-from fixtures.command_line import options, parsed, subcommands
 
 from polyphi.cli import app
+from tests.fixtures.command_line import options, parsed, subcommands
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -6,19 +6,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from cli_page import PAGE as CLI
-from cli_page import text as cli_text
-from escapes import table as escapes_table
-from fixtures.command_line import options
-from limits_page import PAGE as LIMITS
-from limits_page import text as limits_text
-from models_page import PAGE as MODELS
-from models_page import table as models_table
-from plans_page import PAGE as PLANS
-from plans_page import loads, memory_table, time_table
 
 from polyphi.cli import app
 from polyphi.types.sampling import SamplingParams
+from tests.cli_page import PAGE as CLI
+from tests.cli_page import text as cli_text
+from tests.escapes import table as escapes_table
+from tests.fixtures.command_line import options
+from tests.limits_page import PAGE as LIMITS
+from tests.limits_page import text as limits_text
+from tests.models_page import PAGE as MODELS
+from tests.models_page import table as models_table
+from tests.plans_page import PAGE as PLANS
+from tests.plans_page import loads, memory_table, time_table
 
 ROOT = Path(__file__).parents[2]
 GAP = "…"
@@ -71,7 +71,7 @@ def test_the_tables_of_planned_fine_tunes_are_current() -> None:
 
 def test_the_table_of_attacks_on_the_sandbox_is_current() -> None:
     page = (ROOT / "docs/sandbox.md").read_text(encoding="utf-8")
-    assert escapes_table() in page, "`python tests/escapes.py` prints it"
+    assert escapes_table() in page, "`python -m tests.escapes` prints it"
 
 
 def test_our_options_beside_those_of_other_programs_exist() -> None:

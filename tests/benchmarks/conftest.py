@@ -9,11 +9,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from fixtures import published
-from train.small import write_corpora
 
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
+from tests.core.train.small import write_corpora
+from tests.fixtures import published
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PEERS = BENCHMARKS / "peers"

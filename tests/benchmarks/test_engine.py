@@ -8,11 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from fixtures.variants import few
 
 from polyphi import kernels
 from polyphi.model.config import ModelConfig
 from polyphi.quantization.quantize import quantize
+from tests.fixtures.variants import few
 
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 """For models that the benchmark quantizes without a stored table of embeddings."""

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from fixtures.variants import few
+
+from tests.fixtures.variants import few
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from fixtures.engines import fitted, random_model
 
 import polyphi
 from polyphi.checkpoints.write import save_checkpoint
@@ -15,6 +14,7 @@ from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from tests.fixtures.engines import fitted, random_model
 
 
 @pytest.fixture

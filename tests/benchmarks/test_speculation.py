@@ -5,11 +5,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from fixtures.engines import SAYINGS, fitted, make_engine
 
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from tests.fixtures.engines import SAYINGS, fitted, make_engine
 
 
 @pytest.fixture

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.audio import say
-from fixtures.engines import fitted
-from fixtures.images import film
 from PIL import Image as PIL
 from safetensors.torch import load_file
 
@@ -32,6 +29,9 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.audio import say
+from tests.fixtures.engines import fitted
+from tests.fixtures.images import film
 
 
 @pytest.fixture

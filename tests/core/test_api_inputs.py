@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.published import write
 from PIL import Image as pil
 from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,6 +21,7 @@ from polyphi.types.completion import Delta
 from polyphi.types.messages import with_tools
 from polyphi.types.sampling import Grammar
 from polyphi.types.tools import FunctionCall
+from tests.fixtures.published import write
 
 FIVE = {"max_tokens": 5}
 

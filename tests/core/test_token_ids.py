@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.engines import fitted, make_engine, save
-from fixtures.images import film
 from PIL import Image as PIL
 
 import polyphi
@@ -19,6 +17,8 @@ from polyphi.media import media as decoders
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
 from polyphi.types.sampling import Grammar
+from tests.fixtures.engines import fitted, make_engine, save
+from tests.fixtures.images import film
 
 EIGHT = SamplingParams(max_tokens=8)
 # Matrix products with another number of rows may sum in another order. Measured at most 8e-6 on logits of up to 6.

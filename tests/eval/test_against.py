@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import Refused, RunCommand
-from fixtures.engines import SAYINGS, fitted, random_model
 
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from tests.fixtures.command_line import Refused, RunCommand
+from tests.fixtures.engines import SAYINGS, fitted, random_model
 
 
 def save(config: ModelConfig, tokenizer: Tokenizer, folder: Path, **options: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.scripted_model import ScriptedModel as Model
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import media
@@ -20,6 +19,7 @@ from polyphi_eval.report.paper import paper
 from polyphi_eval.run import answer as answer_all
 from polyphi_eval.run import prompts_of
 from polyphi_eval.sources import Data, Missing, check
+from tests.fixtures.scripted_model import ScriptedModel as Model
 
 ALL = benchmarks()
 NAMES = [b.name for b in ALL]

@@ -11,8 +11,6 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
-from fixtures.engines import fitted, make_engine, save
-from fixtures.servers import served
 
 import polyphi
 from polyphi.engine.engine import Engine
@@ -24,6 +22,8 @@ from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT, suite
 from polyphi_eval.cache import Cache
 from polyphi_eval.sources import Data, write_rows
+from tests.fixtures.engines import fitted, make_engine, save
+from tests.fixtures.servers import served
 
 (SIQA,) = suite("siqa")
 ROWS = 40

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.scripted_model import measured
 
 from polyphi.types.messages import Message
 from polyphi_eval import score as scoring
@@ -14,6 +13,7 @@ from polyphi_eval.benchmark import Score, suite
 from polyphi_eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions
 from polyphi_eval.severity import AZURE, HARMS, PROMPTS, mean_rate, prompts, rounded, worst
 from polyphi_eval.sources import Data, write_rows
+from tests.fixtures.scripted_model import measured
 
 (BENCHMARK,) = suite("defect_rates")
 

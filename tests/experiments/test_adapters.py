@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.made_run import TASKS, evaluate
 
 from experiments import adapters
 from polyphi.train.options import TrainOptions
@@ -13,6 +12,7 @@ from polyphi_eval.baselines import sample_vectors
 from polyphi_recipe import stages
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.stages.sizes import NANO
+from tests.fixtures.made_run import TASKS, evaluate
 
 
 def test_leads_are_of_equal_samples_and_the_means_of_modalities(tmp_path: Path) -> None:

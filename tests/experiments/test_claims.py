@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fixtures.variants import few
-from train.small import EVERYTHING, make_model, make_processor, write_corpora
 
 from experiments.claims import mixture_of_loras, multi_crop, runner
 from experiments.claims.claim import Effect, contrast, find, finding, paired
@@ -27,6 +25,8 @@ from polyphi.types.batch import Batch, pack
 from polyphi_recipe import stages
 from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report import page
+from tests.core.train.small import EVERYTHING, make_model, make_processor, write_corpora
+from tests.fixtures.variants import few
 
 
 def shares(by_arm: tuple[float, float], seeds: int, items: int, noise: float = 0.0) -> np.ndarray:

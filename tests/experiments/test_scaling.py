@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train.small import (
+
+from experiments import scaling
+from experiments.scaling import EXPONENT, Law, Point, fit, sweep
+from polyphi.data.generated import GeneratedSamples
+from polyphi.train import state, trainer
+from polyphi.train.stage import Mix
+from tests.core.train.small import (
     BUDGET,
     LANGUAGE,
     fresh_question,
@@ -15,12 +21,6 @@ from train.small import (
     make_processor,
     write_corpora,
 )
-
-from experiments import scaling
-from experiments.scaling import EXPONENT, Law, Point, fit, sweep
-from polyphi.data.generated import GeneratedSamples
-from polyphi.train import state, trainer
-from polyphi.train.stage import Mix
 
 
 def planted(

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import real
 
 from polyphi.api import Phi, load
+from tests.fixtures import real
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from real.prompts import PROMPTS
 
 from polyphi.api import Phi
 from polyphi.types.sampling import Grammar, SamplingParams
+from tests.real.prompts import PROMPTS
 
 pytestmark = pytest.mark.long
 

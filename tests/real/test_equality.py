@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import real
-from real.prompts import CONVERSATIONS, PROMPTS
 
 from polyphi.api import Phi
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures import real
+from tests.real.prompts import CONVERSATIONS, PROMPTS
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.long

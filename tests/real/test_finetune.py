@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.servers import until
 from safetensors.torch import load_file
 
 from polyphi.api import load
+from tests.fixtures.servers import until
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from real.prompts import CONVERSATIONS, PROMPTS
 
 from polyphi.api import Phi
 from polyphi.checkpoints.gguf_export import write_gguf
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.real.prompts import CONVERSATIONS, PROMPTS
 
 pytestmark = pytest.mark.long
 

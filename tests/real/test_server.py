@@ -7,10 +7,10 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from fixtures.servers import Running, serving
 
 from polyphi.api import Phi
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.servers import Running, serving
 
 pytestmark = pytest.mark.long
 

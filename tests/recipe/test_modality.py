@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import published
-from fixtures.items import FILE, csv, series
 from rich.console import Console
 
 import polyphi
@@ -16,6 +14,8 @@ from polyphi.train.options import FinetuneOptions
 from polyphi.types.messages import Message
 from polyphi_recipe.graph import evaluation, export, find, plan
 from polyphi_recipe.graph.graph import Run
+from tests.fixtures import published
+from tests.fixtures.items import FILE, csv, series
 
 STAGE = """
 from polyphi.train.loss import NextToken

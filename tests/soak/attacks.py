@@ -28,11 +28,11 @@ from PIL import Image
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fixtures.audio import encoded
-from fixtures.images import film
-from fixtures.pdfs import nested_forms_pdf
+from tests.fixtures.audio import encoded
+from tests.fixtures.images import film
+from tests.fixtures.pdfs import nested_forms_pdf
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, TRANSCRIPTIONS = "/v1/messages", "/v1/audio/transcriptions"

@@ -39,11 +39,12 @@ import psutil
 import soundfile
 import soxr
 from attacks import ATTACKS, CHAT, LIVE, MIB, RESPONSES, TRANSCRIPTIONS, client_at
-from fixtures.pdfs import text_pdf
 from rich.console import Console
 from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+
+from tests.fixtures.pdfs import text_pdf
 
 NANO = Path(__file__).parents[2] / "models" / "nano" / "polyphi_nano"
 PATIENCE, LONGEST_WAIT, BACK, TRIM, STOP = 300.0, 10.0, 60.0, 6.0, 10.0

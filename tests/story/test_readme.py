@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fixtures.command_line import piped
 from PIL import Image as Picture
 
 import polyphi
 from polyphi.cli import main
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.command_line import piped
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_client_and_the_python_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One block asks a server by OpenAI's client, the other asks the model."""
-    from fixtures.servers import serving
+    from tests.fixtures.servers import serving
 
     monkeypatch.chdir(folder)
     client, python = blocks("python")

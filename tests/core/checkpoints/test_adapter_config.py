@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.adapter_folders import random_factors, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from polyphi.checkpoints.adapter_config import REFUSED, TYPES
 from polyphi.checkpoints.peft import CONFIG, FILE, PeftError, read_peft
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from tests.fixtures.adapter_folders import random_factors, write_folder
 
 NUMBERS = [0, -1, 5, 1.5, 10**400, 1e300, float("nan"), float("inf")]
 TEXTS = ["", "x", "\ud800"]

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures import published
-from fixtures.command_line import Refused, RunCommand
 
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.gguf_export import write_gguf
@@ -19,6 +17,8 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.merge import merge_adapter
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from tests.fixtures import published
+from tests.fixtures.command_line import Refused, RunCommand
 
 library = pytest.importorskip("gguf")
 

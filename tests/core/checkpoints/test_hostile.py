@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.variants import few
-from fixtures.wrong_json import WRONG, replaced
 from safetensors.torch import load_file
 
 from polyphi.checkpoints import gguf
@@ -21,6 +19,8 @@ from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel
+from tests.fixtures.variants import few
+from tests.fixtures.wrong_json import WRONG, replaced
 
 FILES = (
     ("original", None, "config.json"),
@@ -179,7 +179,7 @@ def test_sizes_of_a_gguf_have_bounds(
     key: str,
 ) -> None:
     library = pytest.importorskip("gguf")
-    from checkpoints.test_gguf import written
+    from tests.core.checkpoints.test_gguf import written
 
     path = tmp_path / "model.gguf"
     add = getattr(library.GGUFWriter, method)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.engines import fitted
-from fixtures.items import FILE, add_motion, csv, motion, series
 from safetensors.torch import load_file, save_file
 
 import polyphi
@@ -21,6 +19,8 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.engines import fitted
+from tests.fixtures.items import FILE, add_motion, csv, motion, series
 
 EIGHT = SamplingParams(max_tokens=8)
 QUESTION = [Message.user(series(30), "What is it?")]

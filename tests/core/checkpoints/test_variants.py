@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.published import write
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ import polyphi
 from polyphi.api import Phi
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.processing.tokenizer import Tokenizer
+from tests.fixtures.published import write
 
 IDS = list(range(7, 30))
 Tensors = dict[str, Tensor]

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import forked
-from fixtures.command_line import Refused
-from fixtures.variants import few
 from safetensors.torch import load_file, save_file
 
 from polyphi.checkpoints import config as public_config
@@ -25,6 +22,9 @@ from polyphi.hub.location import locate
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from tests.fixtures import forked
+from tests.fixtures.command_line import Refused
+from tests.fixtures.variants import few
 
 
 @pytest.fixture

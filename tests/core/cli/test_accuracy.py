@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import Refused, RunCommand
-from fixtures.engines import fitted, picture, random_model
 
 from polyphi import kernels
 from polyphi.checkpoints import accuracy_file
@@ -21,6 +19,8 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import foreign_files
 from polyphi.types.messages import Message
+from tests.fixtures.command_line import Refused, RunCommand
+from tests.fixtures.engines import fitted, picture, random_model
 
 
 @pytest.fixture(scope="module")

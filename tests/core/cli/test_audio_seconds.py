@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from fixtures.command_line import Refused, parsed
 
 from polyphi.media.media import LONGEST_AUDIO_SECONDS, MAX_AUDIO_SECONDS
 from polyphi.transcription.transcript_options import TranscriptOptions
+from tests.fixtures.command_line import Refused, parsed
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.audio import say
-from fixtures.command_line import Refused
-from transcription.test_longform import ToneEngine
 
 from polyphi.cli.captions import transcribe_live
 from polyphi.cli.printable import PrintableConsole
 from polyphi.types.completion import Completion
+from tests.core.transcription.test_longform import ToneEngine
+from tests.fixtures.audio import say
+from tests.fixtures.command_line import Refused
 
 TALK = np.round(32767 * say(range(5), [0.8, 0.1, 0.1, 1.2, 0.1, 1.0], 16000)).astype("<i2")
 

@@ -6,14 +6,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import RunCommand
-from fixtures.processes import ROOT, completed
 from rich.console import Console
 
 from polyphi.cli import doctor
 from polyphi.doctor import report
 from polyphi.doctor.findings import Finding
 from polyphi.doctor.report import DoctorReport
+from tests.fixtures.command_line import RunCommand
+from tests.fixtures.processes import ROOT, completed
 
 MODEL = {
     "model": "microsoft/Phi-4-multimodal-instruct",

@@ -8,10 +8,10 @@ import types
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import RunCommand
 
 import polyphi_command
 from polyphi.cli.errors import interrupted, sentence
+from tests.fixtures.command_line import RunCommand
 
 LINES = """
 import sys
@@ -108,7 +108,7 @@ def test_errors_of_the_system_are_sentences(tmp_path: Path) -> None:
 def test_an_export_to_an_impossible_folder_is_a_sentence(
     tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fixtures import published
+    from tests.fixtures import published
 
     model = published.write(tmp_path / "model")
     (tmp_path / "file").touch()

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from fixtures import published
-from fixtures.command_line import RunCommand, piped
+
+from tests.fixtures import published
+from tests.fixtures.command_line import RunCommand, piped
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

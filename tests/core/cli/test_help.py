@@ -6,10 +6,10 @@ import subprocess
 from importlib import metadata
 
 import pytest
-from fixtures.command_line import Refused, RunCommand, commands, options, parsed
 
 from polyphi import cli
 from polyphi.cli import app
+from tests.fixtures.command_line import Refused, RunCommand, commands, options, parsed
 
 MOST_PANELS = 3
 COMMANDS = dict(commands())

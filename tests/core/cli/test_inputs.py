@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import published
-from fixtures.command_line import RunCommand
 from PIL import Image as pil
 
 from polyphi.cli.inputs import check_first_word, with_repeated_options
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.fetch import read_url
+from tests.fixtures import published
+from tests.fixtures.command_line import RunCommand
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import Refused
 from rich.table import Table
 
 from polyphi.cli.load_progress import load_progress
 from polyphi.cli.printable import PrintableConsole, printable, write_data
+from tests.fixtures.command_line import Refused
 
 TITLE = "\x1b]0;owned\x07"
 SHOWN = r"\x1b]0;owned\x07"

@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from fixtures import fake_hub, published
-from fixtures.command_line import Refused
-from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -22,6 +19,9 @@ import polyphi
 from polyphi import cli
 from polyphi.checkpoints import files
 from polyphi.hub import cache, pull
+from tests.fixtures import fake_hub, published
+from tests.fixtures.command_line import Refused
+from tests.fixtures.fake_hub import Hub
 
 NAME = "owner/native"
 

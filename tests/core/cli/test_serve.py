@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import Refused, parsed
 
 from polyphi.cli.options import parse_adapters
 from polyphi.serve.admission.settings import MIB, Settings
+from tests.fixtures.command_line import Refused, parsed
 
 
 def settings(*words: str) -> Settings:

@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures import forked, images
-from fixtures.engines import fitted
-from fixtures.items import add_motion, csv
 from PIL import Image as PIL
 from rich.console import Console
 
@@ -34,6 +31,9 @@ from polyphi.types.completion import Completion, Delta
 from polyphi.types.messages import Message, Tokens
 from polyphi.types.parts import Audio, Image, Text, Video
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures import forked, images
+from tests.fixtures.engines import fitted
+from tests.fixtures.items import add_motion, csv
 
 CONTEXT = 1000
 

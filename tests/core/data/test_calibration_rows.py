@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from fixtures.engines import picture
 
 from polyphi.data import calibration, shards
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from tests.fixtures.engines import picture
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.pieces import render
 from PIL import Image as PIL
 
 from polyphi.data import formats, user_data
@@ -20,6 +19,7 @@ from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
+from tests.fixtures.pieces import render
 
 
 def png(colour: str) -> bytes:

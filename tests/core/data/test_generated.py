@@ -7,7 +7,6 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from data.test_loader import as_row, contents, group, make, packs
 
 from polyphi.data import loader as module
 from polyphi.data import shards
@@ -16,6 +15,7 @@ from polyphi.data.generated import GeneratedSamples
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
+from tests.core.data.test_loader import as_row, contents, group, make, packs
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from fixtures.variants import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
 from polyphi.types.batch import Batch, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import soundfile
-from fixtures.command_line import RunCommand
 from PIL import Image as Pillow
 
 from polyphi.data import source_report
 from polyphi.data.source_report import SourceReport, proposal
 from polyphi.data.sources import find
+from tests.fixtures.command_line import RunCommand
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """An engine whose tokenizer knows the sayings of its tests."""
 
-from engine.conftest import engine
+from tests.core.engine.conftest import engine
 
 __all__ = ["engine"]

@@ -13,8 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-from fixtures.servers import until
-from fixtures.variants import few
 
 from polyphi.decoding import structured
 from polyphi.decoding.grammars import PROCESS_MEMORY
@@ -26,6 +24,8 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.syscall_filter import MACHINES
 from polyphi.types.messages import Message
 from polyphi.types.sampling import Grammar, SamplingParams
+from tests.fixtures.servers import until
+from tests.fixtures.variants import few
 
 QUESTION = [Message.user("the dog")]
 WORDS = Grammar("regex", "(the|dog|fox){4}")

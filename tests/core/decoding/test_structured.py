@@ -10,7 +10,6 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from fixtures.conversations import write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.sampling import Grammar, SamplingParams
 from polyphi.types.tools import CALL, CALL_END
+from tests.fixtures.conversations import write_tokenizer
 
 TOKENIZER = Tokenizer.train(
     [

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
 from polyphi.devices import precision
 from polyphi.devices.precision import Choice, MatrixProducts
 from polyphi.runtime import distributed
 from polyphi.train import state
+from tests.core.train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
 CPU = torch.device("cpu")
 LINEAR = (MatrixProducts(64, 32, trainable=True),)

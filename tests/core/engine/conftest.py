@@ -1,12 +1,12 @@
 """A tiny random model, and conversations with images and audio."""
 
 import pytest
-from fixtures.engines import clip, fitted, make_engine, picture
 
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
+from tests.fixtures.engines import clip, fitted, make_engine, picture
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixtures.adapter_folders import random_factors
 
 from polyphi.engine.added_adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
@@ -16,6 +15,7 @@ from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.adapter_folders import random_factors
 
 LONG = [Message.user("abc xyz 123 qrs tuv " * 5)]
 FEW = SamplingParams(max_tokens=12)

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixtures.engines import picture
 
 from polyphi.decoding.tool_calls import ToolCall, ToolParser, parse_calls
 from polyphi.devices.memory import OutOfMemory
@@ -24,6 +23,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize
 from polyphi.types.messages import Message
 from polyphi.types.sampling import Grammar, SamplingParams
+from tests.fixtures.engines import picture
 
 
 def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:

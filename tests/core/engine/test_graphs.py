@@ -4,8 +4,6 @@ import random
 
 import pytest
 import torch
-from fixtures.adapter_folders import random_factors
-from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
@@ -13,6 +11,8 @@ from polyphi.engine.runner import Runner
 from polyphi.model.config import AdapterConfig
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.adapter_folders import random_factors
+from tests.fixtures.variants import few
 
 
 @pytest.mark.parametrize("seed", few(range(3), 1))

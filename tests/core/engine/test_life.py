@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.engines import clip, fitted, make_engine, picture
-from fixtures.variants import few
 
 from polyphi.engine import engine as engine_module
 from polyphi.engine.cache import token_bytes
@@ -25,6 +23,8 @@ from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.engines import clip, fitted, make_engine, picture
+from tests.fixtures.variants import few
 
 LONG = "abc xyz 123 qrs tuv " * 5
 FEW = SamplingParams(max_tokens=12)

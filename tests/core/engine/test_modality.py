@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.items import FILE, add_motion, csv, motion, series
 from torch import Tensor, nn
 
 from polyphi.engine.engine import Engine
@@ -18,6 +17,7 @@ from polyphi.types.modality import Cost, Modality, load_modality
 from polyphi.types.parts import Image, Item
 from polyphi.types.routing import route
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.items import FILE, add_motion, csv, motion, series
 
 
 def logits(engine: Engine, batch: Batch) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from fixtures.engines import clip, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from polyphi.engine.fairness import PATIENCE, QUANTUM, RESERVED, SMALL, split_ev
 from polyphi.engine.request import Client, Request
 from polyphi.types.messages import Message
 from polyphi.types.sampling import Grammar, SamplingParams
+from tests.fixtures.engines import clip, picture
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]

@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import forked, published
-from fixtures.items import FILE, csv, motion, series
-from fixtures.processes import free_port
 from safetensors.torch import load_file
-from train.small import Fails, make_model, make_processor, trajectory
 
 import polyphi
 from polyphi.checkpoints import modalities
@@ -33,6 +29,10 @@ from polyphi.types.messages import Message
 from polyphi.types.modality import load_modality
 from polyphi.types.parts import Item
 from polyphi.types.sampling import SamplingParams
+from tests.core.train.small import Fails, make_model, make_processor, trajectory
+from tests.fixtures import forked, published
+from tests.fixtures.items import FILE, csv, motion, series
+from tests.fixtures.processes import free_port
 
 STAGE = Stage(
     name="walks",

@@ -11,12 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import published
-from fixtures.command_line import Refused
-from fixtures.variants import few
 from PIL import Image as Picture
 from safetensors.torch import load_file
-from train.small import Fails, trajectory
 
 import polyphi
 from polyphi import Message, cli
@@ -32,6 +28,10 @@ from polyphi.train.epochs import RowTokens, epoch_steps, steps_of
 from polyphi.train.evaluation import EVALUATIONS
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Stage
+from tests.core.train.small import Fails, trajectory
+from tests.fixtures import published
+from tests.fixtures.command_line import Refused
+from tests.fixtures.variants import few
 
 ROWS = {
     "vision": ("native", ["llava.json"], {"image"}),

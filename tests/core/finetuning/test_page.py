@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from train.small import EVERYTHING
 
 from polyphi.data.shards import Sample
 from polyphi.finetuning import page as finetune
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
+from tests.core.train.small import EVERYTHING
 
 STEPS = 8
 

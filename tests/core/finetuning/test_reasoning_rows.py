@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import published
-from fixtures.servers import serving
 
 import polyphi
 from polyphi import Message, SamplingParams
@@ -17,6 +15,8 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
+from tests.fixtures import published
+from tests.fixtures.servers import serving
 
 PHI = "Your name is Phi, an AI math expert developed by Microsoft."
 STAGE = Stage(

@@ -14,12 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import published
-from fixtures.command_line import Refused, RunCommand
-from fixtures.processes import completed
-from fixtures.variants import few
 from safetensors.torch import load_file
-from train.small import Fails, trajectory
 
 import polyphi
 from polyphi import Image, Message, cli
@@ -34,6 +29,11 @@ from polyphi.runtime.files import locked
 from polyphi.train.loss import NextToken
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
+from tests.core.train.small import Fails, trajectory
+from tests.fixtures import published
+from tests.fixtures.command_line import Refused, RunCommand
+from tests.fixtures.processes import completed
+from tests.fixtures.variants import few
 
 SIBLING = Stage(
     name="sibling",

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import fake_hub, published
-from fixtures.fake_hub import Hub
+
+from tests.fixtures import fake_hub, published
+from tests.fixtures.fake_hub import Hub
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from fixtures import fake_hub, published
-from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -29,6 +27,8 @@ from polyphi.checkpoints.write import save_checkpoint
 from polyphi.hub import cache, download, pull, removal
 from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
+from tests.fixtures import fake_hub, published
+from tests.fixtures.fake_hub import Hub
 
 LAYOUTS = {"mini": "owner/mini", "original": "owner/original", "native": "owner/native"}
 MINI = LAYOUTS["mini"]

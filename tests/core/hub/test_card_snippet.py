@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import published
 from peft import PeftModel
 from PIL import Image as Picture
 
@@ -26,6 +25,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image, Text
+from tests.fixtures import published
 
 QUESTION = "What can you do?"
 

@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fixtures import fake_hub
-from fixtures.fake_hub import Hub
 
 import polyphi
 from polyphi.hub import hashes, pull
 from polyphi.runtime.files import sha256
+from tests.fixtures import fake_hub
+from tests.fixtures.fake_hub import Hub
 
 NAME = "owner/mini"
 CLOSED = "http://127.0.0.1:9"

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import fake_hub, forked, published
-from fixtures.fake_hub import Hub
-from fixtures.variants import few
 from huggingface_hub import constants
 
 from polyphi.checkpoints import files
 from polyphi.checkpoints.names import FORMAT
 from polyphi.hub import cache, download, hashes, pull
 from polyphi.runtime.files import sha256
+from tests.fixtures import fake_hub, forked, published
+from tests.fixtures.fake_hub import Hub
+from tests.fixtures.variants import few
 
 NAME, OTHER = "owner/mini", "owner/other"
 PULL = """

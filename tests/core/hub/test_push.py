@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
-from fixtures import fake_hub, published
-from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 
 import polyphi
 from polyphi import Message, SamplingParams, cli
 from polyphi.hub import push
 from polyphi.runtime.files import RECORD
+from tests.fixtures import fake_hub, published
+from tests.fixtures.fake_hub import Hub
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import fake_hub, published
-from fixtures.fake_hub import Hub
 from huggingface_hub import constants
 
 from polyphi.checkpoints import files
@@ -16,6 +14,8 @@ from polyphi.checkpoints.read import load_checkpoint
 from polyphi.hub import download, pull, removal
 from polyphi.hub.location import locate
 from polyphi.runtime.files import sha256
+from tests.fixtures import fake_hub, published
+from tests.fixtures.fake_hub import Hub
 
 NAME = "owner/mini"
 WEIGHTS = "model.safetensors"

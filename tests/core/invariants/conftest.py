@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from train.small import write_corpora
+
+from tests.core.train.small import write_corpora
 
 
 @pytest.fixture(scope="session")

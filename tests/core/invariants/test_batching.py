@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fixtures.variants import few
 
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -16,6 +15,7 @@ from polyphi.prepared.attention import ragged_attention
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.image import ImageInput, ImageLayout
+from tests.fixtures.variants import few
 
 # Packed or alone, matrix products have other shapes and so other sums. On hidden states of spread 1 and 12 draws,
 # measured 2.4e-5 at most with MKL's products for AVX-512, and 5.3e-5 with those for AVX2 (the other draws: 2e-5).

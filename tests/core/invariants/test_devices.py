@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from train import small
 
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.graphs import DecodeGraphs
@@ -22,6 +21,7 @@ from polyphi.quantization.quantize import quantize_frozen
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
+from tests.core.train import small
 
 META = torch.device("meta")
 

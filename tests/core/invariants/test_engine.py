@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from fixtures.engines import clip, fitted, make_engine, picture
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
@@ -21,6 +20,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.engines import clip, fitted, make_engine, picture
 
 TEXT = "the quick brown fox jumps over a lazy dog und größer 図書館 1 + 2 = 3"
 WORDS = TEXT.split()

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import forked
-from fixtures.servers import until
 from safetensors.torch import load_file
-from train import small
-from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, trajectory
 
 from polyphi.data.generated import GeneratedSamples
 from polyphi.train import checkpoint
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
+from tests.core.train import small
+from tests.core.train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, trajectory
+from tests.fixtures import forked
+from tests.fixtures.servers import until
 
 SIX = replace(BUDGET, steps=6)
 OFTEN = {"checkpoint_seconds": 0.0, "dropout": 0.3}
@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_stops_at_once(corpora: Path, tmp_path: Path) -> None:
 def test_kill_9(straight: Path, corpora: Path, tmp_path: Path) -> None:
     options = ("--steps", "6", "--dropout", "0.3", "--pause", "0.2")
     process = forked.start(
-        "from train.small import main; main()",
+        "from tests.core.train.small import main; main()",
         *(str(tmp_path), str(corpora), *options),
         environment={"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels.attention import BLOCK, BlockLayout, KVLayer, attend, pairs
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 BEST = here()[-1]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 
 from polyphi import kernels
 from polyphi.kernels import bf16
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels.blocks import gelu, rms_norm, rotate, swiglu
 from polyphi.model import rope
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 WAYS = here()

@@ -3,10 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.tensors import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
@@ -22,6 +20,8 @@ from polyphi.kernels.encoder import (
     norm,
     strided,
 )
+from tests.core.kernels.paths import here
+from tests.fixtures.tensors import noise
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 EVERY = [(path, False) for path in here()] + [(-1, True)]

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
@@ -32,6 +31,7 @@ from polyphi.kernels.linear import (
     unpack4,
 )
 from polyphi.kernels.rotation import BLOCK, rotated, rotated_back
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 

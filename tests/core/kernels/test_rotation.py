@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.paths import here
 
 from polyphi import kernels
 from polyphi.kernels.rotation import BLOCK, rotated, rotated_back, rotated_by_product
+from tests.core.kernels.paths import here
 
 
 @pytest.mark.parametrize("path", here() if kernels.missing() is None else ())

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from kernels.paths import here
 
 from polyphi import kernels
 from polyphi.kernels import rounding
 from polyphi.quantization.rounding import FITS, STARTS, _by_groups, _by_rows, _row, search
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures.processes import ROOT, completed
+
+from tests.fixtures.processes import ROOT, completed
 
 # "undefined" doesn't include casts of floats out of range.
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"

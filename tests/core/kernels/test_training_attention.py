@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels import native
 from polyphi.kernels.training_attention import attention
+from tests.core.kernels.paths import here
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)

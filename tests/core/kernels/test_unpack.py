@@ -4,8 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels.paths import here
-from kernels.test_linear import (
+
+from polyphi import kernels
+from polyphi.kernels import unpack
+from polyphi.kernels.linear import blocks, pack
+from polyphi.kernels.rotation import BLOCK, rotated_back
+from polyphi.kernels.unpack import numbers, transposed
+from tests.core.kernels.paths import here
+from tests.core.kernels.test_linear import (
     BITS,
     PATHS,
     dequantized,
@@ -13,12 +19,6 @@ from kernels.test_linear import (
     random_packed,
     random_weight,
 )
-
-from polyphi import kernels
-from polyphi.kernels import unpack
-from polyphi.kernels.linear import blocks, pack
-from polyphi.kernels.rotation import BLOCK, rotated_back
-from polyphi.kernels.unpack import numbers, transposed
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 

@@ -1,3 +1,3 @@
 """Encoded images and audio clips, and a small tokenizer."""
 
-from processing.conftest import clip, png, tokenizer  # noqa: F401
+from tests.core.processing.conftest import clip, png, tokenizer  # noqa: F401

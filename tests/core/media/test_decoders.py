@@ -9,15 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import psutil
 import pytest
 import soundfile
-from fixtures.audio import encoded
-from fixtures.variants import few
 from PIL import Image
 
+import tests.fixtures.heif  # noqa: F401 (writes HEIC)
 from polyphi.media import isolated, isolated_child
 from polyphi.media.media import (
     AudioStream,
@@ -34,6 +32,8 @@ from polyphi.runtime.fork_server import ForkedProcess, ForkServer
 from polyphi.runtime.steps import result_of, stopped_by
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image as MessageImage
+from tests.fixtures.audio import encoded
+from tests.fixtures.variants import few
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
 NOISE = 0.3 * np.random.default_rng(0).standard_normal((20_000, 2)).clip(-3, 3).astype(np.float32)

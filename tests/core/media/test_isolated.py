@@ -15,16 +15,16 @@ import av
 import numpy as np
 import psutil
 import pytest
-from fixtures.audio import encoded, tone
-from fixtures.images import film
-from fixtures.processes import Children
-from fixtures.variants import few
 
 from polyphi.media import isolated, isolated_child
 from polyphi.media.file_types import sniff
 from polyphi.media.isolated import DecoderError, DecoderProcess
 from polyphi.media.media import AudioStream, MediaError, audio_size, decode_audio
 from polyphi.processing.video import decode_video
+from tests.fixtures.audio import encoded, tone
+from tests.fixtures.images import film
+from tests.fixtures.processes import Children
+from tests.fixtures.variants import few
 
 FORMATS = {
     "M4A": ("ipod", "aac", 44_100, "stereo"),

@@ -8,15 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
-from fixtures.audio import encoded
-from fixtures.images import film
-from fixtures.variants import few
 from PIL import Image, ImageOps
 
+import tests.fixtures.heif  # noqa: F401 (writes HEIC)
 from polyphi.media import media
 from polyphi.media.file_types import sniff
 from polyphi.media.media import (
@@ -31,6 +28,9 @@ from polyphi.media.media import (
     image_types,
     missing_image_decoder,
 )
+from tests.fixtures.audio import encoded
+from tests.fixtures.images import film
+from tests.fixtures.variants import few
 
 Make = Callable[..., bytes]
 assert missing_image_decoder("HEIC") is None, "the tests need pi-heif"

@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from fixtures.tensors import noise
 
 from polyphi.model.attention import packed_attention, padding
+from tests.fixtures.tensors import noise
 
 # float32 against float64 formulas: measured 6e-7 on outputs of spread 1.
 ROUNDING = 5e-6

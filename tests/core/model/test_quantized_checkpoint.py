@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.variants import few
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +27,7 @@ from polyphi.quantization.quantize import STORED
 from polyphi.types.batch import row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.image import ImageInput, ImageLayout
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ transformers' mask is added to the scores instead of hiding keys, and windows of
 import numpy as np
 import pytest
 import torch
-from fixtures.variants import few
-from parity import oracle
 
 from polyphi.types.inputs.audio import AudioLayout
+from tests.core.parity import oracle
+from tests.fixtures.variants import few
 
 # Same formulas in float32, sums in another order. Measured 3e-6 on features of spread 1; a swapped sign of the relative
 # distance moves them by 0.3.

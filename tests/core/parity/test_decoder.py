@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
-from parity import oracle
 
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.rope import LongRope
 from polyphi.types.batch import pack, row
+from tests.core.parity import oracle
 
 # Same formulas in float32, other kernels: sums run in another order. Measured 6e-6 on logits of spread 1; the wrong
 # rotary table moves them by 4.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.engines import fitted, random_model
 
 from polyphi.checkpoints.headers import read_config, read_layout
 from polyphi.checkpoints.read import load_checkpoint
@@ -19,6 +18,7 @@ from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.batch import pack, row
+from tests.fixtures.engines import fitted, random_model
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.conversations import write_tokenizer
-from fixtures.engines import SAYINGS, random_model
-from parity import oracle
 from safetensors.torch import load_file, save_file
 
 from polyphi.checkpoints.gguf import convert
@@ -24,6 +21,9 @@ from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.batch import row
+from tests.core.parity import oracle
+from tests.fixtures.conversations import write_tokenizer
+from tests.fixtures.engines import SAYINGS, random_model
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

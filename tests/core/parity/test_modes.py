@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from parity import oracle
+
+from tests.core.parity import oracle
 
 # Same formulas in float32, sums in another order, through encoder, projector, decoder and adapters as large as the
 # weights they adapt: measured 6e-5 on logits of spread 1. The wrong adapter moves them by 5.

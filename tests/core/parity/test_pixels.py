@@ -8,8 +8,9 @@ without AVX2 in a fifth of the values, at 1.5e-3 in the mean, and in fewer on ot
 import numpy as np
 import pytest
 import torch
-from fixtures.images import cut
 from PIL import Image
+
+from tests.fixtures.images import cut
 
 SIZES = [
     (448, 448),

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from fixtures.images import cut
 from PIL import Image
 
 from polyphi.processing.image import count_tokens, plan
+from tests.fixtures.images import cut
 
 # W x H, crop columns, crop rows, valid patch rows, valid patch columns, tokens
 SIZES = [

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fixtures.tensors import noise
 
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -13,6 +12,7 @@ from polyphi.prepared.prepare import prepare
 from polyphi.types.batch import Batch, pack, row
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.image import ImageInput, ImageLayout
+from tests.fixtures.tensors import noise
 
 Pair = tuple[PhiModel, PhiModel]
 

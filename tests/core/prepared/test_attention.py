@@ -5,8 +5,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from fixtures.tensors import noise
-from model.test_attention import ROUNDING, formula
 
 from polyphi.model.attention import packed_attention
 from polyphi.prepared import attention
@@ -15,6 +13,8 @@ from polyphi.prepared.attention import (
     last_token_attention,
     ragged_attention,
 )
+from tests.core.model.test_attention import ROUNDING, formula
+from tests.fixtures.tensors import noise
 
 
 def cut(cached: tuple[torch.Tensor, torch.Tensor], at: list[int]) -> list[tuple]:

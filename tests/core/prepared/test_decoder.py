@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model.test_lora import ADAPTERS, CPU, random_linear
-from prepared.conftest import Pair
 
 from polyphi.model import rope
 from polyphi.model.decoder import RMSNorm
@@ -13,6 +11,8 @@ from polyphi.model.lora import Route, routes
 from polyphi.prepared.decoder import rotate, select_routes
 from polyphi.prepared.prepare import prepare
 from polyphi.types.batch import pack, row
+from tests.core.model.test_lora import ADAPTERS, CPU, random_linear
+from tests.core.prepared.conftest import Pair
 
 
 def test_requested_positions_equal_those_of_the_whole_forward(pair: Callable[..., Pair]):

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from model.test_lora import ADAPTERS, CPU, random_linear
 from torch import nn
 
 from polyphi.model import decoder
@@ -22,6 +21,7 @@ from polyphi.prepared.linear import (
 )
 from polyphi.prepared.prepare import prepare
 from polyphi.types.batch import pack, row
+from tests.core.model.test_lora import ADAPTERS, CPU, random_linear
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from prepared.conftest import Pair, audio_row
 from torch import Tensor, nn
 
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
@@ -14,6 +13,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.linear import PreparedLinear, PreparedLowRank
 from polyphi.prepared.prepare import REPLACEMENTS, prepare
 from polyphi.types.batch import Batch, pack
+from tests.core.prepared.conftest import Pair, audio_row
 
 # Relative errors in the 2-norm. Measured: float32 8e-7 (sums in another order, other exponentials); bfloat16 0.009 to
 # 0.015, as much as the plain model in bfloat16 differs from float32 (0.011 to 0.016; the prepared one 0.009 to 0.015).

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from fixtures.variants import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from polyphi.processing.audio import (
     resampled_length,
 )
 from polyphi.types.inputs.audio import AudioLayout
+from tests.fixtures.variants import few
 
 
 @pytest.mark.parametrize(

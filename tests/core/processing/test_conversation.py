@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.conversations import FILES, LLAMA, PLAIN_CHATML, SMOLLM, TEMPLATES, write_tokenizer
-from fixtures.engines import SAYINGS
 
 from polyphi.decoding.tool_calls import ToolCall, parse_calls
 from polyphi.processing.conversation import CHATML, LLAMA3, PHI4, recognized
@@ -16,6 +14,15 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.types.messages import Message
 from polyphi.types.messages import with_tools as add_tools
 from polyphi.types.parts import Image, Text
+from tests.fixtures.conversations import (
+    FILES,
+    LLAMA,
+    PLAIN_CHATML,
+    SMOLLM,
+    TEMPLATES,
+    write_tokenizer,
+)
+from tests.fixtures.engines import SAYINGS
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pypdf
 import pytest
-from fixtures.pdfs import nested_forms_pdf, pages, pdf, scanned_pdf, stream, text_pdf
-from fixtures.variants import few
 from PIL import Image as pil
 
 from polyphi.media import isolated
@@ -21,6 +19,8 @@ from polyphi.processing.image import count_tokens
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.types.messages import Message
 from polyphi.types.parts import Document, Image, Text
+from tests.fixtures.pdfs import nested_forms_pdf, pages, pdf, scanned_pdf, stream, text_pdf
+from tests.fixtures.variants import few
 
 BOX = 896, 1344
 LETTER = text_pdf("Dear Ann,\nthe total is 12.50.", "Yours\nBob")

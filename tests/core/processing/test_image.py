@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.images import cut
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,6 +13,7 @@ from polyphi.processing import image
 from polyphi.processing.image import count_tokens, grid, plan
 from polyphi.types.batch import pack, row
 from polyphi.types.inputs.image import ImageInput, normalized
+from tests.fixtures.images import cut
 
 
 def test_the_docstring() -> None:

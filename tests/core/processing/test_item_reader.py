@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.items import csv, motion
 
 from polyphi.media.media import MediaError
 from polyphi.processing import item_reader
@@ -15,6 +14,7 @@ from polyphi.processing.item_reader import MAX_STUCK, ItemReader
 from polyphi.processing.reader import number_in_errors
 from polyphi.types.modality import Cost
 from polyphi.types.parts import Item
+from tests.fixtures.items import csv, motion
 
 
 def reads(source: object = b"x", **changes: Any) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.images import film
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from polyphi.runtime.steps import result_of, run_all
 from polyphi.types.batch import IGNORE, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text, Video
+from tests.fixtures.images import film
 
 Make = Callable[..., bytes]
 

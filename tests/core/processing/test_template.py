@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures.pieces import render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, parse_fixed_system
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
+from tests.fixtures.pieces import render
 
 
 def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[int]:

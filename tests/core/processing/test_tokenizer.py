@@ -11,9 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from fixtures.pieces import render
-from fixtures.variants import few
-from fixtures.wrong_json import WRONG, replaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
@@ -25,6 +22,9 @@ from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, O200K_SPLIT, WO
 from polyphi.runtime.rust import panics_are_errors
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio
+from tests.fixtures.pieces import render
+from tests.fixtures.variants import few
+from tests.fixtures.wrong_json import WRONG, replaced
 
 
 def test_every_control_token_typed_by_a_person_is_plain_text(tokenizer: Tokenizer) -> None:

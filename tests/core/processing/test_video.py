@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.images import film
-from fixtures.variants import few
 from PIL import Image
 
 from polyphi.media.media import Caps, MediaError, decode_image
@@ -16,6 +14,8 @@ from polyphi.processing.video import decode_video
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image as ImagePart
 from polyphi.types.parts import Text, Video
+from tests.fixtures.images import film
+from tests.fixtures.variants import few
 
 Make = Callable[..., bytes]
 

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.engines import clip, fitted, picture, random_model
 
 from polyphi.checkpoints.processor import make_processor
 from polyphi.data import accuracy_rows
@@ -23,6 +22,7 @@ from polyphi.quantization.rounding import four_bits
 from polyphi.types.accuracy import Accuracy, Difference, digits
 from polyphi.types.batch import Batch, row
 from polyphi.types.messages import Message
+from tests.fixtures.engines import clip, fitted, picture, random_model
 
 
 @pytest.fixture(scope="module")

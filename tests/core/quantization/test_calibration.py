@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.engines import random_model
 from torch import Tensor
 
 from polyphi.checkpoints.read import load_checkpoint
@@ -16,6 +15,7 @@ from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.integer_weights import FOUR
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import Batch, pack, row
+from tests.fixtures.engines import random_model
 
 
 @pytest.fixture

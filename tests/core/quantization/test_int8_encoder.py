@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from fixtures.tensors import noise
 
 from polyphi import kernels
 from polyphi.model.config import ModelConfig
@@ -12,6 +11,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared import subsampling
 from polyphi.quantization import int8_encoder, quantize
 from polyphi.types.inputs.audio import AudioLayout
+from tests.fixtures.tensors import noise
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 CLIPS = [AudioLayout(n, "speech") for n in (33, 170, 9, 33)]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.tensors import noise
 
 from polyphi import kernels
 from polyphi.checkpoints.read import load_checkpoint
@@ -38,6 +37,7 @@ from polyphi.quantization.integer_weights import (
 from polyphi.quantization.quantize import quantize
 from polyphi.types.batch import pack, row
 from polyphi.types.inputs.audio import AudioLayout
+from tests.fixtures.tensors import noise
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train import small
 
 from polyphi.kernels import linear
 from polyphi.model.decoder import Decoder
@@ -34,6 +33,7 @@ from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
 from polyphi.types.batch import Batch, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
+from tests.core.train import small
 
 FORMS = pytest.mark.parametrize("form", [EIGHT, SIX, FOUR])
 BASES = pytest.mark.parametrize("base", ["int8", "int4"])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import pytest
-from fixtures.published import write
 
 import polyphi
 from polyphi import Image, Message, SamplingParams
 from polyphi.runtime.arguments import ADVICE, checked
 from polyphi.types.sampling import SamplingOptions
+from tests.fixtures.published import write
 
 
 class Options(TypedDict, total=False):

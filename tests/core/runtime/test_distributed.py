@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from fixtures.processes import free_port
 
 from polyphi.runtime import distributed
+from tests.fixtures.processes import free_port
 
 FAILS = """
 import torch

@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from fixtures import forked
-from fixtures.variants import few
 
 from polyphi.runtime import files
+from tests.fixtures import forked
+from tests.fixtures.variants import few
 
 
 def names(folder: Path) -> list[str]:

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from fixtures.chats import Model
-from fixtures.servers import Running, serving, tiny_engine, until
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.sampling import Sampler
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.chats import Model
+from tests.fixtures.servers import Running, serving, tiny_engine, until
 
 
 @pytest.fixture

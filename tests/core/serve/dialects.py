@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-from fixtures.chats import CALLS, CITY, add_calls, audio_part, image_part
 from pydantic_core import from_json
+
+from tests.fixtures.chats import CALLS, CITY, add_calls, audio_part, image_part
 
 Json = dict[str, Any]
 

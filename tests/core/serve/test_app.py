@@ -5,8 +5,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from fixtures.servers import Running, request_of, serving
-from serve.dialects import DIALECTS
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.quotas import Pool
@@ -14,6 +12,8 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.http.errors import AnthropicErrorResponse, ErrorResponse
 from polyphi.serve.page import page
+from tests.core.serve.dialects import DIALECTS
+from tests.fixtures.servers import Running, request_of, serving
 
 HI = [{"role": "user", "content": "hi"}]
 KEY = {"authorization": "Bearer key"}

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.audio import audio_file
-from fixtures.engines import clip, picture
-from fixtures.images import image_file
-from fixtures.servers import Running
 from PIL import Image
+
+from tests.fixtures.audio import audio_file
+from tests.fixtures.engines import clip, picture
+from tests.fixtures.images import image_file
+from tests.fixtures.servers import Running
 
 FOLDER = Path(__file__).parents[2] / "clients" / "captured"
 PROGRAMS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]

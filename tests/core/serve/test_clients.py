@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
-from fixtures.chats import CONTENTS
-from fixtures.servers import Running, serving, until_true
 from openai import (
     AsyncOpenAI,
     AuthenticationError,
@@ -25,6 +23,8 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message, with_tools
 from polyphi.types.parts import Calls, Text
 from polyphi.types.tools import call_text
+from tests.fixtures.chats import CONTENTS
+from tests.fixtures.servers import Running, serving, until_true
 
 FOX: list[Any] = [{"role": "user", "content": "the quick fox"}]
 

@@ -8,11 +8,20 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.chats import Model
-from fixtures.servers import Running, until
-from serve.dialects import CASES, CHAT, DIALECTS, HI, RESPONSES, Dialect, chat_events, typed_events
 
 from polyphi.serve.admission.settings import Settings
+from tests.core.serve.dialects import (
+    CASES,
+    CHAT,
+    DIALECTS,
+    HI,
+    RESPONSES,
+    Dialect,
+    chat_events,
+    typed_events,
+)
+from tests.fixtures.chats import Model
+from tests.fixtures.servers import Running, until
 
 KEY = "the-only-key"
 OPTIONS = {"seed": 1, "temperature": 0.1}

@@ -7,12 +7,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.items import add_motion, csv
-from fixtures.servers import Running, serving
-from serve.dialects import DIALECTS, HI, TOOLS, Json, messages_request, responses_request
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.core.serve.dialects import DIALECTS, HI, TOOLS, Json, messages_request, responses_request
+from tests.fixtures.items import add_motion, csv
+from tests.fixtures.servers import Running, serving
 
 FUNCTIONS = responses_request({"messages": [], "tools": TOOLS})["tools"]
 BLOCK_TOOLS = messages_request({"messages": [], "tools": TOOLS})["tools"]

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fixtures.chats import image_part
-from fixtures.servers import Running, posting, serving, until
-from fixtures.variants import few
 from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 
@@ -25,6 +22,9 @@ from polyphi.serve.openai.schema import (
     Sampling,
     TokenizeRequest,
 )
+from tests.fixtures.chats import image_part
+from tests.fixtures.servers import Running, posting, serving, until
+from tests.fixtures.variants import few
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000

@@ -16,9 +16,6 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
-from fixtures.engines import save
-from fixtures.servers import Running, request_of, serving, until
-from serve.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -27,6 +24,9 @@ from polyphi.serve.answer.server import AdmittedRequest
 from polyphi.serve.run import FORCE_SECONDS, bind
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.core.serve.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tests.fixtures.engines import save
+from tests.fixtures.servers import Running, request_of, serving, until
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fixtures.processes import free_port
-from fixtures.servers import Running, serving
 from starlette.responses import Response
 from websockets.sync.client import connect
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.processes import free_port
+from tests.fixtures.servers import Running, serving
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 CONFIG = Path(__file__).parents[3] / "deploy" / "nginx.conf"

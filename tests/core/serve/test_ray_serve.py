@@ -8,15 +8,15 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fixtures.chats import image_part
-from fixtures.engines import picture, save
-from fixtures.processes import free_port
-from fixtures.servers import until
 from openai import OpenAI
 
 from polyphi.engine.engine import Engine
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.chats import image_part
+from tests.fixtures.engines import picture, save
+from tests.fixtures.processes import free_port
+from tests.fixtures.servers import until
 
 pytestmark = pytest.mark.long
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.audio import say
-from fixtures.engines import picture
-from fixtures.servers import Running
+
+from tests.fixtures.audio import say
+from tests.fixtures.engines import picture
+from tests.fixtures.servers import Running
 
 DOCS = Path(__file__).parents[3] / "docs"
 

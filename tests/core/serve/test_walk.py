@@ -13,15 +13,15 @@ import hypothesis
 import pytest
 import requests
 import schemathesis
-from fixtures.servers import Running
 from hypothesis import HealthCheck, Phase, given, seed, strategies
 from hypothesis.errors import Unsatisfiable
-from serve.dialects import CASES, DIALECTS, HI
 from starlette.routing import BaseRoute
 
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.page.page import PAGE
+from tests.core.serve.dialects import CASES, DIALECTS, HI
+from tests.fixtures.servers import Running
 
 KEYS = ("the-first-key", "the-second-key")
 PUBLIC = {"/", "/live", "/health", "/ready"}

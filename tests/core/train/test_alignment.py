@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image as Picture
 from torch import Tensor
-from train.small import make_processor
 
 from polyphi.data.shards import Sample
 from polyphi.processing.label_grids import ROW_END
@@ -26,6 +25,7 @@ from polyphi.types.inputs.audio import AudioInput, AudioLayout
 from polyphi.types.inputs.image import ImageInput, ImageLayout
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
+from tests.core.train.small import make_processor
 
 SIDE, WIDTH, BLANK, END = 2, 8, 0, 1
 LAYOUT = ImageLayout(1, 1, SIDE, SIDE)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.variants import few
 
 from polyphi.train import checkpoint
+from tests.fixtures.variants import few
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train import small
-from train.small import BUDGET, EVERYTHING, Fails, run, trajectory
 
 from polyphi.data.packing import Capacity
 from polyphi.data.shards import Shards
@@ -17,6 +15,8 @@ from polyphi.runtime.progress import read_metrics
 from polyphi.train import trainer
 from polyphi.train.evaluation import EVALUATIONS, SPLIT, EvalOptions, EvalRows
 from polyphi.train.stage import Schedule
+from tests.core.train import small
+from tests.core.train.small import BUDGET, EVERYTHING, Fails, run, trajectory
 
 CORPORA = list(EVERYTHING.data.weights)
 WORSE = replace(

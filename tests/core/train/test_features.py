@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
 from polyphi.prepared.prepare import prepare
 from polyphi.train.features import Features, cached_features
 from polyphi.types.inputs.audio import AudioInput, AudioLayout
+from tests.core.train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
 LONG = replace(BUDGET, steps=8)
 FROZEN = replace(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from train.small import BUDGET, LANGUAGE, make_processor, run, trajectory
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
@@ -20,6 +19,7 @@ from polyphi.train.options import StepGuard
 from polyphi.train.stage import Mix
 from polyphi.types.batch import Batch
 from polyphi.types.messages import Message
+from tests.core.train.small import BUDGET, LANGUAGE, make_processor, run, trajectory
 
 FEW = replace(BUDGET, steps=6, batch_tokens=60)
 POISON = "p"  # no other sample has this letter

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as Picture
 from torch import Tensor
-from train.small import make_model, make_processor
 
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.train import loss
@@ -17,6 +16,7 @@ from polyphi.train.loss import NextToken, token_loss_sum, token_losses
 from polyphi.types.batch import IGNORE, pack
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
+from tests.core.train.small import make_model, make_processor
 
 
 def problem(frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.small import make_model, make_processor, run, trajectory
 
 from polyphi.train.memory import activations, blocks
+from tests.core.train.small import make_model, make_processor, run, trajectory
 
 
 @pytest.mark.parametrize("keep", ["recompute", "offload"])

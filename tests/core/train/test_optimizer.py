@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from train.small import EVERYTHING
 
 from polyphi.model.config import AdapterConfig
 from polyphi.train.loss import NextToken
@@ -23,6 +22,7 @@ from polyphi.train.optimizer import (
     with_default_lrs,
 )
 from polyphi.train.stage import Budget, Mix, Stage
+from tests.core.train.small import EVERYTHING
 
 DOCS = Path(__file__).parents[3] / "docs" / "finetune_reference.md"
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "mine": AdapterConfig(64, 128.0)}

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures import forked
-from fixtures.processes import free_port
-from fixtures.variants import few
 from safetensors.torch import load_file
-from train import small
 
 from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.runtime import distributed
@@ -28,6 +24,10 @@ from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
 from polyphi.types.messages import Message
 from polyphi.types.parts import Image
+from tests.core.train import small
+from tests.fixtures import forked
+from tests.fixtures.processes import free_port
+from tests.fixtures.variants import few
 
 STAGES = {stage.name: stage for stage in small.STAGES}
 
@@ -42,7 +42,7 @@ def run_processes(
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
-    command = ("from train import small; small.main()", str(out), str(corpora), *options)
+    command = ("from tests.core.train import small; small.main()", str(out), str(corpora), *options)
     started = [
         forked.start(*command, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.variants import few
-from train.small import BUDGET, EVERYTHING, run
 
 from polyphi.data.shards import Sample
 from polyphi.model.config import ModelConfig
@@ -21,6 +19,8 @@ from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.stage import Mix
 from polyphi.types.batch import pack
 from polyphi.types.messages import Message
+from tests.core.train.small import BUDGET, EVERYTHING, run
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(scope="module")

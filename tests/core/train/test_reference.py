@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.variants import few
-from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, trajectory
 
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
@@ -15,6 +13,8 @@ from polyphi.train.options import StepGuard
 from polyphi.train.preference import DPO, REFERENCE, References, answer_log_probs, key
 from polyphi.train.stage import Mix
 from polyphi.types.batch import pack
+from tests.core.train.small import BUDGET, LANGUAGE, make_model, make_processor, run, trajectory
+from tests.fixtures.variants import few
 
 STAGE = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO(nll=0.0))
 

@@ -9,17 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train import small
-from train.small import (
-    BUDGET,
-    CONTRAST,
-    EVERYTHING,
-    LANGUAGE,
-    make_model,
-    make_processor,
-    run,
-    trajectory,
-)
 
 from polyphi.data import shards
 from polyphi.runtime import progress
@@ -30,6 +19,17 @@ from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import NextToken
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
+from tests.core.train import small
+from tests.core.train.small import (
+    BUDGET,
+    CONTRAST,
+    EVERYTHING,
+    LANGUAGE,
+    make_model,
+    make_processor,
+    run,
+    trajectory,
+)
 
 TWO = replace(BUDGET, steps=2)
 

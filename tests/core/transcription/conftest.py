@@ -1,3 +1,3 @@
-from engine.conftest import engine
+from tests.core.engine.conftest import engine
 
 __all__ = ["engine"]

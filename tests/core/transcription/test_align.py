@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.audio import say
-from fixtures.engines import clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,8 @@ from polyphi.prepared import decoder
 from polyphi.transcription import longform
 from polyphi.transcription.align import FRAME, AudioAttention, align, alignment_map, monotonic_path
 from polyphi.types.messages import Message
+from tests.fixtures.audio import say
+from tests.fixtures.engines import clip
 
 
 @settings(max_examples=60, deadline=None)

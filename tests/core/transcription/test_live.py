@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.audio import WORD, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transcription.test_longform import ToneEngine
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.transcription import live as live_module
@@ -33,6 +31,8 @@ from polyphi.transcription.longform import transcribe, transcription
 from polyphi.transcription.words import agreement
 from polyphi.types.completion import Completion
 from polyphi.types.sampling import SamplingParams
+from tests.core.transcription.test_longform import ToneEngine
+from tests.fixtures.audio import WORD, say
 
 RATE = 24000
 TASK = transcription()

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.audio import WORD, decode_words, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from polyphi.transcription.transcript import Piece
 from polyphi.transcription.vad import measure
 from polyphi.types.completion import Completion, TokenLogprob
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.audio import WORD, decode_words, say
 
 TASK = Task("Transcribe.")
 TOKENIZER = Tokenizer.train(["w1 w2 w3 <sep>"], vocab_size=384)

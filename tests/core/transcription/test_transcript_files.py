@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 import soundfile
-from fixtures import forked
-from fixtures.audio import decode_words, say
-from fixtures.engines import fitted
-from fixtures.variants import few
 from rich.console import Console
 
 from polyphi import cli
@@ -26,6 +22,10 @@ from polyphi.runtime.files import sha256
 from polyphi.transcription import record, transcript_files
 from polyphi.transcription.recordings import SUFFIXES, find, select, targets
 from polyphi.types.completion import Completion
+from tests.fixtures import forked
+from tests.fixtures.audio import decode_words, say
+from tests.fixtures.engines import fitted
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(scope="module")

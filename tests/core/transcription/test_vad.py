@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fixtures.audio import say
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from polyphi.transcription.vad import (
     speech_ranges,
     voiced_shares,
 )
+from tests.fixtures.audio import say
 
 
 def sound(wave: np.ndarray, rate: int = 16000) -> VoiceFeatures:

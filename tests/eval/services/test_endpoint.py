@@ -13,7 +13,6 @@ from traceback import format_exception
 
 import numpy as np
 import pytest
-from fixtures.replay import Replay
 
 from polyphi.types.generate import Generate
 from polyphi.types.messages import Message, with_tools
@@ -21,6 +20,7 @@ from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
 from polyphi.types.tools import call_text
 from polyphi_eval.services.endpoint import MINUTE, Endpoint, Pace, RequestRejected
+from tests.fixtures.replay import Replay
 
 PNG, WAV = b"\x89PNG picture", b"RIFF\0\0\0\0WAVE clip"
 HELLO = [Message.user("hello")]

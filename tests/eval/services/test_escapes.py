@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escapes import ATTACKS, UNHOOKED, Attack, attack, outcomes
-from fixtures.other_user import NOBODY, in_public_python, public_python
 
 from polyphi_eval.services.sandbox import unavailable
+from tests.escapes import ATTACKS, UNHOOKED, Attack, attack, outcomes
+from tests.fixtures.other_user import NOBODY, in_public_python, public_python
 
 OTHER = 65533
 """A user who attacks."""

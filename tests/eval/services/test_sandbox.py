@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fixtures.other_user import NOBODY, in_public_python
 
 from polyphi_eval.services import sandbox
 from polyphi_eval.services.sandbox import Limits, run, unavailable
+from tests.fixtures.other_user import NOBODY, in_public_python
 
 isolated = pytest.mark.skipif(unavailable() is not None, reason=f"no namespaces: {unavailable()}")
 QUICK = Limits(seconds=60.0, cpu_seconds=20)

@@ -10,7 +10,6 @@ from random import Random
 
 import cloudpickle
 import pytest
-from fixtures.variants import few
 
 from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi_recipe.pipeline.corpus import Corpus, Work, generator
@@ -19,6 +18,7 @@ from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.synthetic import instructions
 from polyphi_recipe.synthetic.qa import QA
+from tests.fixtures.variants import few
 
 MODULES = real_text._standard_library()[::5]
 CORPORA: list[Corpus] = [

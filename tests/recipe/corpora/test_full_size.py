@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fixtures.variants import few
 from PIL import Image
 
 from polyphi.data import shards
@@ -22,6 +21,7 @@ from polyphi_recipe.pipeline.image_sizes import ImageSizes
 from polyphi_recipe.raw import packages, real_text
 from polyphi_recipe.stages.sizes import CORPORA, FULL, NANO
 from polyphi_recipe.synthetic.scenes import Scene
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fixtures.variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
@@ -24,6 +23,7 @@ from polyphi_recipe.corpora import vision_speech
 from polyphi_recipe.pipeline.corpus import Work
 from polyphi_recipe.raw import packages
 from polyphi_recipe.synthetic import speech, stamps, waves
+from tests.fixtures.variants import few
 
 pytestmark = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures.variants import few
 
 from polyphi.data.shards import Shards
 from polyphi.types.completion import Completion
@@ -19,6 +18,7 @@ from polyphi_eval.heldout import find
 from polyphi_recipe.pipeline.corpus import Corpus, Work, build
 from polyphi_recipe.raw import packages
 from polyphi_recipe.stages.sizes import MICRO, NANO
+from tests.fixtures.variants import few
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
 CHATS = {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.variants import few
 from PIL import Image
 
 from polyphi.data.shards import Sample, Shards, to_row
@@ -31,6 +30,7 @@ from polyphi_recipe.pipeline.corpus import Corpus, Work, build, generator
 from polyphi_recipe.raw import packages, real_text, safety
 from polyphi_recipe.synthetic import described_scenes, images, scenes, stamps
 from polyphi_recipe.text.lexicon import COLOURS, LANGUAGES, SHAPES
+from tests.fixtures.variants import few
 
 ROWS = {
     **{"image_qa": (1000, 264), "multi_image": (300, 24)},

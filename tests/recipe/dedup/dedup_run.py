@@ -19,12 +19,12 @@ import psutil
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from fixtures import forked
 
 from polyphi.data.shards import document as raw
 from polyphi_recipe.dedup.decontaminate import Decontaminate
 from polyphi_recipe.dedup.dedup import TEXTS, deduplicate
 from polyphi_recipe.pipeline.documents import document
+from tests.fixtures import forked
 
 WORDS = [f"{a}{b}{c}" for a in ("ba", "de", "ki", "lo", "mu") for b in "nrst" for c in "aeiou"]
 TASKS = 3
@@ -103,7 +103,9 @@ def start(*arguments: object) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         process = forked.start(
-            "from recipe.dedup import dedup_run; dedup_run.main()", *map(str, arguments), out=out
+            "from tests.recipe.dedup import dedup_run; dedup_run.main()",
+            *map(str, arguments),
+            out=out,
         )
         process.join(120)
         assert process.pid is not None

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
-from fixtures.variants import few
 from PIL import Image as Picture
-from recipe.dedup.dedup_run import Take, start, text
 
 from experiments.curation import leaked_items as leaks
 from polyphi.data import shards
@@ -32,6 +30,8 @@ from polyphi_recipe.dedup.phash import (
 from polyphi_recipe.dedup.text_index import TextIndex
 from polyphi_recipe.pipeline.documents import document, sample
 from polyphi_recipe.synthetic.images import png
+from tests.fixtures.variants import few
+from tests.recipe.dedup.dedup_run import Take, start, text
 
 QUESTION = (
     "Natalia sold clips to forty-eight of her friends in April, and then she sold half as many "

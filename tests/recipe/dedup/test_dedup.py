@@ -11,7 +11,6 @@ import soundfile
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image as Picture
-from recipe.dedup.dedup_run import Take, start
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
@@ -19,6 +18,7 @@ from polyphi.types.parts import Audio, Image
 from polyphi_recipe.dedup.dedup import AUDIO, EXACT, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.pipeline.documents import document
 from polyphi_recipe.synthetic.images import png
+from tests.recipe.dedup.dedup_run import Take, start
 
 
 class Read(PipelineStep):

@@ -3,9 +3,7 @@
 import io
 
 import pytest
-from fixtures.variants import few
 from PIL import Image
-from recipe.filters.test_filters import picture
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
@@ -20,6 +18,8 @@ from polyphi_recipe.filters.images import (
 )
 from polyphi_recipe.pipeline.documents import document
 from polyphi_recipe.pipeline.documents import sample as back
+from tests.fixtures.variants import few
+from tests.recipe.filters.test_filters import picture
 
 
 def row(*images: bytes, id: str = "one", caption: str = "A cat.") -> Sample:

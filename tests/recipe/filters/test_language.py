@@ -2,11 +2,11 @@
 
 import pytest
 from datatrove.data import Document
-from recipe.filters.test_filters import SENTENCES
 
 from polyphi.data import shards
 from polyphi_recipe.filters.language import LanguageFilter, identify, language_of
 from polyphi_recipe.pipeline.documents import document
+from tests.recipe.filters.test_filters import SENTENCES
 
 
 def raw(text: str, **meta: object) -> Document:

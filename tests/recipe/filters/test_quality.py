@@ -8,7 +8,6 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recipe.filters.test_filters import HEADS
 
 from polyphi_recipe.filters import quality
 from polyphi_recipe.filters.quality import (
@@ -23,6 +22,7 @@ from polyphi_recipe.filters.quality import (
 from polyphi_recipe.pipeline.corpus import Work
 from polyphi_recipe.raw import labels, packages
 from polyphi_recipe.text.lexicon import LANGUAGES
+from tests.recipe.filters.test_filters import HEADS
 
 
 def refuse(*_: object) -> None:

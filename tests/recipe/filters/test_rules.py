@@ -1,9 +1,9 @@
 """Gopher's, C4's and FineWeb's rules drop what is no prose, in each script."""
 
 import pytest
-from recipe.filters.test_filters import PROSE, SENTENCES
 
 from polyphi_recipe.filters.rules import Words, judge
+from tests.recipe.filters.test_filters import PROSE, SENTENCES
 
 
 @pytest.mark.parametrize("language", PROSE)

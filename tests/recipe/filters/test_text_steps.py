@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
-from recipe.filters.test_filters import PROSE, SENTENCES, head
 
 from polyphi.data.shards import Sample, Shards, document
 from polyphi_recipe.filters.language import LanguageFilter
@@ -14,6 +13,7 @@ from polyphi_recipe.filters.quality import Classifier, QualityClassifierFilter
 from polyphi_recipe.filters.rules import QualityRulesFilter
 from polyphi_recipe.pipeline import corpus
 from polyphi_recipe.pipeline.corpus import Corpus, Work
+from tests.recipe.filters.test_filters import PROSE, SENTENCES, head
 
 PAGES = {
     "kept": f"{PROSE['en']}\nWrite to ada@lovelace.org for the tides.",

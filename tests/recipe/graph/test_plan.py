@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import RunCommand
-from fixtures.variants import few
 
 from polyphi import cli
 from polyphi.planning import fit
@@ -16,6 +14,8 @@ from polyphi.planning.assumptions import Hardware
 from polyphi.planning.cost import Switches
 from polyphi_recipe.graph import find, plan
 from polyphi_recipe.recipe.recipe import short
+from tests.fixtures.command_line import RunCommand
+from tests.fixtures.variants import few
 
 FULL = find.of("full")
 

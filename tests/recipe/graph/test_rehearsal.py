@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.processes import ROOT, completed
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -29,6 +28,7 @@ from polyphi.types.parts import Image
 from polyphi.types.sampling import SamplingParams
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.graph import Run
+from tests.fixtures.processes import ROOT, completed
 
 pytestmark = pytest.mark.long
 EXAMPLE = ROOT / "examples/rehearsal/make.py"

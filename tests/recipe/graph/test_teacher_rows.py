@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fixtures.processes import ROOT
-from scripted_teacher import ScriptedTeacher
 
 from polyphi import cli
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
@@ -21,6 +19,8 @@ from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.pipeline import corpus
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.syntheses.synthesis_step import MAX_REFUSED
+from tests.fixtures.processes import ROOT
+from tests.scripted_teacher import ScriptedTeacher
 
 NAME = "reasoning_sft"
 

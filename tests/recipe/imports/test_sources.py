@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.command_line import RunCommand
-from fixtures.variants import few
 from PIL import Image as Pillow
 from rich.console import Console
 
@@ -38,6 +36,8 @@ from polyphi_recipe.pipeline.machines import Machines
 from polyphi_recipe.recipe import file as recipe_file
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.stages.sizes import CORPORA
+from tests.fixtures.command_line import RunCommand
+from tests.fixtures.variants import few
 
 ALL_OFF = (
     "language = false, rules = false, personal_data = false, duplicates = false, held_out = false"

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from train.small import write_corpora
-
 from polyphi.data.shards import Shards
 from polyphi_recipe.pipeline.documents import document, edit, note, sample
+from tests.core.train.small import write_corpora
 
 
 def test_a_sample_comes_back(tmp_path: Path) -> None:

@@ -22,8 +22,6 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
-from fixtures import forked
-from fixtures.variants import few
 
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.runtime.files import sha256
@@ -34,6 +32,8 @@ from polyphi_recipe.pipeline import corpus, pipeline
 from polyphi_recipe.pipeline.corpus import Corpus, Machines, Work
 from polyphi_recipe.pipeline.documents import note
 from polyphi_recipe.raw import pages
+from tests.fixtures import forked
+from tests.fixtures.variants import few
 
 
 def work(folder: Path, rows: int = 60) -> Work:
@@ -296,7 +296,7 @@ def test_killed_anywhere_it_makes_the_same_shards(
     name, rows = module.corpus.name, ROWS[module.corpus.name]
     corpus.build(module.corpus, work(tmp_path / "whole", rows))
     script = (
-        f"import sys; from pathlib import Path; from recipe.pipeline.test_pipeline import *; "
+        f"import sys; from pathlib import Path; from tests.recipe.pipeline.test_pipeline import *; "
         f"corpus.build({name}.corpus, "
         f"work(Path(sys.argv[1]), {rows}), Machines(workers=int(sys.argv[2])))"
     )
@@ -349,7 +349,8 @@ def test_killed_at_any_moment_it_leaves_the_old_or_the_new_corpus(
     """Two versions replace each other: after a kill each split is that of one of them, byte for byte; the same command
     resumes and ends in the new one. Other files in the folder stay."""
     script = (
-        "import sys; from pathlib import Path; from recipe.pipeline.test_pipeline import *; corpus.build(VERSIONED, "
+        "import sys; from pathlib import Path; from tests.recipe.pipeline.test_pipeline import *; "
+        "corpus.build(VERSIONED, "
         "replace(work(Path(sys.argv[1]), 70), seed=int(sys.argv[2])))"
     )
 
@@ -431,7 +432,7 @@ def waits(work: Work) -> Iterator[tuple[str, Sample]]:
 def test_kill_9_leaves_no_process(workers: int, tmp_path: Path) -> None:
     """With one worker, as in all of the recipe, and with several."""
     process = forked.start(
-        "import sys; from pathlib import Path; from recipe.pipeline.test_pipeline import *; "
+        "import sys; from pathlib import Path; from tests.recipe.pipeline.test_pipeline import *; "
         "corpus.build(Corpus('waits', waits), work(Path(sys.argv[1])), Machines(workers=int(sys.argv[2])))",
         str(tmp_path),
         str(workers),

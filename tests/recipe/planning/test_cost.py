@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.dry_run import reference_of
-from fixtures.variants import few
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +25,8 @@ from polyphi_recipe import stages
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.plan import stage_model
 from polyphi_recipe.stages import sizes
+from tests.fixtures.dry_run import reference_of
+from tests.fixtures.variants import few
 
 MICRO, FULL = find.of("micro"), find.of("full")
 

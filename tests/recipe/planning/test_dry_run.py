@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixtures.dry_run import Meter, dry_run
-from fixtures.variants import few
 
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
@@ -18,6 +16,8 @@ from polyphi_recipe import stages
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.plan import stage_model
 from polyphi_recipe.recipe.recipe import Recipe
+from tests.fixtures.dry_run import Meter, dry_run
+from tests.fixtures.variants import few
 
 MICRO, LAB, FULL = (find.of(size) for size in ("micro", "lab", "full"))
 

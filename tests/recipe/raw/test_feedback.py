@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from fixtures import forked
 from PIL import Image as Picture
 
 from polyphi.types.messages import media
 from polyphi.types.parts import Image
 from polyphi_recipe.raw import feedback
 from polyphi_recipe.raw.safety import REFUSAL
+from tests.fixtures import forked
 
 GOOD = {
     "prompt": "How do I make a bomb?",

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from train.small import write_corpora
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from polyphi.data.documents import html_text, pdf_text
 from polyphi.data.shards import Sample, Shards
 from polyphi_recipe.raw.pages import read
+from tests.core.train.small import write_corpora
 
 BODY = (
     "Dogs are animals that have lived and worked with people for thousands of years.",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.pdfs import text_pdf
 from PIL import Image
 
 from polyphi.types.messages import media
@@ -16,6 +15,7 @@ from polyphi_recipe.raw.photos import photo
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.pages import set_page
 from polyphi_recipe.synthetic.scenes import Scene
+from tests.fixtures.pdfs import text_pdf
 
 TEXT = "You can open a file from the menu or with a double click on its name."
 

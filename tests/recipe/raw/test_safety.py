@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.replay import Replay
 
 from polyphi import cli
 from polyphi.data.shards import Shards
@@ -17,6 +16,7 @@ from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.raw import feedback, packages
 from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.text.lexicon import LANGUAGES
+from tests.fixtures.replay import Replay
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "curate_safety.py"
 PAGE = Path(__file__).parents[3] / "docs" / "safety.md"

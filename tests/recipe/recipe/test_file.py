@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures.command_line import RunCommand
-from fixtures.processes import ROOT
 from rich.console import Console
 
 from polyphi import cli
@@ -21,6 +19,8 @@ from polyphi_recipe.recipe import file as recipe_file
 from polyphi_recipe.recipe import new
 from polyphi_recipe.recipe.parts import ModelPart
 from polyphi_recipe.stages import sizes
+from tests.fixtures.command_line import RunCommand
+from tests.fixtures.processes import ROOT
 
 CONFIGS = {
     "decoder": sizes.FULL.model.decoder,

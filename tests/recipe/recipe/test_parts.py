@@ -7,7 +7,6 @@ from shutil import copytree
 
 import pytest
 import torch
-from fixtures import fake_hub
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -29,6 +28,7 @@ from polyphi_recipe.graph.identity import check_parts
 from polyphi_recipe.recipe.parts import interpolated_positions, open_part
 from polyphi_recipe.stages import sizes
 from polyphi_recipe.stages.lineage import TRAINED
+from tests.fixtures import fake_hub
 
 MICRO = sizes.MICRO.model
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.made_run import Model, make_run, sample
 
 from polyphi.data import shards
 from polyphi_eval import baselines, scorers
@@ -19,6 +18,7 @@ from polyphi_eval.report import heldout
 from polyphi_eval.score import Measured
 from polyphi_recipe.graph.from_file import stages_of_run
 from polyphi_recipe.report import page, sections
+from tests.fixtures.made_run import Model, make_run, sample
 
 
 @pytest.fixture(scope="module")

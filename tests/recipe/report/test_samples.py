@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.made_run import TASKS, evaluate
 
 from polyphi_eval import statistics
 from polyphi_recipe.report import samples
 from polyphi_recipe.report.samples import EXAMPLES, Draw
+from tests.fixtures.made_run import TASKS, evaluate
 
 SEEDS = range(4)
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures.processes import completed
+
+from tests.fixtures.processes import completed
 
 
 @pytest.mark.long

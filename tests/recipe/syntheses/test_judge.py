@@ -7,7 +7,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from fixtures import forked
 
 from polyphi.types.completion import Completion
 from polyphi.types.messages import Message
@@ -17,6 +16,7 @@ from polyphi_eval.services import sandbox, verifiers
 from polyphi_eval.services.verifiers import Verdict
 from polyphi_recipe.syntheses import judge
 from polyphi_recipe.syntheses.judge import Attempt, CachedAsk, Problem, ProblemOutcome
+from tests.fixtures import forked
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"

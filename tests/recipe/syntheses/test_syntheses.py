@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
@@ -19,6 +18,7 @@ from polyphi_recipe.syntheses.syntheses import copied, derivable, final_answer, 
 from polyphi_recipe.syntheses.synthesize import Synthesis, estimate, synthesize
 from polyphi_recipe.syntheses.translations import chrf, speech_translation, translation
 from polyphi_recipe.text.lexicon import LANGUAGES
+from tests.fixtures.replay import Replay
 
 PNG, WAV = b"\x89PNG a chart", b"RIFF\0\0\0\0WAVE a clip"
 SEEN, HEARD = sha256(PNG).hexdigest(), sha256(WAV).hexdigest()

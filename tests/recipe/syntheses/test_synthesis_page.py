@@ -5,11 +5,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from fixtures.replay import Replay
 
 from polyphi.data.shards import Shards
 from polyphi_recipe.syntheses import syntheses
 from polyphi_recipe.syntheses.synthesize import Synthesis
+from tests.fixtures.replay import Replay
 
 PAGE = Path(__file__).parents[3] / "docs" / "synthesis.md"
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures import forked
-from fixtures.replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
@@ -29,6 +27,8 @@ from polyphi_recipe.syntheses.syntheses import CAPTION
 from polyphi_recipe.syntheses.synthesis_step import SynthesisStep, Use, counts_of
 from polyphi_recipe.syntheses.synthesize import Synthesis, Tally, estimate, synthesize
 from polyphi_recipe.syntheses.teachers import Command
+from tests.fixtures import forked
+from tests.fixtures.replay import Replay
 
 N = 60
 ECHO = Synthesis(
@@ -120,8 +120,8 @@ def test_nothing_is_asked_twice_after_a_kill(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-sys.path[:0] = {[str(Path(__file__).parents[2]), str(Path(__file__).parent)]!r}
-from test_synthesize import ECHO, sources
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from tests.recipe.syntheses.test_synthesize import ECHO, sources
 from polyphi_recipe.syntheses.synthesize import synthesize
 from polyphi_eval.services.endpoint import Endpoint
 list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), concurrency=3))

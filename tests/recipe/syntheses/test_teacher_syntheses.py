@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scripted_teacher import ScriptedTeacher
 
 from polyphi.data.shards import Sample, Shards, document, write
 from polyphi.types.messages import Message
@@ -15,6 +14,7 @@ from polyphi_eval.services.endpoint import Endpoint
 from polyphi_recipe.graph.teacher_rows import RUNS_CODE, TABLE
 from polyphi_recipe.syntheses.synthesis_step import reason_class
 from polyphi_recipe.syntheses.synthesize import Synthesis, synthesize
+from tests.scripted_teacher import ScriptedTeacher
 
 PICTURES = [Image(b"\x89PNG %d" % i) for i in range(3)]
 CLIP = Audio(b"RIFF\0\0\0\0WAVE a clip")

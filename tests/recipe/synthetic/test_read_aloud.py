@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.replay import Replay
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.media.media import decode_audio
@@ -27,6 +26,7 @@ from polyphi_recipe.synthetic.read_aloud import (
 )
 from polyphi_recipe.synthetic.voices import unfit
 from polyphi_recipe.synthetic.waves import encode
+from tests.fixtures.replay import Replay
 
 TONE = encode(0.3 * np.sin(np.arange(16000, dtype=np.float32) / 20))
 needs_espeak = pytest.mark.skipif(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.replay import Replay
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
@@ -29,6 +28,7 @@ from polyphi_recipe.syntheses.syntheses import SPEECH_SUMMARY
 from polyphi_recipe.syntheses.synthesis_step import SynthesisStep, Use
 from polyphi_recipe.synthetic.read_aloud import installed
 from polyphi_recipe.synthetic.recordings import ReadPages, record
+from tests.fixtures.replay import Replay
 
 pytestmark = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"

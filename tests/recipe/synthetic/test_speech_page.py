@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.replay import Replay
 
 from polyphi import cli
 from polyphi.data.shards import Sample, Shards
@@ -16,6 +15,7 @@ from polyphi_eval.services.speech_synthesis import unavailable
 from polyphi_recipe.raw.real_text import in_split
 from polyphi_recipe.syntheses.judge import judged_by_transcript
 from polyphi_recipe.synthetic.waves import encode
+from tests.fixtures.replay import Replay
 
 ROOT = Path(__file__).parents[3]
 PAGE, EXAMPLE = ROOT / "docs" / "speech.md", ROOT / "examples" / "curate_spoken.py"

@@ -14,13 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 import torch
-from fixtures.audio import audio_file
-from fixtures.chats import image_part
-from fixtures.images import image_file
-from fixtures.servers import Running, from_address, posting, request_of, sent, serving, until
 from PIL import Image as pil
-from serve.answer.test_fetch import Net, net, page  # noqa: F401
-from serve.dialects import DIALECTS
 
 from polyphi.engine.engine import Engine
 from polyphi.media import media
@@ -28,6 +22,12 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import prepare
 from polyphi.serve.answer import server as server_module
 from polyphi.serve.audio import transcriptions
+from tests.core.serve.answer.test_fetch import Net, net, page  # noqa: F401
+from tests.core.serve.dialects import DIALECTS
+from tests.fixtures.audio import audio_file
+from tests.fixtures.chats import image_part
+from tests.fixtures.images import image_file
+from tests.fixtures.servers import Running, from_address, posting, request_of, sent, serving, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fixtures.servers import until_true
 
 from polyphi.runtime.steps import Steps
 from polyphi.serve.admission import threads as threads_module
 from polyphi.serve.admission.threads import Threads
+from tests.fixtures.servers import until_true
 
 
 @contextmanager

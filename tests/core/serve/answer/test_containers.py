@@ -12,12 +12,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from fixtures.audio import audio_file, encoded
-from fixtures.images import film, image_file
-from fixtures.pdfs import text_pdf
-from fixtures.processes import Children
-from fixtures.servers import Running, sent, serving, until
-from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated, isolated_child
@@ -25,6 +19,12 @@ from polyphi.media.media import decode_audio
 from polyphi.processing.video import decode_video
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer import fetch
+from tests.fixtures.audio import audio_file, encoded
+from tests.fixtures.images import film, image_file
+from tests.fixtures.pdfs import text_pdf
+from tests.fixtures.processes import Children
+from tests.fixtures.servers import Running, sent, serving, until
+from tests.fixtures.variants import few
 
 RECORDINGS = {
     "M4A": encoded("ipod", "aac", 44_100, "stereo"),

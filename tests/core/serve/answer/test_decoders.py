@@ -9,18 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import psutil
 import pytest
 import soundfile
-from fixtures.audio import audio_file
-from fixtures.images import image_file
-from fixtures.processes import Children
-from fixtures.servers import Running, from_address, sent, serving, until
-from fixtures.variants import few
 from PIL import Image
-from serve.answer.test_containers import (
+
+import tests.fixtures.heif  # noqa: F401 (writes HEIC)
+from polyphi.engine.engine import Engine
+from polyphi.media import isolated, isolated_child
+from polyphi.media.isolated import DecoderError
+from polyphi.serve.admission.quotas import LARGE_THREADS
+from polyphi.serve.admission.settings import Settings
+from polyphi.serve.answer import decoders
+from tests.core.serve.answer.test_containers import (
     PDF,
     RECORDINGS,
     WALK,
@@ -30,13 +32,11 @@ from serve.answer.test_containers import (
     transcribe,
     video,
 )
-
-from polyphi.engine.engine import Engine
-from polyphi.media import isolated, isolated_child
-from polyphi.media.isolated import DecoderError
-from polyphi.serve.admission.quotas import LARGE_THREADS
-from polyphi.serve.admission.settings import Settings
-from polyphi.serve.answer import decoders
+from tests.fixtures.audio import audio_file
+from tests.fixtures.images import image_file
+from tests.fixtures.processes import Children
+from tests.fixtures.servers import Running, from_address, sent, serving, until
+from tests.fixtures.variants import few
 
 CHAT = "/v1/chat/completions"
 SEPARATE = Settings("tiny", isolate_decoding=True)

@@ -8,24 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fixtures.heif  # noqa: F401 (writes HEIC)
 import httpx2
 import pytest
-from fixtures.engines import fitted, make_engine
-from fixtures.images import image_file
-from fixtures.pdfs import pages, scanned_pdf, stream, text_pdf
-from fixtures.processes import Children
-from fixtures.servers import Running, from_address, serving, until
-from fixtures.variants import few
 from PIL import Image as pil
-from serve.dialects import CHAT, MESSAGES, RESPONSES, Json, input_part
 
+import tests.fixtures.heif  # noqa: F401 (writes HEIC)
 from polyphi.engine.engine import Engine
 from polyphi.media import isolated
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.parts import Document, Text
+from tests.core.serve.dialects import CHAT, MESSAGES, RESPONSES, Json, input_part
+from tests.fixtures.engines import fitted, make_engine
+from tests.fixtures.images import image_file
+from tests.fixtures.pdfs import pages, scanned_pdf, stream, text_pdf
+from tests.fixtures.processes import Children
+from tests.fixtures.servers import Running, from_address, serving, until
+from tests.fixtures.variants import few
 
 LETTER = text_pdf("the quick fox", "1 + 2 = 3")
 NOTES = b"the lazy dog\n"

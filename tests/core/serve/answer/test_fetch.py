@@ -21,7 +21,6 @@ from urllib.parse import quote, urlsplit
 import anyio
 import httpx2
 import pytest
-from fixtures.images import image_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
@@ -33,6 +32,7 @@ from polyphi.serve.answer.fetch import Media
 from polyphi.serve.http import addresses
 from polyphi.serve.http.addresses import InvalidAddress, is_public, parse
 from polyphi.serve.http.errors import ApiError
+from tests.fixtures.images import image_file
 
 PARAM = "messages[0].content[1].image_url.url"
 PUBLIC, OTHER, SIXTH = "93.184.216.34", "151.101.1.140", "2606:2800:220:1:248:1893:25c8:1946"

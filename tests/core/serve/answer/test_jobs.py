@@ -5,7 +5,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from fixtures.servers import request_of
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.quotas import Pool
@@ -16,6 +15,7 @@ from polyphi.serve.answer.server import AdmittedRequest, Server
 from polyphi.serve.http.errors import ApiError
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.servers import request_of
 
 LIMIT = 60_000
 """Bytes of all requests, with output that waits to be read."""

@@ -12,17 +12,14 @@ import sys
 import zlib
 from pathlib import Path
 
-import fixtures.heif  # noqa: F401 (writes HEIC)
 import numpy as np
 import pytest
 import soundfile
-from fixtures.audio import audio_file
-from fixtures.engines import SAYINGS, clip, fitted, make_engine, picture
-from fixtures.images import film, image_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as pil
 
+import tests.fixtures.heif  # noqa: F401 (writes HEIC)
 from polyphi.engine.engine import Engine
 from polyphi.engine.scores import score_many
 from polyphi.media.media import Caps, MediaError, image_types
@@ -35,6 +32,9 @@ from polyphi.serve.http.errors import ApiError
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image, Text
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.audio import audio_file
+from tests.fixtures.engines import SAYINGS, clip, fitted, make_engine, picture
+from tests.fixtures.images import film, image_file
 
 PARAM = "messages[0].content[0]"
 SHORT = SamplingParams(max_tokens=4)

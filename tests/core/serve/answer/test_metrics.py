@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fixtures.servers import serving
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,6 +14,7 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.answer.metrics import Load, ServerMetrics, Times
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.servers import serving
 
 LOAD = Load(
     Counters(

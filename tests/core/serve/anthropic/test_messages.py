@@ -8,13 +8,13 @@ from typing import Any
 import anthropic
 import httpx2
 import pytest
-from fixtures.chats import BOTH_CALLS, CALLS, Model
-from fixtures.servers import Running
 from pydantic import BaseModel
-from serve.dialects import HI, IMAGE, TOOLS, block, messages_joined, messages_request
 
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.tools import CALL
+from tests.core.serve.dialects import HI, IMAGE, TOOLS, block, messages_joined, messages_request
+from tests.fixtures.chats import BOTH_CALLS, CALLS, Model
+from tests.fixtures.servers import Running
 
 KEY = "the-only-key"
 MESSAGES = "/v1/messages"

@@ -1,9 +1,9 @@
 """Answers that end after about ten tokens."""
 
 import pytest
-from fixtures.engines import end_answers
 
 from polyphi.engine.engine import Engine
+from tests.fixtures.engines import end_answers
 
 
 @pytest.fixture

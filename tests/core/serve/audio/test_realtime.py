@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.audio import audio_file, say
-from fixtures.servers import Running, serving, until
-from fixtures.variants import few
 from openai import OpenAI
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -29,6 +26,9 @@ from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.guard import AccessGuard
 from polyphi.serve.page.loading import Loading
 from polyphi.transcription.live import Live
+from tests.fixtures.audio import audio_file, say
+from tests.fixtures.servers import Running, serving, until
+from tests.fixtures.variants import few
 
 PATH = "/v1/realtime?intent=transcription"
 RATE = 24000

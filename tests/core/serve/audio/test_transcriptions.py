@@ -20,9 +20,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fixtures.audio import audio_file, say
-from fixtures.servers import Running, serving, until
-from fixtures.variants import few
 from openai import (
     APIStatusError,
     BadRequestError,
@@ -42,6 +39,9 @@ from polyphi.serve.http.events import ClientGone
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.longform import transcription
 from polyphi.types.transcript import Transcript
+from tests.fixtures.audio import audio_file, say
+from tests.fixtures.servers import Running, serving, until
+from tests.fixtures.variants import few
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 

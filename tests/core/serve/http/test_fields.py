@@ -10,9 +10,6 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy
 import pytest
 from anthropic.types import message_create_params as message_params
-from fixtures.audio import audio_file
-from fixtures.engines import picture
-from fixtures.servers import Running
 from openai.types import completion_create_params as completion_params
 from openai.types.audio import transcription_create_params as transcription_params
 from openai.types.chat import completion_create_params as chat_params
@@ -23,6 +20,9 @@ from polyphi.serve.audio.form import TranscriptionForm
 from polyphi.serve.http.fields import Fields
 from polyphi.serve.openai.responses_schema import ResponsesRequest
 from polyphi.serve.openai.schema import ChatRequest, CompletionRequest
+from tests.fixtures.audio import audio_file
+from tests.fixtures.engines import picture
+from tests.fixtures.servers import Running
 
 PAGE = (Path(__file__).parents[4] / "docs/fields.md").read_text()
 TOOL = {"type": "function", "function": {"name": "f"}}

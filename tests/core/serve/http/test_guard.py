@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fixtures.servers import until
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -25,6 +24,7 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.http.connection import Connections
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.guard import BLOCK, AccessGuard
+from tests.fixtures.servers import until
 
 PLAIN = Settings("phi")
 JSON = {"content-type": "application/json"}

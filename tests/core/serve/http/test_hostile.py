@@ -14,15 +14,15 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from fixtures.chats import audio_part, image_part
-from fixtures.engines import save
-from fixtures.servers import Running
 from safetensors.torch import load_file, save_file
 
 import polyphi
 from polyphi.decoding.tool_calls import ToolParser
 from polyphi.engine.engine import Engine
 from polyphi.types.tools import CALL, CALL_END
+from tests.fixtures.chats import audio_part, image_part
+from tests.fixtures.engines import save
+from tests.fixtures.servers import Running
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]

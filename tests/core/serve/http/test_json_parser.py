@@ -13,8 +13,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.servers import Running, from_address, serving, until
-from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -22,6 +20,8 @@ from polyphi.serve.http import json_parser
 from polyphi.serve.http.errors import ApiError
 from polyphi.serve.http.json_parser import LARGE, MAX_CHARACTERS, MAX_NAME, PAUSE_FACTOR, Parser
 from polyphi.serve.openai.schema import ChatRequest, CompletionRequest
+from tests.fixtures.servers import Running, from_address, serving, until
+from tests.fixtures.variants import few
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}

@@ -4,11 +4,11 @@ import base64
 from typing import Any
 
 import httpx2
-from fixtures.engines import picture
-from fixtures.servers import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.fixtures.engines import picture
+from tests.fixtures.servers import serving
 
 TEXT = "the quick brown fox jumps over the lazy dog " * 9
 IMAGE = "data:image/png;base64," + base64.b64encode(picture().source).decode()

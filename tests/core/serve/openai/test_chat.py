@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fixtures.chats import (
+from openai import BadRequestError, NotFoundError, OpenAI
+
+from polyphi.types.messages import Message
+from polyphi.types.sampling import SamplingParams
+from polyphi.types.tools import CALL, CALL_END
+from tests.fixtures.chats import (
     BOTH_CALLS,
     CALLS,
     CONTENTS,
@@ -18,14 +23,9 @@ from fixtures.chats import (
     Model,
     outcome,
 )
-from fixtures.engines import clip, picture
-from fixtures.servers import Running
-from fixtures.variants import few
-from openai import BadRequestError, NotFoundError, OpenAI
-
-from polyphi.types.messages import Message
-from polyphi.types.sampling import SamplingParams
-from polyphi.types.tools import CALL, CALL_END
+from tests.fixtures.engines import clip, picture
+from tests.fixtures.servers import Running
+from tests.fixtures.variants import few
 
 
 @pytest.fixture

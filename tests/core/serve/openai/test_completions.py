@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 
 import pytest
-from fixtures.servers import Running
 from openai import BadRequestError, OpenAI
 
 from polyphi.engine.scores import logits_many
 from polyphi.serve.answer.tokens import finite
+from tests.fixtures.servers import Running
 
 PROMPT = "the quick brown"
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fixtures.servers import Running
 from openai import OpenAI
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.answer.server import Server
+from tests.fixtures.servers import Running
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog " * 30, "", "42"]
 

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.chats import image_part
-from fixtures.engines import SAYINGS, picture
-from fixtures.servers import Running, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +17,9 @@ from polyphi.serve.admission.settings import Settings
 from polyphi.serve.openai.formats import choices
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.chats import image_part
+from tests.fixtures.engines import SAYINGS, picture
+from tests.fixtures.servers import Running, serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "the quick fox"}]

@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 import pytest
-from decoding.test_matcher_process import NEVER_COMPILES, processes, until
-from fixtures.servers import Running, from_address, sent, serving
-from serve.admission.test_fairness import CHAT, chat
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.core.decoding.test_matcher_process import NEVER_COMPILES, processes, until
+from tests.core.serve.admission.test_fairness import CHAT, chat
+from tests.fixtures.servers import Running, from_address, sent, serving
 
 
 def schema(value: Any, **more: object) -> dict[str, object]:

@@ -4,14 +4,14 @@ import base64
 from typing import Any
 
 import pytest
-from fixtures.items import add_motion, csv, motion, series
-from fixtures.servers import serving
 
 from polyphi.engine.engine import Engine
 from polyphi.processing.item_reader import ItemReader
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.items import add_motion, csv, motion, series
+from tests.fixtures.servers import serving
 
 
 def part(data: bytes = csv(), name: str = "motion", **fields: Any) -> dict[str, Any]:

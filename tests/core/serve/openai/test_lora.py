@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.adapter_folders import random_factors, write_folder
-from fixtures.servers import Running, serving, until
 
 from polyphi.engine.engine import Engine
 from polyphi.model.adapters import put_adapter
 from polyphi.serve.admission.settings import Settings
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
+from tests.fixtures.adapter_folders import random_factors, write_folder
+from tests.fixtures.servers import Running, serving, until
 
 PROMPT = "the quick fox"
 LENGTH = 16

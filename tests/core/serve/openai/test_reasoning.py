@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from fixtures.chats import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, outcome
-from fixtures.servers import Running, serving
-from fixtures.variants import few
 from openai import OpenAI
-from serve.dialects import CHAT, HI, chat_events
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.core.serve.dialects import CHAT, HI, chat_events
+from tests.fixtures.chats import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, outcome
+from tests.fixtures.servers import Running, serving
+from tests.fixtures.variants import few
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from fixtures.chats import BOTH_CALLS, CALLS, Model, image_part
-from fixtures.servers import Running, serving, until
 from openai import BadRequestError, NotFoundError, OpenAI, RateLimitError
 from pydantic import BaseModel
-from serve.dialects import TOOLS, items_of, responses_request, typed_events, without_ids
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.core.serve.dialects import TOOLS, items_of, responses_request, typed_events, without_ids
+from tests.fixtures.chats import BOTH_CALLS, CALLS, Model, image_part
+from tests.fixtures.servers import Running, serving, until
 
 KEYS = ("the-first-key", "the-second-key")
 FUNCTIONS = responses_request({"messages": [], "tools": TOOLS})["tools"]

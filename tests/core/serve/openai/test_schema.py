@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
-from serve.test_walk import ODD, ODDER, SIMPLE, places, put, rich
 
 from polyphi.serve.anthropic.schema import CountTokensRequest, MessagesRequest
 from polyphi.serve.http.errors import ApiError
@@ -19,6 +18,7 @@ from polyphi.serve.openai.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from tests.core.serve.test_walk import ODD, ODDER, SIMPLE, places, put, rich
 
 MODELS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,

@@ -12,8 +12,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from fixtures.servers import Running, until
 from PIL import Image as PIL
+
+from tests.fixtures.servers import Running, until
 
 MIB = 1 << 20
 SIDE = 1300

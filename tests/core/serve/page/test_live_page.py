@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures.engines import end_answers
-from fixtures.servers import Running, serving
-from serve.audio.test_realtime import COMPLETED, DELTA, at_once
-from serve.page import test_page
-from serve.page.test_page import Page
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
+from tests.core.serve.audio.test_realtime import COMPLETED, DELTA, at_once
+from tests.core.serve.page import test_page
+from tests.core.serve.page.test_page import Page
+from tests.fixtures.engines import end_answers
+from tests.fixtures.servers import Running, serving
 
 pytestmark = [
     test_page.pytestmark,

@@ -15,8 +15,6 @@ from pathlib import Path
 import httpx2
 import pytest
 from fastapi import FastAPI
-from fixtures.engines import save
-from fixtures.variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.admission.settings import Settings
@@ -24,6 +22,8 @@ from polyphi.serve.app import create_app
 from polyphi.serve.page import page
 from polyphi.serve.page.loading import Loading, Progress
 from polyphi.serve.run import DrainingServer, bind
+from tests.fixtures.engines import save
+from tests.fixtures.variants import few
 
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 2}

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PIL
-from serve.page.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
 
 from polyphi.engine.engine import Engine
 from polyphi.media.media import decode_audio
 from polyphi.serve.admission.settings import Settings
 from polyphi.serve.app import create_app
 from polyphi.serve.page import page as served
+from tests.core.serve.page.page_server import HOSTILE, RICH, SAID, TRANSLATION, PageServer
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import WebDriverException  # noqa: E402
@@ -1561,7 +1561,7 @@ def test_a_growing_text_ends_as_if_shown_at_once(page: Page, server: PageServer)
 
 @pytest.mark.long
 def test_the_progress_of_the_load_becomes_the_chat_page(page: Page, engine: Engine) -> None:
-    from serve.page.test_loading import loading
+    from tests.core.serve.page.test_loading import loading
 
     settings = Settings("tiny")
     with loading(create_app(engine, settings), settings) as port:
@@ -1574,7 +1574,7 @@ def test_the_progress_of_the_load_becomes_the_chat_page(page: Page, engine: Engi
 
 @pytest.mark.long
 def test_the_real_server_serves_it_and_answers(page: Page, engine: Engine, tmp_path: Path) -> None:
-    from fixtures.servers import serving
+    from tests.fixtures.servers import serving
 
     with serving(engine, Settings("tiny")) as running:
         page.open(f"{running.url}/").ready()

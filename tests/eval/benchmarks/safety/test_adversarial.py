@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.scripted_model import ScriptedModel as Model
 
 from polyphi.data.shards import Sample
 from polyphi.types.completion import Completion
@@ -26,6 +25,7 @@ from polyphi_eval.services.endpoint import RequestRejected
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import SpokenText, audio_only, synthesize, text_only
+from tests.fixtures.scripted_model import ScriptedModel as Model
 
 
 def keys(model: Model) -> Counter[str]:

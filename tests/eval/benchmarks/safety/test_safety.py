@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures.scripted_model import Reply, measured
 
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio, Text
@@ -25,6 +24,7 @@ from polyphi_eval.benchmarks.safety import (
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, Missing, write_rows
 from polyphi_eval.spoken import audio_only, text_only
+from tests.fixtures.scripted_model import Reply, measured
 
 JAILBREAKS, SPOKEN, RTVLM, VLGUARD = suite(
     "defect_rates_jailbreak", "defect_rates_spoken", "rtvlm", "vlguard"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fixtures.scripted_model import measured
 
 from polyphi.data.shards import Sample
 from polyphi.types.messages import Message
 from polyphi_eval.benchmarks.speech.airbench import benchmark, read
 from polyphi_eval.sources import Data
+from tests.fixtures.scripted_model import measured
 
 SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
 

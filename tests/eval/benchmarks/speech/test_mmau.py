@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from fixtures.scripted_model import measured
-
 from polyphi_eval.benchmarks.speech.mmau import benchmark
 from polyphi_eval.sources import Data
+from tests.fixtures.scripted_model import measured
 
 
 def test_answers_to_test_questions_go_into_a_file_and_count_in_no_row(tmp_path: Path) -> None:

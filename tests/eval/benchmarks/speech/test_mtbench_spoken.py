@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from fixtures.scripted_model import Reply, ScriptedModel, measured
 
 from polyphi.types.messages import Message, media
 from polyphi.types.parts import Audio
 from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
 from polyphi_eval.score import Measured
 from polyphi_eval.sources import Data
+from tests.fixtures.scripted_model import Reply, ScriptedModel, measured
 
 
 def evaluate(

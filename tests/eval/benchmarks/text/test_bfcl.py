@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval.wheels import unpacked
 
 from polyphi.data.shards import Sample
 from polyphi_eval import calls
@@ -16,6 +15,7 @@ from polyphi_eval.run import SavedLine
 from polyphi_eval.score import rows_of
 from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, check
+from tests.eval.wheels import unpacked
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 UNACCEPTED = {

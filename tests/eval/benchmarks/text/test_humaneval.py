@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval.wheels import unpacked
-from fixtures.engines import save
-from fixtures.servers import served, tiny_engine
 
 import polyphi
 from polyphi.data.shards import Sample
@@ -28,6 +25,9 @@ from polyphi_eval.cache import Cache, CachedRequest
 from polyphi_eval.environments import Environment
 from polyphi_eval.services import sandbox
 from polyphi_eval.sources import Data, write_rows
+from tests.eval.wheels import unpacked
+from tests.fixtures.engines import save
+from tests.fixtures.servers import served, tiny_engine
 
 EVALPLUS = Environment("evalplus", ("evalplus==0.3.1",))
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.scripted_model import measured
 
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import Benchmark, suite
 from polyphi_eval.sources import Data
+from tests.fixtures.scripted_model import measured
 
 
 def run(benchmark: Benchmark, root: Path, out: Path, **more: Any) -> list[scoring.Measured]:

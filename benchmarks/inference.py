@@ -5,8 +5,8 @@
 - first token: a picture (1280x720, JPEG) and a clip (30 s, WAV) on the model of 5.6 G parameters, from their bytes
 - products: the matrix products of one layer against torch's kernels (matrix_products.py), separately
 
-    polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
-    polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
+    polyphi bench inference --setup            environments for the peers, in .venv/.peers, once
+    polyphi bench inference [--json] [--layers 8] [--only decode] [--parts language media products]
 
 Peers, each in its own environment and process (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and transformers,
 which is the only one that runs the multimodal model. It computes in the precision in which it is fastest on this
@@ -264,7 +264,7 @@ def prepare(
         if not (ENVIRONMENTS / peer.environment / "bin" / "python").exists():
             console.print(
                 f"[yellow]{peer.name} is left out[/yellow]: it has no environment in {ENVIRONMENTS}; "
-                "`polyphi bench kernels --setup` makes one",
+                "`polyphi bench inference --setup` makes one",
                 highlight=False,
             )
             continue

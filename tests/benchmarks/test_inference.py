@@ -12,10 +12,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from fixtures.variants import few
 
 from polyphi.model.config import ModelConfig
 from polyphi.types.batch import row
+from tests.fixtures.variants import few
 
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 LIBRARY = f"transformers {version('transformers')} {{}}"
@@ -45,7 +45,7 @@ take_turns(Pretender())
 
 @pytest.fixture
 def bench(benchmark: Callable[..., ModuleType]) -> ModuleType:
-    return benchmark("kernels")
+    return benchmark("inference")
 
 
 @pytest.fixture
