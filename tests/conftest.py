@@ -18,8 +18,8 @@ from polyphi.model.config import (
 )
 from polyphi.processing.tokenizer import Tokenizer
 
-# So that a test may import a helper by its full name (`from tests.core.parity import oracle`). A shorter one is that of
-# somebody's distribution one day; at the end, since the tests are also run against an installed wheel.
+# A test imports a helper by its full name (`from tests.core.parity import oracle`): an installed package may have the
+# name of a folder of tests, as `kernels` does. At the end of the path, so that tests of a wheel import the wheel.
 sys.path.append(str(Path(__file__).parents[1]))
 
 from tests import allowed_skips

@@ -3,6 +3,7 @@ replaced before the first release stay replaced."""
 
 import ast
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -52,10 +53,20 @@ def test_values_are_not_named_by_participles() -> None:
     assert not participles
 
 
-def test_no_script_has_the_name_of_an_installed_package() -> None:
+SCRIPTS = (
+    "benchmarks",
+    "benchmarks/peers",
+    "examples",
+    "tests/clients",
+    "tests/release",
+    "tests/soak",
+)
+
+
+def test_no_script_hides_an_installed_package() -> None:
     """A script's folder is the first that Python imports from: a kernels.py hid a dependency of transformers."""
-    scripts = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}
-    assert not scripts & metadata.packages_distributions().keys()
+    scripts = {path.stem for folder in SCRIPTS for path in (ROOT / folder).glob("*.py")}
+    assert not scripts & {*metadata.packages_distributions(), *sys.stdlib_module_names}
 
 
 REPLACED = re.compile(
