@@ -587,23 +587,24 @@ def rest(peer: socket.socket) -> bytes:
     return data
 
 
+TOO_LARGE = (400, 431)  # as the version of uvicorn has it
 OPENING = [
-    (headers(), 101),
-    (headers("x-long: " + "a" * 20_000), 400),
-    (headers(*(f"x-{n}: 1" for n in range(300))), 400),
-    (headers() + b"early", 400),
-    (headers().replace(b"13", b"12"), 400),
-    (headers().replace(b"host: localhost", b"host: evil.example"), 403),
-    (headers(path="http://evil.example/v1/realtime"), 403),
-    (headers("x-long: " + "a" * 40_000), 400),
-    (headers(path="/v1/models"), 200),
+    (headers(), (101,)),
+    (headers("x-long: " + "a" * 20_000), TOO_LARGE),
+    (headers(*(f"x-{n}: 1" for n in range(300))), TOO_LARGE),
+    (headers() + b"early", (400,)),
+    (headers().replace(b"13", b"12"), (400,)),
+    (headers().replace(b"host: localhost", b"host: evil.example"), (403,)),
+    (headers(path="http://evil.example/v1/realtime"), (403,)),
+    (headers("x-long: " + "a" * 40_000), TOO_LARGE),
+    (headers(path="/v1/models"), (200,)),
 ]
 
 
 def test_the_opening_request(running: Running) -> None:
-    for sent, status in OPENING:
+    for sent, statuses in OPENING:
         with raw(running, sent) as connection:
-            assert connection.recv(65536).split()[1] == str(status).encode(), sent[:200]
+            assert int(connection.recv(65536).split()[1]) in statuses, sent[:200]
     with running.client() as client:
         for path in ("/", "/v1/chat/completions", "/v1/realtime/x"):
             with pytest.raises(WebSocketException), opened(running, path):
