@@ -6,7 +6,6 @@ They are in `$POLYPHI_CACHE/environments` (by default in ~/.cache/polyphi), one 
 be deleted at any time. Generated code runs in them only through the sandbox.
 """
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyphi.runtime.files import cache_folder
+from polyphi.runtime.files import cache_folder, locked, remove, write_whole
 
 Print = Callable[[str], None]
 
@@ -55,8 +54,7 @@ class Environment:
         processes). Raises ValueError with pip's output."""
         folder = self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder.parent / f".{folder.name}.lock"):
             if not self.ready:
                 self._create(folder, report)
         return folder / "bin" / "python"
@@ -64,7 +62,7 @@ class Environment:
     def _create(self, folder: Path, report: Print) -> None:
         if why := self.unavailable():
             raise ValueError(why)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         report(f"{self.name}: installing {len(self.requirements)} packages in {folder} (once) ...")
         began = time.monotonic()
         install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
@@ -76,7 +74,7 @@ class Environment:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        (folder / "whole").touch()
+        write_whole(folder / "whole", "")
         report(f"{self.name}: ready after {time.monotonic() - began:.0f} s")
 
     def _run(self, command: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import polyphi
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import write_json, write_whole
 from polyphi.types.generate import Answers
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
@@ -136,7 +136,7 @@ def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, 
             except (ValueError, OSError) as error:
                 failed[benchmark.name] = [f"no synthetic fixtures: {error}"]
             else:
-                marker.touch()
+                write_whole(marker, "")
     return Data(root), failed
 
 
@@ -390,8 +390,8 @@ def _save_results(
     }
     content["card"] = card.of_benchmarks(content)
     write_json(out / "results.json", content)
-    (out / "report.html").write_text(tables.page(content), encoding="utf-8")
-    (out / "figures.html").write_text(figures.page(content), encoding="utf-8")
+    write_whole(out / "report.html", tables.page(content))
+    write_whole(out / "figures.html", figures.page(content))
 
 
 def saved_results(folder: Path) -> dict[str, Any]:

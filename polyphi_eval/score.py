@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.data.sample import Sample
+from polyphi.runtime.files import write_whole
 from polyphi.types.generate import Answers
 from polyphi.types.messages import Message
 from polyphi.types.sampling import SamplingParams
@@ -193,7 +194,7 @@ def write_submission(benchmark: Benchmark, lines: Sequence[SavedLine], path: Pat
         if benchmark.submission and line["meta"].get("hidden")
     ]
     if entries:
-        path.with_suffix(".submission.json").write_text(json.dumps(entries, indent=1) + "\n")
+        write_whole(path.with_suffix(".submission.json"), json.dumps(entries, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------------- rows

@@ -31,6 +31,7 @@ from polyphi.cli.printable import PrintableConsole, printable, write_data
 from polyphi.decoding.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
 from polyphi.processing.expansion import expand
+from polyphi.runtime.files import write_whole
 from polyphi.text.quantity import quantity
 from polyphi.types.completion import Delta
 from polyphi.types.media_sources import MediaSource
@@ -373,7 +374,7 @@ class Terminal:
         if path.exists() and path.suffix != ".json":
             raise ValueError(f"{path} exists and is no .json file; choose another name")
         text = json.dumps([as_openai(m) for m in self.messages], ensure_ascii=False, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
         self.report(f"wrote {quantity(len(self.messages), 'message')} to {path}")
 
     def _load(self, argument: str) -> None:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ import pyarrow.parquet as pq
 from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.media.file_types import IMAGE_FORMATS, sniff
-from polyphi.runtime.files import sha256, whole_folder
+from polyphi.runtime.files import remove, sha256, whole_folder
 from polyphi.runtime.installation import pip_install
 from polyphi.types.messages import Message
 from polyphi.types.parts import Document, Part, Text, Video, media_part
@@ -201,7 +200,7 @@ def join(
         manifest = manifests[0] | {"rows": rows, "shards": shards} | counts | dict(history)
         _write_manifest(partial, manifest)
     for part in parts:
-        shutil.rmtree(part)
+        remove(part)
     return manifest
 
 

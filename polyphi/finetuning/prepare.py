@@ -3,7 +3,6 @@
 job = check(...)  ->  plan = prepare(job)  ->  plan = choose(plan)  (plan.py, optional)  ->  run(plan)  (run.py)
 """
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.item_reader import ItemReader
 from polyphi.quantization.quantize import frozen_parts
 from polyphi.runtime import distributed
-from polyphi.runtime.files import locked
+from polyphi.runtime.files import locked, remove
 from polyphi.train.epochs import RowTokens, check_parts, row_tokens, steps_of
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.optimizer import with_default_lrs
@@ -173,7 +172,7 @@ def _removed_if_refused(out: Path) -> Iterator[None]:
     except Exception:
         if is_new and distributed.rank() == 0 and not (out / METRICS).exists():
             for path in out.iterdir() if out.exists() else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
             for path in absent:
                 with suppress(OSError):
                     path.rmdir()

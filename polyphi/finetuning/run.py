@@ -15,7 +15,6 @@ trained parameters are float32. The exported model has the dtype of the checkpoi
     DIR/model/                  the whole model in a public layout: `polyphi chat DIR/model`
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -42,6 +41,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.files import remove
 from polyphi.runtime.heap import give_back
 from polyphi.train.context import Print, RunContext
 from polyphi.train.loss import head_of
@@ -127,7 +127,7 @@ def run(plan: FinetunePlan, answer_prompts: AnswerPrompts | None = None) -> Path
         del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, dtype, job.checkpoint_folder, exported)
-        shutil.rmtree(earlier_model(exported), ignore_errors=True)
+        remove(earlier_model(exported))
         job.report(f"wrote {exported} ({layout} layout); use it: {_usage(plan, exported)}")
     if first:
         job.report(f"wrote {page.write(out, plan.stage, list(fixed_samples(plan)))}")

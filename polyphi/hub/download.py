@@ -25,7 +25,7 @@ from typing import IO, Any
 from polyphi.checkpoints import files
 from polyphi.hub import cache, hashes, listing
 from polyphi.hub.listing import HubFile, Listing
-from polyphi.runtime.files import size_text
+from polyphi.runtime.files import remove, rename, size_text, sync
 
 log = logging.getLogger(__name__)
 TEXTS = (".json", ".txt", ".jinja", "README.md")
@@ -177,15 +177,15 @@ def _link(blob: Path, folder: Path, names: Sequence[str]) -> None:
                 f"{path.parent} is a link to another folder: remove it, and run the same command again"
             )
         partial = path.with_name(f".{path.name}.partial")
-        partial.unlink(missing_ok=True)  # of a process that was killed
+        remove(partial)  # of a process that was killed
         try:
             partial.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:
             if name == names[-1]:
-                blob.replace(partial)
+                rename(blob, partial)
             else:
                 shutil.copyfile(blob, partial)
-        partial.replace(path)
+        rename(partial, path)
 
 
 def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[str]:
@@ -372,7 +372,7 @@ def _fetch_file(listed: Listing, file: HubFile, blob: Path, written: Callable[[i
                 )
                 break
             except _TooLong:
-                partial.unlink()
+                remove(partial)
                 raise OSError(
                     f"the Hub sent more than the {file.size:,} bytes it lists of {file.name} of {listed.repository}: "
                     "run the same command again, and check HF_ENDPOINT and proxies"
@@ -382,10 +382,11 @@ def _fetch_file(listed: Listing, file: HubFile, blob: Path, written: Callable[[i
                 if attempt == ATTEMPTS - 1 or not _is_connection(error) or opened.tell() == here:
                     raise
     if text := damage(partial, file):
-        partial.unlink()
+        remove(partial)
         raise OSError(f"{file.name} arrived damaged ({text}): run the same command again")
     partial.chmod(0o644)
-    partial.replace(blob)
+    sync(partial)
+    rename(partial, blob)
 
 
 # Errors ------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@
 """
 
 import logging
-import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from polyphi.hub.download import Progress, silent
 from polyphi.hub.location import locate
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
-from polyphi.runtime.files import RECORD, whole_folder
+from polyphi.runtime.files import RECORD, remove, whole_folder
 
 log = logging.getLogger(__name__)
 FILE_BYTES = 500_000_000
@@ -151,7 +150,7 @@ def quantized(
     if files.fault(target) is None and not again:
         return target
     for partial in target.parents[1].glob("*/.*.partial*"):  # of processes that were killed
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
     config = read_config(folder)
     saved = quantize.saved_bytes(config, scheme) - quantize.table_bytes(config, scheme)
     needed = max(0, stored_bytes(folder) - saved)
@@ -184,7 +183,7 @@ def quantized(
                 max_shard_bytes=FILE_BYTES,
                 files=files_beside(folder, layout),
             )
-            (written_folder / RECORD).unlink()  # all that lies in the cache is ours
+            remove(written_folder / RECORD)  # all that lies in the cache is ours
             hashes.record(written_folder)
     except OSError as error:
         if error.errno not in download.DISK_FULL:

@@ -4,11 +4,11 @@
 >>> remove("microsoft/Phi-4-mini-instruct:int4")
 """
 
-import shutil
 from contextlib import suppress
 
 from polyphi.hub import cache
 from polyphi.hub.cache import StoredModel
+from polyphi.runtime import files
 
 
 def remove(name: str) -> list[StoredModel]:
@@ -43,7 +43,7 @@ def remove(name: str) -> list[StoredModel]:
             if row.quant is None:
                 _remove_download(row)
             else:
-                shutil.rmtree(row.path)
+                files.remove(row.path)
         _remove_empty(repository)
     return matches
 
@@ -57,7 +57,7 @@ def _remove_download(row: StoredModel) -> None:
             r for r in caches.repos if (r.repo_id, r.repo_type) == (row.repository, "model")
         )
         for path in cache.unlinked_files(repository):
-            path.unlink(missing_ok=True)
+            files.remove(path)
     caches.delete_revisions(row.revision).execute()
     if row.path.exists():
         raise OSError(f"{row.path} could not be removed: delete the folder yourself")
@@ -69,9 +69,9 @@ def _remove_empty(repository: str) -> None:
     folder = cache.repository_folder(repository)
     for ref in cache.recorded_refs(repository):
         if cache.commit_of(repository, ref) not in commits:
-            (folder / "refs" / ref).unlink()
+            files.remove(folder / "refs" / ref)
     if not commits:
-        shutil.rmtree(folder, ignore_errors=True)
+        files.remove(folder)
         return
     for empty in [p for p in folder.glob("*") if cache.COMMIT.fullmatch(p.name)]:
         with suppress(OSError):  # has a model

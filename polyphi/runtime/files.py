@@ -1,12 +1,17 @@
-"""Atomic writes of files and folders, which delete nothing that others wrote; locks between processes; hashes.
+"""Atomic writes of files and folders, which delete nothing that others wrote; appended lines; locks between processes;
+hashes.
 
 >>> write_whole(Path("notes.txt"), "all of it")
 >>> with whole_folder(Path("index")) as partial:
 ...     (partial / "items.json").write_text("[]")
+>>> append(Path("log.jsonl"), b'{"step": 1}\\n')
 
 Each is written under a name of its own in the same folder, synced to the disk, and takes the other's place in one step.
 An error (a full disk, say) removes the partial file and leaves the previous one. What a kill leaves is removed by the
 next writer; a partial file that is being written is locked.
+
+What polyphi writes on disk goes through this module (tests/architecture/test_writes.py), and each step of it calls
+`on_step`: tests make it fail there.
 """
 
 import ctypes
@@ -22,10 +27,24 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 RECORD = ".polyphi.json"
 """File of a written folder: size and time of change of each file in it, by name (`record_files`)."""
+
+Step = Literal[
+    "created", "written", "synced", "renamed", "appended", "removing", "locking", "locked"
+]
+"""A partial file or folder was `created` (empty) and `written`, the bytes of a file or the entries of a folder were
+`synced`, a name was `renamed` or a line `appended` (neither synced yet); next comes the `removing` of something or the
+wait for a lock (`locking`), which then is `locked`."""
+
+
+def _nothing(step: Step, path: Path) -> None: ...
+
+
+on_step: Callable[[Step, Path], None] = _nothing
+"""Called at each step of a write; tests put their faults here."""
 
 
 @contextmanager
@@ -35,13 +54,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     with _locked_partial(path, folder=False) as partial:
         try:
             yield partial
+            on_step("written", partial)
             sync(partial)
-            partial.replace(path)
+            rename(partial, path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to report
                 partial.unlink()
             raise
-        sync(path.parent)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -77,11 +96,13 @@ def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     with _locked_partial(path, folder=True) as partial:
         try:
             yield partial
+            on_step("written", partial)
             if durable:
                 for inner in (partial, *partial.rglob("*")):
                     if inner.is_file() or inner.is_dir():
                         sync(inner)
             _replace_folder(partial, path)
+            on_step("renamed", path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -89,16 +110,67 @@ def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # the previous folder
 
 
+def rename(source: Path, target: Path) -> None:
+    """Give a file or folder another name in the same file system, in one step. A file at `target` is replaced, a folder
+    must be empty. The content of `source` should be synced already."""
+    source.replace(target)
+    on_step("renamed", target)
+    sync(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with its content; nothing if it is absent."""
+    on_step("removing", path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes, *, durable: bool = True) -> int:
+    """Append whole lines, or a block, to a file, which is created if absent, and return the offset where they start.
+    Safe with concurrent processes and threads: lines neither mix nor get lost, and a last line that was cut off is
+    ended first. Without `durable` they aren't synced."""
+    with appending(path, durable=durable) as write:
+        return write(content)
+
+
+@contextmanager
+def appending(path: Path, *, durable: bool = True) -> Iterator[Callable[[bytes], int]]:
+    """A function that appends to a file as `append` does, while other processes wait."""
+    with path.open("ab+", buffering=0) as file:
+        on_step("locking", path)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        on_step("locked", path)
+
+        def write(content: bytes) -> int:
+            start, rest = file.seek(0, os.SEEK_END), memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+            on_step("appended", path)
+            if durable:
+                os.fsync(file.fileno())
+                on_step("synced", path)
+            return start
+
+        try:
+            if (size := file.seek(0, os.SEEK_END)) and os.pread(
+                file.fileno(), 1, size - 1
+            ) != b"\n":
+                file.write(b"\n")
+            yield write
+        finally:
+            with suppress(OSError):  # at once, also for a process that was forked meanwhile
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
 @contextmanager
 def _locked_partial(path: Path, *, folder: bool) -> Iterator[Path]:
-    """Create a partial file or folder for `path`, and lock it while it is written. Those of killed writers are
-    removed."""
-    start, end = f".{path.name}.", ".partial"
-    for entry in os.scandir(path.parent):
-        if entry.name.startswith(start) and entry.name.endswith(end):
-            _remove_unlocked(Path(entry.path))
+    """Create a partial file or folder for `path`, and lock it while it is written."""
+    remove_leftovers(path)
     while True:
-        partial = path.with_name(f"{start}{secrets.token_hex(4)}{end}")
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         partial.mkdir() if folder else partial.touch()
         try:
             handle = os.open(partial, os.O_RDONLY)
@@ -110,9 +182,18 @@ def _locked_partial(path: Path, *, folder: bool) -> Iterator[Path]:
             break
         os.close(handle)  # as above
     try:
+        on_step("created", partial)
         yield partial
     finally:
         os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the partial files and folders that killed writers of `path` left."""
+    if path.parent.exists():
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(f".{path.name}.") and entry.name.endswith(".partial"):
+                _remove_unlocked(Path(entry.path))
 
 
 def _remove_unlocked(partial: Path) -> None:
@@ -245,6 +326,7 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+    on_step("synced", path)
 
 
 def sha256(path: Path) -> str:
@@ -277,6 +359,7 @@ def locked(
     with path.open("a+") as lock:
         _locks.add(lock)
         try:
+            on_step("locking", path)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -289,6 +372,7 @@ def locked(
             with suppress(OSError):  # the lock holds on a full disk, too
                 os.truncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+            on_step("locked", path)
             yield True
         finally:
             _locks.discard(lock)

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from polyphi.runtime.files import write_whole
+from polyphi.runtime.files import append, sync, write_whole
 from polyphi.runtime.plots import subplots
 
 Tracker = Callable[[int, Mapping[str, Any]], None]
@@ -47,14 +47,14 @@ class Metrics:
     def __init__(self, path: Path, until: int = 0) -> None:
         records = [r for r in read_metrics(path) if r["step"] < until]
         write_whole(path, "".join(json.dumps(r) + "\n" for r in records))
-        self._file = path.open("a")
+        self._path = path
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        append(self._path, json.dumps(record).encode() + b"\n", durable=False)
 
-    def close(self) -> None:
-        self._file.close()
+    def sync(self) -> None:
+        """Flush the records to the disk, before a checkpoint that relies on them."""
+        sync(self._path)
 
 
 def tracker(name: str, folder: Path, title: str) -> Tracker:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.tensor import DTensor
 
 from polyphi.runtime import distributed
-from polyphi.runtime.files import sha256, sync, whole_file, write_json
+from polyphi.runtime.files import remove, rename, sha256, sync, whole_file, write_json
 
 # The warning is of no use in a single process, and torch repeats it at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
@@ -158,7 +158,7 @@ class Checkpoints:
             if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for unfinished in self.folder.glob(".step_*.partial"):  # of a run that was killed
-                    shutil.rmtree(unfinished)
+                    remove(unfinished)
                 partial.mkdir()
             distributed.wait(self._group)
             distributed_checkpoint.save(
@@ -172,7 +172,7 @@ class Checkpoints:
             distributed.wait(self._group)
         except BaseException as error:
             if first:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # the first error is the one to report
             raise _with_advice(error, self.folder / name, _size(tensors)) from error
 
     def _commit(self, partial: Path, name: str, state: Mapping[str, Any]) -> None:
@@ -181,12 +181,11 @@ class Checkpoints:
             sync(path)
         write_json(partial / "state.json", {**state, "sha256": {p.name: sha256(p) for p in files}})
         # A folder of that name exists if a run was killed after the renaming and before `latest` was changed.
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.rename(self.folder / name)
-        sync(self.folder)
+        remove(self.folder / name)
+        rename(partial, self.folder / name)
         write_json(self.folder / LATEST, name)
         for old in self._complete()[MAX_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
 
     def _complete(self) -> list[Path]:
         """Folders of checkpoints from the latest to the oldest. A folder after the latest was never committed."""
@@ -216,11 +215,8 @@ class Checkpoints:
 
     def drop(self, keep_latest: bool = False) -> None:
         """Remove all checkpoints, or all but the latest, once the stage is finished."""
-        if not keep_latest:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        for old in self._complete()[1:]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in self._complete()[1:] if keep_latest else [self.folder]:
+            remove(old)
 
 
 def _name(step: int) -> str:

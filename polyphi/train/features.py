@@ -5,18 +5,21 @@ is the content: SHA-256 of what the encoder reads of an item, in a folder named 
 appends to one file and reads all files that exist when it starts::
 
     features/3f0a.../0.bin      one tensor after the other
-                     0.jsonl    {"key": "ab12...", "start": 0, "shape": [38, 144], "dtype": "float32"}
+                     0.jsonl    {"key": "ab12...", "start": 0, "shape": [38, 144], "dtype": "float32", "crc32": 712}
 
-A killed process leaves at most a tensor without a line, and an incomplete line, at which the reading of that file ends.
+A killed process leaves at most a tensor without a line, and an incomplete line, which is skipped. A tensor whose bytes
+are lost or damaged is computed again.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,9 +29,30 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare
 from polyphi.runtime import distributed
+from polyphi.runtime.files import append
 from polyphi.runtime.steps import Steps, result_of
 from polyphi.train import checkpoint
 from polyphi.types.inputs.encoder import Inputs
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor is stored: its file, the offset of its bytes, their CRC-32, its shape and dtype."""
+
+    file: Path
+    start: int
+    crc32: int
+    shape: list[int]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor | None:
+        """The tensor; None where the file has other bytes, for example because they were lost with the power."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            data = bytearray(file.read(self.dtype.itemsize * torch.Size(self.shape).numel()))
+        if zlib.crc32(data) != self.crc32:
+            return None
+        return torch.frombuffer(data, dtype=self.dtype).view(self.shape)
 
 
 class Features:
@@ -37,70 +61,52 @@ class Features:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._entries: dict[str, tuple[Path, int, list[int], torch.dtype]] = {}
+        self._entries: dict[str, _Entry] = {}
         for index in sorted(self.folder.glob("*.jsonl")):
-            self._read(index)
-        name = f"{distributed.rank()}"
-        self._data = (self.folder / f"{name}.bin").open("ab")
-        self._index = (self.folder / f"{name}.jsonl").open("a")
-        self._files: dict[Path, BinaryIO] = {}
+            for line in index.read_bytes().splitlines():
+                with suppress(
+                    ValueError, KeyError
+                ):  # an incomplete line, or one of an earlier version
+                    self._add(index.with_suffix(".bin"), json.loads(line))
         self.hits = self.misses = 0
 
-    def _read(self, index: Path) -> None:
-        data = index.with_suffix(".bin")
-        size = 0
-        for line in index.read_bytes().splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # an incomplete line
-                break
-            dtype = getattr(torch, entry["dtype"])
-            end = entry["start"] + dtype.itemsize * torch.Size(entry["shape"]).numel()
-            if end > data.stat().st_size:
-                break
-            self._entries[entry["key"]] = (data, entry["start"], entry["shape"], dtype)
-            size += len(line)
-        if int(index.stem) == distributed.rank():
-            with index.open("rb+") as file:
-                file.truncate(size)
+    def _add(self, file: Path, line: dict[str, Any]) -> None:
+        self._entries[line["key"]] = _Entry(
+            file, line["start"], line["crc32"], line["shape"], getattr(torch, line["dtype"])
+        )
 
     def of(
         self, keys: Sequence[str], compute: Callable[[list[int]], list[Tensor]]
     ) -> list[Float[Tensor, "..."]]:
         """The tensor of every key; `compute` returns those of the given indices, which are missing."""
-        missing = list(dict.fromkeys(i for i, key in enumerate(keys) if key not in self._entries))
-        first = {keys[i]: i for i in reversed(missing)}
-        computed = dict(zip(first, compute(list(first.values())), strict=True)) if first else {}
+        stored = {
+            key: tensor
+            for key in dict.fromkeys(keys)
+            if key in self._entries and (tensor := self._entries[key].read()) is not None
+        }
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in stored}
+        missing = sorted(first.values())
+        computed = (
+            dict(zip((keys[i] for i in missing), compute(missing), strict=True)) if missing else {}
+        )
         for key, tensor in computed.items():
             self._write(key, tensor)
         self.hits, self.misses = self.hits + len(keys) - len(computed), self.misses + len(computed)
-        return [computed[key] if key in computed else self._load(key) for key in keys]
+        return [computed[key] if key in computed else stored[key] for key in keys]
 
     def _write(self, key: str, tensor: Tensor) -> None:
-        start = self._data.seek(0, 2)
         flat = tensor.detach().cpu().contiguous()
-        self._data.write(flat.view(torch.uint8).numpy().tobytes())
-        self._data.flush()
-        shape, dtype = list(flat.shape), str(flat.dtype).removeprefix("torch.")
-        entry = {"key": key, "start": start, "shape": shape, "dtype": dtype}
-        self._index.write(json.dumps(entry) + "\n")
-        self._index.flush()
-        self._entries[key] = (self.folder / f"{distributed.rank()}.bin", start, shape, flat.dtype)
-
-    def _load(self, key: str) -> Tensor:
-        path, start, shape, dtype = self._entries[key]
-        if path not in self._files:
-            self._files[path] = path.open("rb")
-        self._files[path].seek(start)
-        data = bytearray(self._files[path].read(dtype.itemsize * torch.Size(shape).numel()))
-        return torch.frombuffer(data, dtype=dtype).view(shape)
-
-    def close(self) -> None:
-        """Close all files."""
-        self._data.close()
-        self._index.close()
-        for file in self._files.values():
-            file.close()
+        content = flat.view(torch.uint8).numpy().tobytes()
+        data = self.folder / f"{distributed.rank()}.bin"
+        line = {
+            "key": key,
+            "start": append(data, content, durable=False),
+            "shape": list(flat.shape),
+            "dtype": str(flat.dtype).removeprefix("torch."),
+            "crc32": zlib.crc32(content),
+        }
+        append(data.with_suffix(".jsonl"), json.dumps(line).encode() + b"\n", durable=False)
+        self._add(data, line)
 
 
 @contextmanager
@@ -114,7 +120,6 @@ def cached_features(model: PhiModel, folder: Path | None, precision: str) -> Ite
             weights = checkpoint.digests(tower.encoder.state_dict().items())
             name = hashlib.sha256(json.dumps([weights, precision]).encode()).hexdigest()[:16]
             features = Features(folder / name)
-            stack.callback(features.close)
             # Every use of a tower calls `feature_slices`.
             tower.feature_slices = partial(  # type: ignore[method-assign]
                 _cached_slices, features, tower.feature_slices

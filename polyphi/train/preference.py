@@ -121,7 +121,6 @@ class References:
             file = None
             if distributed.rank() == 0:
                 file = progress.Metrics(folder / REFERENCE, until=len(before) if before else -1)
-                stack.callback(file.close)
                 if not before:
                     file.write({"step": -1, "of": start_hash})
             if before:

@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 import zlib
 from collections import Counter
@@ -38,7 +37,7 @@ from polyphi.prepared.linear import frozen_copies
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import remove, rename, write_json
 from polyphi.runtime.heap import give_back, reuse_freed_blocks
 from polyphi.train import checkpoint, evaluation, parallel
 from polyphi.train.context import RunContext
@@ -334,10 +333,10 @@ class Trainer:
             assert self.context.exported is not None
             if self.context.exported.exists():
                 earlier = earlier_model(self.context.exported)
-                shutil.rmtree(earlier, ignore_errors=True)
-                self.context.exported.rename(earlier)
+                remove(earlier)
+                rename(self.context.exported, earlier)
                 self.context.report(f"  the model of {steps} steps is in {earlier} until then")
-            (self.out / MANIFEST).unlink()
+            remove(self.out / MANIFEST)
         distributed.wait()
         return True
 
@@ -567,8 +566,8 @@ class Trainer:
         self.state = before.rolled_back(self._restored(stored))
         self.context.report(f"  rolls back from step {before.step} to step {self.state.step}")
         self.loader.restore(self.state.draws, self.state.corrupt)
-        self._close_files()
-        self._open_files()
+        self._close_data()
+        self._begin_records()
 
     # ------------------------------------------------------------------------ evaluation
 
@@ -614,7 +613,9 @@ class Trainer:
     # ------------------------------------------------------------------------ files
 
     def _save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, with the records of its steps already on the disk."""
+        for records in self._records.values():
+            records.sync()
         tensors = checkpoint_tensors(self.trained, self.averages, self.best, self.optimizer)
         state = {
             "identity": self.identity,
@@ -629,17 +630,18 @@ class Trainer:
 
     @contextlib.contextmanager
     def _files(self) -> Iterator[None]:
-        """A context in which the files of metrics, evaluations and quarantine are open."""
-        self._open_files()
+        """A context with the files of metrics, evaluations and quarantine, which ends the threads of data and
+        checkpoints."""
+        self._begin_records()
         self._clock = time.monotonic()
         try:
             yield
         finally:
-            self._close_files()
+            self._close_data()
             self.checkpoints.close()
 
-    def _open_files(self) -> None:
-        """Open the files of the first process, and drop records of steps after the latest checkpoint."""
+    def _begin_records(self) -> None:
+        """Drop records of steps after the latest checkpoint from the files of the first process."""
         until = {METRICS: self.state.step, QUARANTINE: self.state.step}
         if self.eval_rows is not None:
             # The evaluation after the last step of a checkpoint was before it was written.
@@ -649,9 +651,7 @@ class Trainer:
             name: progress.Metrics(self.out / name, step) for name, step in until.items() if first
         }
 
-    def _close_files(self) -> None:
-        for file in self._records.values():
-            file.close()
+    def _close_data(self) -> None:
         if self._data is not None:
             self._data.close()
             self._data = None
@@ -729,7 +729,7 @@ class Trainer:
             progress.plot_loss(records, out / "loss.png", stage.name)
             write_json(out / MANIFEST, manifest)
             self.checkpoints.drop(keep_latest=self.context.exported is not None)
-            (out / REFERENCE).unlink(missing_ok=True)
+            remove(out / REFERENCE)
         distributed.wait()
         if self.interrupted_late:
             raise KeyboardInterrupt

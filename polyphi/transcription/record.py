@@ -7,14 +7,13 @@ between the two, the transcript is that of an earlier line or missing. The last 
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from polyphi.runtime.files import sha256, write_whole
+from polyphi.runtime.files import append, sha256, write_whole
 
 RECORD = ".transcripts.jsonl"
 RecordLine = dict[str, str]
@@ -55,9 +54,5 @@ def write(target: Path, text: str, recording: str, settings: str) -> None:
         "recording": recording,
         "settings": settings,
     }
-    with (target.parent / RECORD).open("ab") as file:
-        # A line that a kill cut short ends here.
-        file.write(b"\n" + json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append(target.parent / RECORD, json.dumps(line, ensure_ascii=False).encode() + b"\n")
     write_whole(target, text)

@@ -10,20 +10,19 @@ depends on. Threads and processes may share a file: the first response to a requ
 ignored. The files of the parts of a run on several machines, `FOLDER/NAME.*.jsonl`, are read as one.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from polyphi.runtime.files import appending
 from polyphi.types.messages import Message
 from polyphi.types.parts import Part, Text
 
@@ -85,13 +84,12 @@ class ResponseCache:
 
     def store(self, lines: Mapping[str, CacheLine]) -> dict[str, CacheLine]:
         """Store lines by key, and return the stored ones: another process's, if it was first."""
-        with self._lock, _append(self.path) as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, appending(self.path) as write:
             stored = {key: self.find(key) for key in lines}
             new = {key: {"key": key, **lines[key]} for key, line in stored.items() if line is None}
             # In one write: lines stay whole on a file system without locks.
-            file.write("".join(map(dump, new.values())).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            write("".join(map(dump, new.values())).encode())
             self._end = self._read(self.path, self._end)
         return {key: line or new[key] for key, line in stored.items()}
 
@@ -106,25 +104,6 @@ class ResponseCache:
                     self._positions[line["key"]] = path, start
                 start += len(text)
         return start
-
-
-@contextmanager
-def _append(path: Path) -> Iterator[IO[bytes]]:
-    """The file to append whole lines to, locked; its last line may be cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-                    file.flush()
-            yield file
-        finally:
-            with suppress(OSError):  # at once, also for a process that was forked meanwhile
-                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 # ---------------------------------------------------------------------- lines

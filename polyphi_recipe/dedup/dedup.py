@@ -43,7 +43,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from jaxtyping import UInt64
 
 from polyphi.media.media import decode_audio, decode_image
-from polyphi.runtime.files import write_json
+from polyphi.runtime.files import remove, write_json
 from polyphi_recipe.dedup.landmarks import keys, landmarks
 from polyphi_recipe.dedup.phash import image_hash, is_flat, thumbnail
 from polyphi_recipe.dedup.shingles import hashes, mix, ngrams, tokens
@@ -248,7 +248,7 @@ def _link_index(other: Path, work: Path) -> None:
     for file in other.glob(f"{INDEX}/*/*.index"):
         link = work / file.relative_to(other)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
+        remove(link)
         os.link(file, link)
 
 

@@ -34,7 +34,7 @@ from datatrove.utils.logging import logger
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime import inputs
-from polyphi.runtime.files import locked, write_whole
+from polyphi.runtime.files import locked, remove, remove_leftovers, write_whole
 from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.pipeline.documents import document, sample
 from polyphi_recipe.pipeline.machines import Machines
@@ -164,6 +164,7 @@ def run(
     joins their parts. Raises ValueError if an executor isn't installed."""
     build_folder = _build_folder(folder, pipeline)
     if is_built(folder, pipeline):
+        remove_leftovers(folder)
         return False
     if machines.executor == "slurm" and _queued(build_folder):
         return True
@@ -183,7 +184,7 @@ def run(
     for parts, completed in zip(rounds, logs, strict=True):
         for rank, part in enumerate(parts):
             if not _is_written(part, pipeline):
-                (completed / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+                remove(completed / "completions" / f"{rank:05d}")
     for name, step in zip(_step_names(step.name for step in steps), steps, strict=True):
         if getattr(step, "exclusion_writer", "none") is None:
             step.exclusion_writer = _dropped_writer(_dropped_folder(build_folder, name))
@@ -230,7 +231,7 @@ def run(
         }
         shards.join(folder, rounds[-1], history)
         for parts in rounds[:-1]:
-            shutil.rmtree(parts[0].parent)
+            remove(parts[0].parent)
     return True
 
 
@@ -251,13 +252,11 @@ def _start_over(build_folder: Path) -> None:
     """Remove what was built from other input files. Their states go last: until then they differ from the files, and
     from then on those of tasks are missing, so that a kill in between can't leave an old split that seems to be new."""
     for path in build_folder.iterdir():
-        if path.is_dir() and path.name != "inputs":
-            shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()
+        if path.name != "inputs":
+            remove(path)
     for path in (build_folder / "inputs").glob("*.jsonl"):
         if path.name != "all.jsonl":
-            path.unlink()
+            remove(path)
 
 
 def is_built(folder: Path, pipeline: str) -> bool:

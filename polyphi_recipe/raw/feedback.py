@@ -21,10 +21,8 @@ Several people and programs may append at the same time: each line is written wh
 line, so that later lines don't change it.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from typing import Any
 from polyphi.data.confinement import inside
 from polyphi.data.shards import Sample
 from polyphi.media import media
-from polyphi.runtime import inputs
+from polyphi.runtime import files, inputs
 from polyphi.text.quantity import quantity
 from polyphi.types.messages import Message
 from polyphi.types.parts import Audio, Image
@@ -140,17 +138,10 @@ def _parsed(line: bytes) -> Any:
 
 def append(path: Path, row: Mapping[str, Any]) -> CheckedLine:
     """Append a finding to the file, which is created if absent. Raises ValueError, and writes nothing, if the row can't
-    be used. Safe with concurrent processes and threads: lines neither mix nor get lost, and an unfinished last line is
-    ended first."""
+    be used."""
     path = Path(path)
     checked, line = finding(row, path.parent), _line(row) + b"\n"
-    with path.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process ends
-        if (size := file.seek(0, os.SEEK_END)) and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            line = b"\n" + line
-        while line:
-            line = line[file.write(line) :]
-        os.fsync(file.fileno())
+    files.append(path, line)
     return checked
 
 

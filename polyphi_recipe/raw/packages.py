@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from polyphi.runtime.files import locked, sha256, whole_folder
+from polyphi.runtime.files import locked, sha256, whole_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _own_lists(cache: Path) -> list[str]:
             for folder in ("lists/partial", "cache/archives/partial"):
                 (state / folder).mkdir(parents=True, exist_ok=True)
             _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", *options, "update"], cache)
-            (state / "done").touch()
+            write_whole(state / "done", "")
     return options
 
 

@@ -65,18 +65,15 @@ def test_a_killed_process_leaves_complete_entries(tmp_path: Path) -> None:
     features = Features(tmp_path)
     tensors = [torch.randn(3, 2), torch.randn(5).bfloat16()]
     features.of(["a", "b"], lambda missing: [tensors[i] for i in missing])
-    features.close()
     index, data = tmp_path / "0.jsonl", tmp_path / "0.bin"
     index.write_bytes(index.read_bytes() + b'{"key": "c", "sta')
     data.write_bytes(data.read_bytes() + b"half")
     again = Features(tmp_path)
     fresh = torch.randn(4)
     outputs = again.of(["a", "b", "c"], lambda missing: [fresh] * len(missing))
-    again.close()
     for one, other in zip(outputs, [*tensors, fresh], strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
     data.write_bytes(data.read_bytes()[:20])  # power went before the data reached the disk
     last = Features(tmp_path)
     (zero,) = last.of(["a"], lambda missing: [torch.zeros(1)])
     assert torch.equal(zero, torch.zeros(1)) and last.misses == 1
-    last.close()
