@@ -32,9 +32,10 @@ from polyphi.processing.processor import TooLong
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.state import MANIFEST, code_revision
+from polyphi.train.state import code_revision
 from polyphi.train.trainer import row_maker
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find

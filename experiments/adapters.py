@@ -25,8 +25,9 @@ from polyphi.api import Phi
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.stage import Stage
-from polyphi.train.state import MANIFEST, code_revision
+from polyphi.train.state import code_revision
 from polyphi_eval.baselines import sample_vectors
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import TASKS

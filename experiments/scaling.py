@@ -32,14 +32,12 @@ from polyphi.processing.processor import Processor
 from polyphi.runtime.files import write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.checkpoint import write_tensors
+from polyphi.train.checkpoint import MANIFEST, TRAINED, write_tensors
 from polyphi.train.context import Print, RunContext
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Objective, Stage
 from polyphi.train.state import (
-    MANIFEST,
     METRICS,
-    TRAINED,
     Diverged,
     choose_precision,
     code_revision,

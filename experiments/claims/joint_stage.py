@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
-from polyphi.train.state import MANIFEST
+from polyphi.train.checkpoint import MANIFEST
 from polyphi_eval.heldout import find
 
 STAGE = "joint_1_vision_speech"

@@ -28,9 +28,10 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import locked, sha256, write_json
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.loss import owners
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.state import MANIFEST, code_revision
+from polyphi.train.state import code_revision
 from polyphi.train.trainer import row_maker
 from polyphi.types.batch import Batch, pack
 from polyphi_eval.baselines import sample_vectors

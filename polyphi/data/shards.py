@@ -35,6 +35,8 @@ from polyphi.types.messages import Message
 from polyphi.types.parts import Document, Part, Text, Video, media_part
 
 AUDIO_MIME = {"WAV": "audio/wav", "FLAC": "audio/flac", "OGG": "audio/ogg"}
+ARROW_DAMAGE = re.compile("checksum|thrift|flatbuffers|Page was|corrupt|decompress")
+"""In the messages of Arrow's OSErrors for files that are damaged, not unreadable."""
 SPLIT_FILE = re.compile(r"\d{5,}\.parquet|manifest\.json")
 """Name of a file of a split."""
 ROWS_PER_SHARD = 4096
@@ -212,7 +214,9 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:
     """Write rows in groups and return their bytes in memory."""
     size = 0
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True
+    ) as writer:
         for group in _row_groups(rows):
             table = pa.Table.from_pylist(group, SCHEMA)
             writer.write_table(table)
@@ -401,7 +405,9 @@ class Shards(Sequence[Sample]):
                 f"{join_path(self.folder, file)} is missing, though it is in the manifest; build or copy the "
                 "corpus again"
             ) from None
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+            if isinstance(error, OSError) and not ARROW_DAMAGE.search(str(error)):
+                raise
             raise ValueError(
                 f"{join_path(self.folder, file)}: expected a whole parquet file, found a damaged or truncated one "
                 f"({str(error).splitlines()[0]}); build or copy the corpus again"
@@ -436,7 +442,12 @@ class Shards(Sequence[Sample]):
             with self._describe_damage(name), self._open(name) as file:
                 # One request for neighbouring columns of a remote file.
                 remote = not isinstance(self.folder, Path)
-                parquet = pq.ParquetFile(file, metadata=self._footer(shard)[0], pre_buffer=remote)
+                parquet = pq.ParquetFile(
+                    file,
+                    metadata=self._footer(shard)[0],
+                    pre_buffer=remote,
+                    page_checksum_verification=True,
+                )
                 table = parquet.read_row_group(group)
             self._groups[shard, group] = table
             self._cached += table.nbytes

@@ -36,10 +36,10 @@ from polyphi.processing.processor import Processor, TooLong
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.progress import duration
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.epochs import RowTokens, epoch_steps, steps_of
 from polyphi.train.options import FinetuneOptions, MachineOptions
 from polyphi.train.stage import Budget
-from polyphi.train.state import MANIFEST
 from polyphi.types.batch import Batch, pack, row
 
 CHOICES_FILE = "choices.json"

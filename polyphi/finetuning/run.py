@@ -21,7 +21,6 @@ from shlex import quote
 
 import rich
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.checkpoints.headers import files_beside, read_layout
@@ -43,11 +42,12 @@ from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_froz
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import remove
 from polyphi.runtime.heap import give_back
+from polyphi.train.checkpoint import read_trained
 from polyphi.train.context import Print, RunContext
 from polyphi.train.loss import head_of
 from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Stage
-from polyphi.train.state import TRAINED, earlier_model
+from polyphi.train.state import earlier_model
 from polyphi.train.trainer import train
 from polyphi.types.modality import Modality
 from polyphi.types.routing import modalities_of
@@ -123,7 +123,7 @@ def run(plan: FinetunePlan, answer_prompts: AnswerPrompts | None = None) -> Path
     if first and not exported.exists():
         config, tensors = model.config, dict(model.state_dict())
         if plan.machine.fsdp > 1:  # this process has parts of the layers
-            tensors = load_file(out / TRAINED)
+            tensors = read_trained(out)
         del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, dtype, job.checkpoint_folder, exported)

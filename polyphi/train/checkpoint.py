@@ -18,13 +18,14 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint as distributed_checkpoint
@@ -32,12 +33,22 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.tensor import DTensor
 
 from polyphi.runtime import distributed
-from polyphi.runtime.files import remove, rename, sha256, sync, whole_file, write_json
+from polyphi.runtime.files import (
+    read_object,
+    remove,
+    rename,
+    sha256,
+    sync,
+    whole_file,
+    write_json,
+)
 
 # The warning is of no use in a single process, and torch repeats it at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
 
 LATEST = "latest"
+MANIFEST, TRAINED = "manifest.json", "trained.safetensors"
+"""Files of a finished stage: what it did, and the tensors that it trained."""
 MAX_KEPT = 2
 """Checkpoints that aren't removed: the latest, and one to fall back to should a disk damage it."""
 
@@ -68,6 +79,26 @@ def write_tensors(
             )
     except Exception as error:
         raise _with_advice(error, path, _size(tensors)) from error
+
+
+def read_trained(folder: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The tensors that a finished stage trained (all, or some names), in the CPU's memory. Raises ValueError for those
+    that aren't as the stage wrote them, by the hashes in its manifest (the oldest manifests have none)."""
+    path, manifest = folder / TRAINED, folder / MANIFEST
+    expected = read_object(manifest).get("trained", {}) if manifest.exists() else {}
+    advice = f"copy {folder} again from where it came, or remove it and run the stage again"
+    try:
+        with safe_open(path, "pt") as stored:
+            tensors = {n: stored.get_tensor(n) for n in (stored.keys() if names is None else names)}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from error
+    for name, tensor in tensors.items():
+        if name in expected and (actual := digest(tensor)) != expected[name]:
+            raise ValueError(
+                f"{path} is damaged: expected {name} with SHA-256 {expected[name]} as in {MANIFEST}, found {actual}; "
+                f"{advice}"
+            )
+    return tensors
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.data.loader import Loader, StepRows
@@ -24,15 +23,10 @@ from polyphi.devices.precision import Choice, MatrixProducts
 from polyphi.runtime import distributed
 from polyphi.text.quantity import quantity
 from polyphi.train import checkpoint
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.stage import Budget, Stage
 
-MANIFEST, TRAINED, METRICS, QUARANTINE, CHECKPOINTS = (
-    "manifest.json",
-    "trained.safetensors",
-    "metrics.jsonl",
-    "quarantine.jsonl",
-    "checkpoints",
-)
+METRICS, QUARANTINE, CHECKPOINTS = "metrics.jsonl", "quarantine.jsonl", "checkpoints"
 REASON = "precision_reason"
 """Key of the reason for a run's precision; it may differ between a run and its resumption."""
 COUNTED = ("tokens", "supervised")
@@ -195,7 +189,7 @@ def finished(
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
     same_run(identity, manifest, out)
     with torch.no_grad():
-        for name, tensor in load_file(out / TRAINED).items():
+        for name, tensor in checkpoint.read_trained(out).items():
             parameters[name].copy_(tensor)
     return manifest
 

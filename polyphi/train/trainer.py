@@ -40,6 +40,7 @@ from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import remove, rename, write_json
 from polyphi.runtime.heap import give_back, reuse_freed_blocks
 from polyphi.train import checkpoint, evaluation, parallel
+from polyphi.train.checkpoint import MANIFEST, TRAINED
 from polyphi.train.context import RunContext
 from polyphi.train.evaluation import EVALUATIONS, EvalRows
 from polyphi.train.features import cached_features
@@ -62,11 +63,9 @@ from polyphi.train.stage import Budget, Comparing, Stage
 from polyphi.train.stage_loss import StageLoss
 from polyphi.train.state import (
     CHECKPOINTS,
-    MANIFEST,
     METRICS,
     QUARANTINE,
     REASON,
-    TRAINED,
     TrainState,
     checkpoint_tensors,
     choose_precision,

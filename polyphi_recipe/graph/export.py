@@ -9,10 +9,11 @@ from polyphi.checkpoints.names import empty_model
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.hub.model_card import EXPORTS
 from polyphi.runtime.files import sha256, write_json
+from polyphi.train.checkpoint import TRAINED
 from polyphi_recipe.graph.folder import RunFolder
 from polyphi_recipe.graph.models import Models
 from polyphi_recipe.recipe.recipe import PARTS, Recipe
-from polyphi_recipe.stages.lineage import TRAINED, Origin
+from polyphi_recipe.stages.lineage import Origin
 
 LINEAGE = "lineage.json"
 """File of a run with parts: the origin of every exported tensor."""

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from polyphi.runtime import distributed
 from polyphi.runtime.files import locked
-from polyphi.train.state import MANIFEST
+from polyphi.train.checkpoint import MANIFEST
 from polyphi_recipe.graph.timings import Timings
 
 

@@ -17,8 +17,8 @@ from polyphi.data.sources import SourceFile
 from polyphi.finetuning.stages import load_stage
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.checkpoint import MANIFEST, TRAINED
 from polyphi.train.stage import Mix, Stage
-from polyphi.train.state import MANIFEST
 from polyphi_eval.services import sandbox
 from polyphi_recipe import stages
 from polyphi_recipe.corpora.lookup import find_corpus
@@ -28,7 +28,7 @@ from polyphi_recipe.recipe.file import CorpusTable, RecipeFile
 from polyphi_recipe.recipe.parts import ModelPart, open_part
 from polyphi_recipe.recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.stages import sizes
-from polyphi_recipe.stages.lineage import REPLACED, TRAINED
+from polyphi_recipe.stages.lineage import REPLACED
 from polyphi_recipe.stages.sizes import Size
 
 BUDGET = {"steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor"}

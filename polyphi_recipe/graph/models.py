@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from polyphi.api import Phi
@@ -18,11 +17,11 @@ from polyphi.processing.processor import Processor
 from polyphi.quantization.quantize import quantize
 from polyphi.runtime.files import whole_folder
 from polyphi.train.aed import Recognizer
+from polyphi.train.checkpoint import read_trained
 from polyphi.train.contrastive import Similarity
 from polyphi_recipe.graph import tokenizer
 from polyphi_recipe.graph.folder import RunFolder
 from polyphi_recipe.recipe.recipe import Recipe
-from polyphi_recipe.stages.lineage import TRAINED
 
 
 class Models:
@@ -60,7 +59,7 @@ class Models:
         """The recognizer after speech_0, which is exported if it isn't yet."""
         folder = self.folder.path / "recogniser"
         if not folder.exists():
-            trained = load_file(self.folder.stages / "speech_0_aed" / TRAINED)
+            trained = read_trained(self.folder.stages / "speech_0_aed")
             recognizer = Recognizer.from_stage(self.after("speech_0_aed"), trained, self.processor)
             with whole_folder(folder) as partial:
                 recognizer.save(partial)
@@ -72,7 +71,7 @@ class Models:
         if stage == "speech_0_aed":
             return self.recognizer().transcribe_bytes
         if stage == "vision_0_encoder":
-            trained = load_file(self.folder.stages / stage / TRAINED)
+            trained = read_trained(self.folder.stages / stage)
             captions = (
                 s.answer for s in islice(Shards(self.folder.data / "captions" / "train"), 1000)
             )

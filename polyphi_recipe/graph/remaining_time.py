@@ -11,7 +11,8 @@ from pathlib import Path
 
 from polyphi.planning.assumptions import Hardware
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.state import MANIFEST, METRICS
+from polyphi.train.checkpoint import MANIFEST
+from polyphi.train.state import METRICS
 from polyphi_eval.heldout import TASKS
 from polyphi_recipe import stages
 from polyphi_recipe.graph.plan import plan

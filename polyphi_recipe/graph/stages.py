@@ -12,10 +12,10 @@ from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime import distributed
 from polyphi.runtime.heap import give_back
 from polyphi.train import trainer
+from polyphi.train.checkpoint import MANIFEST
 from polyphi.train.context import RunContext
 from polyphi.train.options import Base, TrainOptions
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.state import MANIFEST
 from polyphi_recipe.graph import frozen_text, plan
 from polyphi_recipe.graph.corpora import Corpora
 from polyphi_recipe.graph.folder import RunFolder

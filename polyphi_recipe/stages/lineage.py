@@ -15,16 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.checkpoint import TRAINED, read_trained
 from polyphi.train.stage import Stage
 from polyphi_recipe import stages
 
-TRAINED = "trained.safetensors"
 EXPORTED = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
@@ -200,9 +199,10 @@ class Lineage:
                     f"run `polyphi train {source_name}`"
                 )
             tensors = dict(model.named_parameters())
-            with safe_open(path, "pt") as stored, torch.no_grad():
+            stored = read_trained(path.parent, {stored_name for _, stored_name in pairs})
+            with torch.no_grad():
                 for name, stored_name in pairs:
-                    tensors[name].copy_(stored.get_tensor(stored_name))
+                    tensors[name].copy_(stored[stored_name])
         return model.to(device), origins
 
     def _copy_part(self, model: PhiModel, part: str, pairs: Sequence[tuple[str, str]]) -> None:

@@ -7,6 +7,7 @@ import pickle
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import fsspec
@@ -218,6 +219,19 @@ def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> Non
     system.rm_file(f"{path}/manifest.json")
     with pytest.raises(ValueError, match=r"no shards"):
         first()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_bit_that_flipped_changes_no_row(seed: int, folder: Path) -> None:
+    """Pages have checksums: a bit somewhere in a shard is either of no use, or told as damage."""
+    expected, path, random = list(Shards(folder)), folder / "00000.parquet", Random(seed)
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+    try:
+        assert list(Shards(folder)) == expected
+    except ValueError as error:
+        assert "00000.parquet" in str(error)
 
 
 def test_addresses_that_need_a_package_or_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:

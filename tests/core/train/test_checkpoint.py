@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from polyphi.runtime.files import write_json
 from polyphi.train import checkpoint
 from tests.fixtures.variants import few
 
@@ -209,3 +210,19 @@ def test_digests_see_type_shape_and_bits() -> None:
     }
     assert len(seen) == 6
     assert checkpoint.digest(a) == checkpoint.digest(torch.zeros(4, 3)[:2])
+
+
+def test_a_trained_tensor_that_rotted_is_told(tmp_path: Path) -> None:
+    values = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    checkpoint.write_tensors(tmp_path / checkpoint.TRAINED, values)
+    write_json(tmp_path / checkpoint.MANIFEST, {"trained": checkpoint.digests(values.items())})
+    assert torch.equal(checkpoint.read_trained(tmp_path)["a"], values["a"])
+    content = bytearray((tmp_path / checkpoint.TRAINED).read_bytes())
+    content[-1] ^= 1  # of b, the last tensor
+    (tmp_path / checkpoint.TRAINED).write_bytes(content)
+    assert list(checkpoint.read_trained(tmp_path, ["a"])) == ["a"]
+    with pytest.raises(ValueError, match=r"damaged: expected b with SHA-256 .*run the stage again"):
+        checkpoint.read_trained(tmp_path)
+    (tmp_path / checkpoint.TRAINED).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"trained\.safetensors is damaged"):
+        checkpoint.read_trained(tmp_path)

@@ -21,13 +21,12 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
-from polyphi.train.state import MANIFEST
+from polyphi.train.checkpoint import MANIFEST, TRAINED
 from polyphi_recipe.graph import find
 from polyphi_recipe.graph.graph import Run
 from polyphi_recipe.graph.identity import check_parts
 from polyphi_recipe.recipe.parts import interpolated_positions, open_part
 from polyphi_recipe.stages import sizes
-from polyphi_recipe.stages.lineage import TRAINED
 from tests.fixtures import fake_hub
 
 MICRO = sizes.MICRO.model
